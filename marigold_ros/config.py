@@ -1,0 +1,282 @@
+"""Every setting of the node, once: name, default, description, range.
+
+The dataclasses here are the only source of settings. ROS parameters, `config/depth.yaml` and the command-line
+programs are derived from them; an instance that exists has been checked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+class Unusable(ValueError):
+    """A setting, checkpoint or message that cannot be used; the text names it, its value and the way out."""
+
+
+def setting(
+    default: Any,
+    doc: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    read_only: bool = False,
+    length: int | None = None,
+) -> Any:
+    """A dataclass field that carries what a ROS parameter descriptor needs.
+
+    `low` and `high` are inclusive; `length` is the number of elements of a tuple of floats; `read_only` settings
+    are fixed when the node is configured.
+    """
+    facts = {"doc": doc, "low": low, "high": high, "choices": choices, "read_only": read_only, "length": length}
+    return dataclasses.field(default=default, metadata=facts)
+
+
+def check(section: Any) -> None:
+    """Raise `Unusable` for the first field of `section` whose value lies outside what its `setting` allows."""
+    for field in dataclasses.fields(section):
+        value, facts = getattr(section, field.name), field.metadata
+        name = f"{section.SECTION}.{field.name}"
+        low, high = facts["low"], facts["high"]
+        expected = type(field.default)
+        if expected is float and type(value) is int:
+            value = float(value)
+            object.__setattr__(section, field.name, value)
+        if expected is tuple:
+            _check_floats(name, value, facts["length"])
+            object.__setattr__(section, field.name, tuple(float(v) for v in value))
+        elif type(value) is not expected:
+            raise Unusable(f"{name}={value!r}: must be of type {expected.__name__}, e.g. {field.default!r}")
+        if expected is float and value != value:
+            raise Unusable(f"{name}=nan: must be a number, e.g. {field.default!r}")
+        if facts["choices"] is not None and value not in facts["choices"]:
+            raise Unusable(f"{name}={value!r}: must be one of {', '.join(map(repr, facts['choices']))}")
+        if expected in (int, float) and ((low is not None and value < low) or (high is not None and value > high)):
+            raise Unusable(f"{name}={value!r}: must lie between {low} and {high}")
+
+
+def _check_floats(name: str, value: Any, length: int | None) -> None:
+    try:
+        numbers = [float(v) for v in value]
+    except (TypeError, ValueError):
+        raise Unusable(f"{name}={value!r}: must be a list of numbers") from None
+    if len(numbers) != length or any(v != v or abs(v) == float("inf") for v in numbers):
+        raise Unusable(f"{name}={list(value)!r}: must be {length} finite numbers")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which network runs, on what, at which size."""
+
+    SECTION = "model"
+
+    checkpoint: str = setting("nano", "Checkpoint: 'nano' (bundled) or a folder in diffusers' format.", read_only=True)
+    engine: str = setting(
+        "auto",
+        "What runs the network: 'openvino' (CPU), 'torch' (the reference) or 'auto' (openvino where installed).",
+        choices=("auto", "openvino", "torch"),
+        read_only=True,
+    )
+    width: int = setting(0, "Working width in pixels; 0 takes the checkpoint's own.", low=0, high=2048, read_only=True)
+    height: int = setting(
+        0, "Working height in pixels; 0 takes the checkpoint's own.", low=0, high=2048, read_only=True
+    )
+    threads: int = setting(0, "CPU threads of the network; 0 leaves it to the engine.", low=0, high=256, read_only=True)
+    cache_dir: str = setting(
+        "", "Folder for exported networks; '' means ~/.cache/marigold_ros (or $XDG_CACHE_HOME).", read_only=True
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+        for name in ("width", "height"):
+            size = getattr(self, name)
+            if size % 32:
+                nearest = max(32, round(size / 32) * 32)
+                raise Unusable(f"model.{name}={size}: must be a multiple of 32 (nearest: {nearest})")
+        if (self.width == 0) != (self.height == 0):
+            raise Unusable(
+                f"model.width={self.width}, model.height={self.height}: give both, or 0 for both to let the "
+                "checkpoint choose"
+            )
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """The camera."""
+
+    SECTION = "image"
+
+    transport: str = setting(
+        "raw", "Type of the image topic: 'raw' (sensor_msgs/Image) or 'compressed' (sensor_msgs/CompressedImage).",
+        choices=("raw", "compressed"), read_only=True,
+    )  # fmt: skip
+    reliability: str = setting(
+        "best_effort", "QoS reliability of the image, camera_info and range subscriptions.",
+        choices=("best_effort", "reliable"), read_only=True,
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class RangeConfig:
+    """The range sensor, and where it sits."""
+
+    SECTION = "range"
+
+    type: str = setting(
+        "pointcloud2", "Type of the range topic: 'pointcloud2', 'laserscan', or 'none' (relative depth only).",
+        choices=("pointcloud2", "laserscan", "none"), read_only=True,
+    )  # fmt: skip
+    max_age_s: float = setting(
+        0.2,
+        "A scan is used for an image when their stamps are at most this far apart, in seconds.",
+        low=0.0,
+        high=10.0,
+    )
+    min_depth_m: float = setting(
+        0.3, "Points nearer than this along the optical axis are not used.", low=0.0, high=100.0
+    )
+    max_depth_m: float = setting(100.0, "Points farther than this are not used.", low=0.1, high=1000.0)
+    max_points: int = setting(
+        8192, "Anchors kept per frame, evenly over the image; more are thinned out.", low=16, high=1000000
+    )
+    extrinsic: str = setting(
+        "tf", "Where the LiDAR-to-camera transform comes from: 'tf' (tf2) or 'static' (the two parameters below).",
+        choices=("tf", "static"), read_only=True,
+    )  # fmt: skip
+    translation_m: tuple = setting(
+        (0.0, 0.0, 0.0), "Origin of the LiDAR in the camera's optical frame, x y z in metres (extrinsic 'static').",
+        length=3, read_only=True,
+    )  # fmt: skip
+    rotation_xyzw: tuple = setting(
+        (0.0, 0.0, 0.0, 1.0),
+        "Rotation of the LiDAR frame into the camera's optical frame, quaternion x y z w (extrinsic 'static').",
+        length=4, read_only=True,
+    )  # fmt: skip
+    fixed_frame: str = setting(
+        "", "Frame in which the world stands still (e.g. 'odom'), to move scans to the image's time; '' for none.",
+        read_only=True,
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.min_depth_m >= self.max_depth_m:
+            raise Unusable(
+                f"range.min_depth_m={self.min_depth_m}: must be less than range.max_depth_m={self.max_depth_m}"
+            )
+        norm = sum(v * v for v in self.rotation_xyzw) ** 0.5
+        if abs(norm - 1.0) > 1e-3:
+            raise Unusable(
+                f"range.rotation_xyzw={list(self.rotation_xyzw)}: must have length 1 (has {norm:.4f}); "
+                "no rotation is [0.0, 0.0, 0.0, 1.0]"
+            )
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """From relative depth to metres."""
+
+    SECTION = "fit"
+
+    min_anchors: int = setting(20, "Fewer anchors than this give no fit.", low=2, high=100000)
+    min_spread: float = setting(
+        0.1, "Anchors' depths (5th to 95th percentile) must differ by this factor minus one for a fit.",
+        low=0.0, high=10.0,
+    )  # fmt: skip
+    min_inliers: float = setting(
+        0.4, "Share of the anchors that must agree with a fit for it to be used.", low=0.0, high=1.0
+    )
+    inlier_error: float = setting(
+        0.2, "An anchor agrees with a fit when its relative depth error is at most this.", low=0.01, high=1.0
+    )
+    hold_s: float = setting(
+        1.0, "How long the last fit serves when no new one can be had, in seconds; then metric output stops.",
+        low=0.0, high=60.0,
+    )  # fmt: skip
+    max_depth_m: float = setting(120.0, "Farther than this is unknown (NaN), never a wall.", low=1.0, high=10000.0)
+    seed: int = setting(0, "Seed of the random hypotheses of the robust fit.", low=0, high=2**31 - 1)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    """What is published, and how."""
+
+    SECTION = "output"
+
+    depth_encoding: str = setting(
+        "32FC1", "Encoding of the depth image: '32FC1' (metres, NaN unknown) or '16UC1' (millimetres, 0 unknown).",
+        choices=("32FC1", "16UC1"), read_only=True,
+    )  # fmt: skip
+    points_stride: int = setting(
+        1, "1: organized cloud of every pixel; n > 1: every n-th row and column, valid points only (for costmaps).",
+        low=1, high=64,
+    )  # fmt: skip
+    reliability: str = setting(
+        "reliable", "QoS reliability of the outputs.", choices=("best_effort", "reliable"), read_only=True
+    )
+    visual_max_m: float = setting(
+        0.0, "Depth at the far end of depth/visual's colours; 0 follows each frame's 98th percentile.",
+        low=0.0, high=1000.0,
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class NodeConfig:
+    """The node itself."""
+
+    SECTION = "node"
+
+    autostart: bool = setting(
+        True, "Configure and activate at start; false waits for a lifecycle manager.", read_only=True
+    )
+    diagnostics_period_s: float = setting(
+        1.0, "Seconds between two /diagnostics messages.", low=0.1, high=60.0, read_only=True
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class Config:
+    """All sections; `parameters.py` turns `config.range.max_age_s` into the ROS parameter `range.max_age_s`."""
+
+    model: ModelConfig = ModelConfig()
+    image: ImageConfig = ImageConfig()
+    range: RangeConfig = RangeConfig()
+    fit: FitConfig = FitConfig()
+    output: OutputConfig = OutputConfig()
+    node: NodeConfig = NodeConfig()
+
+
+def settings(config: Config) -> Iterator[tuple[str, dataclasses.Field, Any]]:
+    """Yield ('section.name', field, value) for every setting of `config`."""
+    for section in dataclasses.fields(config):
+        values = getattr(config, section.name)
+        for field in dataclasses.fields(values):
+            yield f"{section.name}.{field.name}", field, getattr(values, field.name)
+
+
+def with_settings(config: Config, changes: Mapping[str, Any]) -> Config:
+    """`config` with {'section.name': value} applied; raises `Unusable` as the sections' own checks do."""
+    known = {name for name, _, _ in settings(config)}
+    grouped: dict[str, dict[str, Any]] = {}
+    for name, value in changes.items():
+        if name not in known:
+            raise Unusable(f"{name}={value!r}: no such setting; config/depth.yaml lists them all")
+        section, key = name.split(".", 1)
+        grouped.setdefault(section, {})[key] = value
+    return dataclasses.replace(
+        config, **{name: dataclasses.replace(getattr(config, name), **keys) for name, keys in grouped.items()}
+    )

@@ -1,0 +1,111 @@
+"""RGB image -> relative depth, whatever runs the network."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Protocol
+
+import numpy as np
+
+from marigold_ros.checkpoints import CheckpointInfo, describe, find_checkpoint
+from marigold_ros.config import ModelConfig, Unusable
+from marigold_ros.export import cache_folder, onnx_file
+from marigold_ros.geometry import resize
+
+
+class Engine(Protocol):
+    """Runs the network at a working size: (h, w, 3) uint8 -> (h, w) float32 in [0, 1], 0 nearest."""
+
+    description: str
+
+    def __call__(self, rgb: np.ndarray) -> np.ndarray:
+        """The network's answer; it may be overwritten by the next call."""
+        ...
+
+    def close(self) -> None:
+        """Free what the engine holds."""
+        ...
+
+
+class Estimator:
+    """Relative depth of camera images, affine in `space` and increasing with distance.
+
+    `width` and `height` are the working size in pixels for images of the checkpoint's own shape; images of other
+    shapes run at about the same number of pixels in their own shape, unless the size was `fixed` by the user.
+    """
+
+    def __init__(self, info: CheckpointInfo, engine: Engine, width: int, height: int, fixed: bool) -> None:
+        self.checkpoint = info.name
+        self.space = info.space
+        self.width, self.height = width, height
+        self._multiple = info.multiple
+        self._fixed = fixed
+        self._engine = engine
+        # The first call compiles: pay for it here, so that an estimator that exists answers at once.
+        self(np.zeros((height, width, 3), np.uint8))
+
+    @property
+    def engine(self) -> str:
+        """What runs the network: library, version, precision and device."""
+        return self._engine.description
+
+    def __call__(self, rgb: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8 -> (H, W) float32 in [0, 1], 0 nearest.
+
+        Raises `Unusable` for anything that is not an RGB image of bytes.
+        """
+        if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8 or 0 in rgb.shape:
+            raise Unusable(f"image of shape {rgb.shape} and type {rgb.dtype}: must be (H, W, 3) uint8")
+        rows, columns = rgb.shape[:2]
+        small = resize(rgb, *self.working_size(columns, rows))
+        relative = self._engine(np.ascontiguousarray(small))
+        full = resize(relative, columns, rows)
+        return full.copy() if full is relative else full
+
+    def working_size(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height at which the network sees an image of `width` x `height` pixels."""
+        own = self.width / self.height
+        if self._fixed or 0.9 < (width / height) / own < 1.1:
+            return self.width, self.height
+        scale = (self.width * self.height / (width * height)) ** 0.5
+        return _rounded(width * scale, self._multiple), _rounded(height * scale, self._multiple)
+
+    def close(self) -> None:
+        """Free the engine; the estimator cannot be called afterwards."""
+        self._engine.close()
+
+
+def _rounded(pixels: float, multiple: int) -> int:
+    return max(2, round(pixels / multiple)) * multiple
+
+
+def load_estimator(config: ModelConfig) -> Estimator:
+    """A ready estimator for `config`; raises `Unusable` with the reason and the way out."""
+    info = describe(find_checkpoint(config.checkpoint))
+    width, height = config.width or info.width, config.height or info.height
+    if width % info.multiple or height % info.multiple:
+        raise Unusable(
+            f"model.width={width}, model.height={height}: checkpoint {info.name!r} needs multiples of {info.multiple}"
+        )
+    return Estimator(info, _open_engine(info, config), width, height, fixed=bool(config.width))
+
+
+def _open_engine(info: CheckpointInfo, config: ModelConfig) -> Engine:
+    engine = config.engine
+    if engine == "auto":
+        engine = "openvino" if _installed("openvino") else "torch"
+    if not _installed(engine):
+        raise Unusable(
+            f"model.engine={config.engine!r}: {engine} is not installed; pip install 'marigold_ros[{engine}]'"
+        )
+    if engine == "torch":
+        from marigold_ros.engines.torch_engine import TorchEngine
+
+        return TorchEngine(info, config.threads)
+    from marigold_ros.engines.openvino_engine import OpenVinoEngine
+
+    return OpenVinoEngine(onnx_file(info, cache_folder(config.cache_dir)), config.threads)
+
+
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None

@@ -1,0 +1,195 @@
+"""Checkpoint -> ONNX: one file for every image size, made once and kept.
+
+    python -m marigold_ros.export --checkpoint FOLDER [--output FILE]
+
+The file's height and width are symbolic (multiples of 32), because cameras differ in shape and the bundled file must
+serve them without torch; engines fix them to one static size before they compile. Opset 18, IR 10, weights stored as
+float16. Without --output the file goes where the node looks for it: the per-user cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import logging
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from marigold_ros.checkpoints import CheckpointInfo, describe, find_checkpoint, load_network
+from marigold_ros.config import Unusable
+
+if TYPE_CHECKING:
+    import onnx
+
+OPSET = 18
+_IR_VERSION = 10
+# Part of the cache's file names: raise it when the exported graph changes.
+_EXPORT_VERSION = 1
+
+log = logging.getLogger(__name__)
+
+
+def cache_folder(setting: str) -> Path:
+    """The folder of exported networks: `setting` (parameter model.cache_dir) or the user's cache."""
+    if setting:
+        return Path(setting).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "marigold_ros"
+
+
+def onnx_file(info: CheckpointInfo, cache: Path) -> Path:
+    """The checkpoint's ONNX file: its own, else one from `cache`, exported there on first use.
+
+    A cached file that does not match its checksum (cut off, damaged) is exported again. Raises `Unusable` where the
+    cache cannot be written or torch is missing.
+    """
+    if info.onnx is not None:
+        return info.onnx
+    path = cache / f"{info.name}-{info.digest[:16]}-v{_EXPORT_VERSION}.onnx"
+    checksum = path.with_suffix(".sha256")
+    if path.is_file() and checksum.is_file():
+        if _sha256(path) == checksum.read_text().strip():
+            return path
+        log.warning("%s is damaged (its checksum differs): exporting it again", path)
+    log.info("exporting %s to %s: about half a minute, once", info.name, path)
+    export_onnx(info, path)
+    with _written_beside(checksum) as beside:
+        beside.write_text(_sha256(path))
+    return path
+
+
+def export_onnx(info: CheckpointInfo, path: Path) -> None:
+    """Write the checkpoint's folded network to `path`; the file appears whole or not at all.
+
+    Input `rgb` (1, 32 h, 32 w, 3) uint8, output `relative` (1, 32 h, 32 w) float32 in [0, 1].
+    """
+    try:
+        import onnx
+        import onnxscript  # noqa: F401  torch's exporter needs it
+        import torch
+    except ImportError as error:
+        raise Unusable(
+            f"{error.name} is not installed: exporting checkpoint {info.name!r} needs torch, diffusers, onnx and "
+            "onnxscript (pip install 'marigold_ros[torch]')"
+        ) from error
+    from marigold_ros.network import folded
+
+    with _written_beside(path) as beside:
+        network = folded(load_network(info))
+        example = torch.zeros(1, info.height, info.width, 3, dtype=torch.uint8)
+        cells = {axis: info.multiple * torch.export.Dim(name, min=2, max=128) for axis, name in ((1, "h"), (2, "w"))}
+        with _quiet():
+            program = torch.onnx.export(
+                network,
+                (example,),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=["rgb"],
+                output_names=["relative"],
+                dynamic_shapes={"rgb": cells},
+                verbose=False,
+            )
+        onnx.save(_slim(program.model_proto), beside)
+
+
+def _slim(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Halve the file: float16 weights behind casts, and no source-code annotations. The graph computes as before."""
+    import numpy as np
+    import onnx
+    from onnx import numpy_helper
+
+    graph, casts = model.graph, []
+    for tensor in list(graph.initializer):
+        values = numpy_helper.to_array(tensor)
+        # Small tensors are scales and shifts, where rounding would cost more than it saves.
+        if values.dtype != np.float32 or values.ndim < 2:
+            continue
+        half = numpy_helper.from_array(values.astype(np.float16), f"{tensor.name}_f16")
+        casts.append(onnx.helper.make_node("Cast", [half.name], [tensor.name], to=onnx.TensorProto.FLOAT))
+        graph.initializer.remove(tensor)
+        graph.initializer.append(half)
+    nodes = [*casts, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        del part.metadata_props[:]
+        part.doc_string = ""
+    # Every consumer infers the shapes again once it has fixed the size.
+    del graph.value_info[:]
+    model.ir_version = _IR_VERSION
+    onnx.checker.check_model(model)
+    return model
+
+
+@contextlib.contextmanager
+def _written_beside(path: Path) -> Iterator[Path]:
+    """A temporary file in `path`'s folder that replaces `path` when the block ends well, and disappears when not."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=path.stem, suffix=".part", dir=path.parent)
+    except OSError as error:
+        raise Unusable(
+            f"folder {path.parent}: cannot be written ({error.strerror}); set model.cache_dir to a folder that can"
+        ) from error
+    os.close(handle)
+    beside = Path(name)
+    try:
+        yield beside
+        os.chmod(beside, 0o644)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence torch's exporter, which warns about optional packages and its own internals."""
+    exporter = logging.getLogger("torch.onnx")
+    level = exporter.level
+    exporter.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        exporter.setLevel(level)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="export", description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", default="nano", help="'nano' or a checkpoint folder")
+    parser.add_argument("--output", type=Path, help="the ONNX file to write (default: into the cache)")
+    parser.add_argument("--cache-dir", default="", help="the cache, default ~/.cache/marigold_ros")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        info = describe(find_checkpoint(arguments.checkpoint))
+        path = arguments.output
+        if path is None:
+            path = onnx_file(info, cache_folder(arguments.cache_dir))
+        else:
+            export_onnx(info, path)
+    except Unusable as problem:
+        print(f"export: {problem}", file=sys.stderr)
+        return 1
+    print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

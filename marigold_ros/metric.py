@@ -1,0 +1,243 @@
+"""Relative depth and anchors -> metres.
+
+A network of the Marigold family answers up to an unknown scale and shift: y = scale * relative + shift, where y = g(z)
+and g depends on the checkpoint's `space`. g increases with z in every space, so a usable scale is always positive.
+Residuals are measured as *relative depth error* in every space, because a metre matters at 2 m and not at 80 m.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from marigold_ros.anchors import Anchors
+from marigold_ros.config import FitConfig, Unusable
+
+SPACES = ("depth", "inverse_depth", "log_depth")
+
+_HYPOTHESES = 96
+_HYPOTHESIS_ANCHORS = 512
+_REFINEMENTS = 8
+# Relative error at which an anchor's influence has fallen to a quarter (Geman-McClure); halved steps from 8x it.
+_KERNEL = 0.1
+# Neighbouring anchors share the network's error: a cell counts as at most this many independent ones.
+_CELL_PX = 64
+_CELL_CAP = 2.0
+
+
+@dataclass(frozen=True)
+class MetricFit:
+    """g(metres) = scale * relative + shift, with the evidence it rests on.
+
+    `residual` is the median relative depth error over all anchors, `inliers` how many agree with the fit.
+    """
+
+    space: str
+    scale: float
+    shift: float
+    anchors: int
+    inliers: int
+    residual: float
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why no fit could be had: a sentence that names the numbers, and how many anchors there were."""
+
+    reason: str
+    anchors: int
+
+
+def to_space(depth_m: np.ndarray, space: str) -> np.ndarray:
+    """g(z): metres -> z ('depth'), -1/z ('inverse_depth') or ln z ('log_depth'); +inf metres give g's limit."""
+    if space == "depth":
+        return np.asarray(depth_m)
+    if space == "inverse_depth":
+        return -1.0 / np.asarray(depth_m)
+    if space == "log_depth":
+        return np.log(depth_m)
+    raise Unusable(f"space={space!r}: must be one of {', '.join(SPACES)}")
+
+
+def from_space(y: np.ndarray, space: str) -> np.ndarray:
+    """The inverse of `to_space`: metres; NaN where no positive depth has this y."""
+    y = np.asarray(y)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        if space == "depth":
+            return np.where(y > 0, y, np.nan)
+        if space == "inverse_depth":
+            return np.where(y < 0, -1.0 / y, np.nan)
+        if space == "log_depth":
+            return np.exp(y)
+    raise Unusable(f"space={space!r}: must be one of {', '.join(SPACES)}")
+
+
+def log_slope(depth_m: np.ndarray, space: str) -> np.ndarray:
+    """|d ln z / dy|: turns a residual in the space into a relative depth error."""
+    depth_m = np.asarray(depth_m)
+    return {"depth": 1.0 / depth_m, "inverse_depth": depth_m, "log_depth": np.ones_like(depth_m)}[space]
+
+
+def fit_affine(
+    relative: np.ndarray, depth_m: np.ndarray, space: str, weight: np.ndarray | None = None, iterations: int = 0
+) -> tuple[float, float]:
+    """Scale and shift (float64) that minimise the weighted relative depth error of (N,) `relative` to (N,) `depth_m`.
+
+    `iterations` rounds of reweighting turn squared into absolute error. The scale may come out negative or, when
+    `relative` is constant, zero; callers judge. This is the alignment of evaluation; robots use `fit_metric`.
+    """
+    p, y = relative.astype(np.float64), to_space(depth_m.astype(np.float64), space)
+    slope = log_slope(depth_m.astype(np.float64), space)
+    base = slope**2 if weight is None else slope**2 * weight
+    scale, shift = _solve(p, y, base)
+    for _ in range(iterations):
+        error = np.abs(slope * (scale * p + shift - y))
+        scale, shift = _solve(p, y, base / np.maximum(error, 1e-3))
+    return scale, shift
+
+
+def _solve(p: np.ndarray, y: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
+    """Weighted least squares of y on p; a constant p gives scale 0."""
+    total = weight.sum()
+    p_mean, y_mean = weight @ p / total, weight @ y / total
+    spread = weight @ (p - p_mean) ** 2
+    scale = float(weight @ ((p - p_mean) * (y - y_mean)) / spread) if spread > 1e-12 * total else 0.0
+    return scale, float(y_mean - scale * p_mean)
+
+
+def sample(image: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """(N,) bilinear samples of the (H, W) image at (N, 2) pixels u, v; clamped at the border."""
+    rows, columns = image.shape
+    u = np.clip(pixels[:, 0], 0, columns - 1)
+    v = np.clip(pixels[:, 1], 0, rows - 1)
+    u0 = np.minimum(u.astype(np.intp), max(columns - 2, 0))
+    v0 = np.minimum(v.astype(np.intp), max(rows - 2, 0))
+    u1, v1 = np.minimum(u0 + 1, columns - 1), np.minimum(v0 + 1, rows - 1)
+    du, dv = u - u0, v - v0
+    top = image[v0, u0] * (1 - du) + image[v0, u1] * du
+    bottom = image[v1, u0] * (1 - du) + image[v1, u1] * du
+    return top * (1 - dv) + bottom * dv
+
+
+def fit_metric(relative: np.ndarray, anchors: Anchors, space: str, config: FitConfig) -> MetricFit | Refusal:
+    """Robust scale and shift from anchors, or the reason why there is none.
+
+    `relative`: (H, W) float32 of the image the anchors were projected into, affine in `space`. Random two-anchor
+    hypotheses find the scale that most anchors agree with (MSAC on the relative depth error, so half of the anchors
+    may be wrong); reweighted least squares with a shrinking Geman-McClure kernel refines it. Never returns a scale
+    that is not positive.
+    """
+    count = len(anchors)
+    if count < config.min_anchors:
+        return Refusal(f"{count} anchors in the image: fit.min_anchors={config.min_anchors} are needed", count)
+    low, high = np.percentile(anchors.depth_m, (5, 95))
+    if high < low * (1.0 + config.min_spread):
+        return Refusal(
+            f"all anchors lie at about one depth ({low:.2f} to {high:.2f} m): scale and shift cannot be told apart "
+            f"(fit.min_spread={config.min_spread})",
+            count,
+        )
+    p = sample(relative, anchors.pixels).astype(np.float64)
+    if not np.isfinite(p).all() or np.ptp(p) < 1e-6:
+        return Refusal("the network's answer at the anchors is constant or not finite", count)
+    depth_m = anchors.depth_m.astype(np.float64)
+    y, slope = to_space(depth_m, space), log_slope(depth_m, space)
+    weight = anchors.weight * _cell_balance(anchors.pixels)
+
+    start = _best_hypothesis(p, y, slope, weight, config)
+    if isinstance(start, str):
+        return Refusal(start, count)
+    scale, shift = _refined(p, y, slope, weight, *start)
+    if scale <= 0:
+        return Refusal(f"the best scale is not positive ({scale:.4g}): wrong extrinsic or wrong checkpoint", count)
+    predicted_m = from_space(scale * p + shift, space)
+    error = np.nan_to_num(np.abs(predicted_m - depth_m) / depth_m, nan=np.inf)
+    inliers = int(np.count_nonzero(error <= config.inlier_error))
+    if inliers < config.min_inliers * count:
+        return Refusal(
+            f"only {inliers} of {count} anchors agree with one scale and shift (fit.min_inliers="
+            f"{config.min_inliers}): check the extrinsic and the time stamps",
+            count,
+        )
+    return MetricFit(space, scale, shift, count, inliers, float(np.median(error)))
+
+
+def _cell_balance(pixels: np.ndarray) -> np.ndarray:
+    """(N,) factors that let the anchors of one image cell count as at most `_CELL_CAP` together."""
+    cells = (np.maximum(pixels, 0) // _CELL_PX).astype(np.intp)
+    index = cells[:, 1] * (cells[:, 0].max() + 1) + cells[:, 0]
+    return np.minimum(1.0, _CELL_CAP / np.bincount(index)[index])
+
+
+def _best_hypothesis(
+    p: np.ndarray, y: np.ndarray, slope: np.ndarray, weight: np.ndarray, config: FitConfig
+) -> tuple[float, float] | str:
+    """The scale and shift through two anchors that the weighted rest agrees with best, or why there is none."""
+    random = np.random.default_rng(config.seed)
+    chance = weight / weight.sum()
+    judges = random.choice(len(p), min(len(p), _HYPOTHESIS_ANCHORS), replace=False)
+    first, second = random.choice(len(p), (2, _HYPOTHESES), p=chance)
+    apart = np.abs(p[first] - p[second]) > 0.02 * np.ptp(p)
+    first, second = first[apart], second[apart]
+    scales = (y[first] - y[second]) / (p[first] - p[second])
+    shifts = y[first] - scales * p[first]
+    error = slope[judges] * (scales[:, None] * p[judges] + shifts[:, None] - y[judges])  # (hypotheses, judges)
+    cost = np.minimum(error**2, config.inlier_error**2) @ weight[judges]
+    positive = scales > 0
+    if not positive.any():
+        return "no two anchors give a positive scale: wrong extrinsic, or a checkpoint of another space"
+    best, best_negative = cost[positive].min(), cost[~positive].min(initial=np.inf)
+    if best_negative < 0.5 * best:
+        return "the anchors ask for a negative scale: wrong extrinsic, or a checkpoint of another space"
+    winner = np.flatnonzero(positive)[np.argmin(cost[positive])]
+    return float(scales[winner]), float(shifts[winner])
+
+
+def _refined(
+    p: np.ndarray, y: np.ndarray, slope: np.ndarray, weight: np.ndarray, scale: float, shift: float
+) -> tuple[float, float]:
+    """Reweighted least squares from a hypothesis, with a Geman-McClure kernel that narrows to `_KERNEL`."""
+    for kernel in _KERNEL * np.geomspace(4.0, 1.0, _REFINEMENTS):
+        error = slope * (scale * p + shift - y)
+        robust = (kernel**2 / (kernel**2 + error**2)) ** 2
+        scale, shift = _solve(p, y, weight * robust * slope**2)
+    return scale, shift
+
+
+def apply_fit(fit: MetricFit, relative: np.ndarray, max_depth_m: float) -> np.ndarray:
+    """(H, W) relative -> (H, W) float32 metres; NaN where the depth is not positive or beyond `max_depth_m`."""
+    y = relative * np.float32(fit.scale)
+    y += np.float32(fit.shift)
+    low = np.float32(to_space(np.float64(1e-3), fit.space))
+    high = np.float32(to_space(np.float64(max_depth_m), fit.space))
+    y[~((y > low) & (y <= high))] = np.nan
+    if fit.space == "inverse_depth":
+        np.divide(np.float32(-1.0), y, out=y)
+    elif fit.space == "log_depth":
+        np.exp(y, out=y)
+    return y
+
+
+class FitHolder:
+    """Keeps the last fit for a while when no new one can be had; time going backwards forgets it."""
+
+    def __init__(self) -> None:
+        self._fit: MetricFit | None = None
+        self._fit_ns = 0
+        self._newest_ns = 0
+
+    def update(self, stamp_ns: int, fit: MetricFit | None, hold_s: float) -> MetricFit | None:
+        """The fit to use for the image of `stamp_ns`: the new one, else the last one if at most `hold_s` old."""
+        if stamp_ns < self._newest_ns:
+            self._fit = None
+        self._newest_ns = stamp_ns
+        if fit is not None:
+            self._fit, self._fit_ns = fit, stamp_ns
+        if self._fit is not None and stamp_ns - self._fit_ns > hold_s * 1e9:
+            self._fit = None
+        return self._fit
+
+    def age_s(self) -> float | None:
+        """Seconds of image time between the newest image and the fit in use; None without one."""
+        return None if self._fit is None else (self._newest_ns - self._fit_ns) * 1e-9
