@@ -1,0 +1,115 @@
+"""The estimator: any image in, relative depth at its size out; every engine answers like torch."""
+
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from marigold_ros import estimator as module
+from marigold_ros.config import ModelConfig, Unusable
+from marigold_ros.estimator import load_estimator
+from small_checkpoint import write_small_checkpoint
+
+DATA = Path(os.environ.get("MARIGOLD_ROS_DATA", Path(__file__).parents[2] / "shared" / "data"))
+REAL_FRAMES = [*sorted(DATA.glob("indoor/color_*.jpg")), *sorted(DATA.glob("kitti/*/image.png"))]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A small random checkpoint on disk, and a cache for its export."""
+    root = tmp_path_factory.mktemp("estimator")
+    return {"checkpoint": str(write_small_checkpoint(root / "small")), "cache_dir": str(root / "cache")}
+
+
+@pytest.fixture(scope="module")
+def photo():
+    """A picture with structure: OpenCV-drawn shapes on a gradient, (480, 640, 3) uint8."""
+    image = np.linspace(30, 220, 640, dtype=np.uint8)[None, :, None].repeat(480, 0).repeat(3, 2).copy()
+    cv2.rectangle(image, (100, 200), (300, 400), (200, 40, 30), -1)
+    cv2.circle(image, (450, 150), 80, (30, 180, 90), -1)
+    return image
+
+
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+def test_the_answer_has_the_images_size_and_lies_between_0_and_1(small, photo, engine):
+    estimate = load_estimator(ModelConfig(engine=engine, **small))
+    for image in (photo, photo[:480:2, ::3], photo[:200], np.asfortranarray(photo), photo[..., ::-1]):
+        relative = estimate(image)
+        assert relative.shape == image.shape[:2]
+        assert relative.dtype == np.float32
+        assert relative.min() >= 0
+        assert relative.max() <= 1
+    assert engine in estimate.engine
+    estimate.close()
+
+
+def test_an_answer_is_not_overwritten_by_the_next(small, photo):
+    estimate = load_estimator(ModelConfig(engine="openvino", **small))
+    image = photo[:96, :128]
+    first = estimate(image)
+    kept = first.copy()
+    estimate(255 - image)
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_the_same_image_gives_the_same_answer(small, photo):
+    estimate = load_estimator(ModelConfig(engine="openvino", **small))
+    np.testing.assert_array_equal(estimate(photo), estimate(photo))
+
+
+def test_openvino_is_the_default_and_answers_like_torch(small, photo):
+    default, reference = (load_estimator(ModelConfig(engine=engine, **small)) for engine in ("auto", "torch"))
+    assert "openvino" in default.engine
+    for image in (photo, photo[:180]):
+        assert np.abs(default(image) - reference(image)).mean() < 0.01
+
+
+@pytest.mark.parametrize("size", [(640, 480), (1242, 375), (1920, 1080), (480, 640), (2000, 400)])
+def test_the_working_size_keeps_the_shape_and_the_number_of_pixels(small, size):
+    estimate = load_estimator(ModelConfig(engine="torch", **small))
+    width, height = estimate.working_size(*size)
+    assert width % 32 == height % 32 == 0
+    assert 0.5 < width * height / (128 * 96) < 2.5
+    if size == (640, 480):
+        assert (width, height) == (128, 96)
+
+
+def test_a_size_given_by_the_user_is_kept_for_every_image(small, photo):
+    estimate = load_estimator(ModelConfig(engine="torch", width=160, height=64, **small))
+    assert estimate.working_size(640, 480) == (160, 64)
+    assert estimate(photo).shape == (480, 640)
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8), np.zeros((4, 4, 4), "u1")]
+)
+def test_what_is_not_an_rgb_image_is_refused(small, image):
+    with pytest.raises(Unusable, match="uint8"):
+        load_estimator(ModelConfig(engine="torch", **small))(image)
+
+
+def test_an_engine_that_is_not_installed_is_named_with_the_way_out(small, monkeypatch):
+    monkeypatch.setattr(module, "_installed", lambda package: False)
+    with pytest.raises(Unusable, match="pip install"):
+        load_estimator(ModelConfig(engine="openvino", **small))
+
+
+def test_a_missing_checkpoint_is_named(tmp_path):
+    with pytest.raises(Unusable, match="no such folder"):
+        load_estimator(ModelConfig(checkpoint=str(tmp_path / "gone")))
+
+
+@pytest.fixture(scope="module")
+def nano():
+    """The bundled checkpoint in both engines."""
+    return load_estimator(ModelConfig(engine="openvino")), load_estimator(ModelConfig(engine="torch"))
+
+
+@pytest.mark.skipif(not REAL_FRAMES, reason=f"no real frames in {DATA} (set MARIGOLD_ROS_DATA)")
+@pytest.mark.parametrize("frame", REAL_FRAMES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_nano_on_openvino_stays_within_a_hundredth_of_torch_on_real_frames(nano, frame):
+    image = cv2.cvtColor(cv2.imread(str(frame)), cv2.COLOR_BGR2RGB)
+    fast, reference = nano
+    assert np.abs(fast(image) - reference(image)).mean() < 0.01

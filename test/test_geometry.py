@@ -1,0 +1,119 @@
+"""Camera geometry, checked by identities and against OpenCV."""
+
+import cv2
+import numpy as np
+import pytest
+
+from marigold_ros.config import Unusable
+from marigold_ros.geometry import (
+    Camera,
+    Rectifier,
+    backproject,
+    pixel_rays,
+    project,
+    rectifier,
+    resize,
+    transform_from_quaternion,
+    transformed,
+)
+
+CAMERA = Camera(64, 48, 50.0, 52.0, 31.2, 24.7)
+
+
+def test_projecting_a_backprojected_depth_returns_the_same_pixels():
+    depth_m = np.random.default_rng(0).uniform(0.5, 30, (48, 64)).astype(np.float32)
+    pixels, depth = project(backproject(depth_m, pixel_rays(CAMERA)).reshape(-1, 3), CAMERA)
+    v, u = np.mgrid[:48, :64]
+    np.testing.assert_allclose(pixels, np.stack([u, v], -1).reshape(-1, 2), atol=1e-3)
+    np.testing.assert_allclose(depth, depth_m.ravel())
+
+
+def test_unknown_depth_gives_unknown_points():
+    depth_m = np.full((48, 64), np.nan, np.float32)
+    assert np.isnan(backproject(depth_m, pixel_rays(CAMERA))).all()
+
+
+def test_points_behind_the_camera_have_no_pixel():
+    pixels, _ = project(np.array([[0.1, 0.1, -1.0], [0.0, 0.0, 0.0]]), CAMERA)
+    assert np.isnan(pixels).all()
+
+
+def test_projection_agrees_with_opencv():
+    points = np.random.default_rng(1).uniform([-2, -2, 1], [2, 2, 9], (100, 3))
+    oracle, _ = cv2.projectPoints(points, np.zeros(3), np.zeros(3), CAMERA.matrix, None)
+    np.testing.assert_allclose(project(points, CAMERA)[0], oracle[:, 0], atol=1e-9)
+
+
+@pytest.mark.parametrize(("width", "height"), [(32, 24), (128, 96), (96, 30)])
+def test_a_resized_camera_sees_along_the_same_rays(width, height):
+    small = CAMERA.resized(width, height)
+    # The image's corners (half a pixel outside the outermost centres) look into the same directions.
+    for near, far in (((-0.5, -0.5), (-0.5, -0.5)), ((63.5, 47.5), (width - 0.5, height - 0.5))):
+        np.testing.assert_allclose((near[0] - CAMERA.cx) / CAMERA.fx, (far[0] - small.cx) / small.fx)
+        np.testing.assert_allclose((near[1] - CAMERA.cy) / CAMERA.fy, (far[1] - small.cy) / small.fy)
+
+
+def test_a_cropped_camera_sees_the_same_point_at_the_shifted_pixel():
+    point = np.array([[0.3, -0.2, 2.0]])
+    whole, part = project(point, CAMERA)[0], project(point, CAMERA.cropped(10, 5, 20, 20))[0]
+    np.testing.assert_allclose(whole - part, [[10, 5]])
+
+
+def test_a_quaternion_turns_as_it_should():
+    quarter_about_z = transform_from_quaternion((1, 2, 3), (0, 0, np.sqrt(0.5), np.sqrt(0.5)))
+    np.testing.assert_allclose(transformed(np.array([[1.0, 0, 0]]), quarter_about_z), [[1, 3, 3]], atol=1e-12)
+
+
+def test_shrinking_averages_and_growing_interpolates():
+    checker = np.indices((8, 8)).sum(0).astype(np.float32) % 2
+    np.testing.assert_allclose(resize(checker, 4, 4), 0.5)
+    assert resize(checker, 8, 8) is checker
+    ramp = np.arange(4, dtype=np.float32)[None].repeat(4, 0)
+    assert np.all(np.diff(resize(ramp, 8, 8), axis=1) >= 0)
+
+
+@pytest.mark.parametrize(
+    ("model", "coefficients"),
+    [
+        ("plumb_bob", (-0.3, 0.1, 0.001, -0.001, 0.0)),
+        ("rational_polynomial", (-0.3, 0.1, 0.001, -0.001, 0.02, 0.01, 0.01, 0.0)),
+        ("equidistant", (0.1, 0.02, -0.01, 0.002)),
+    ],
+)
+def test_rectifying_moves_a_distorted_point_to_where_a_pinhole_sees_it(model, coefficients):
+    camera = Camera(320, 240, 200.0, 200.0, 160.0, 120.0, model, coefficients)
+    point = np.array([[[0.35, 0.25, 1.0]]])
+    zero, lens = np.zeros(3), np.array(coefficients)
+    if model == "equidistant":
+        seen, _ = cv2.fisheye.projectPoints(point, zero, zero, camera.matrix, lens)
+    else:
+        seen, _ = cv2.projectPoints(point, zero, zero, camera.matrix, lens)
+    image = np.zeros((240, 320, 3), np.uint8)
+    cv2.circle(image, tuple(np.round(seen.ravel()).astype(int).tolist()), 4, (255, 255, 255), -1)
+    rectify = rectifier(camera)
+    v, u = np.nonzero(rectify(image)[..., 0] > 128)
+    expected = project(point[0], rectify.camera)[0][0]
+    np.testing.assert_allclose([u.mean(), v.mean()], expected, atol=1.0)
+    assert not rectify.camera.is_distorted
+
+
+def test_an_undistorted_camera_needs_no_rectifier():
+    assert rectifier(CAMERA) is None
+    assert rectifier(Camera(64, 48, 50, 50, 32, 24, "plumb_bob", (0.0,) * 5)) is None
+    assert isinstance(rectifier(Camera(64, 48, 50, 50, 32, 24, "plumb_bob", (0.1, 0, 0, 0))), Rectifier)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ((0, 48, 50, 50, 32, 24), "0x48"),
+        ((64, 48, 0.0, 50, 32, 24), "calibrate"),
+        ((64, 48, float("nan"), 50, 32, 24), "fx=nan"),
+        ((64, 48, 50, 50, 32, 24, "plumb_bob", (0.1, 0.2)), "4 or 5"),
+        ((64, 48, 50, 50, 32, 24, "fov", (0.1,)), "'fov'"),
+        ((64, 48, 50, 50, 32, 24, "plumb_bob", (float("nan"), 0, 0, 0)), "finite"),
+    ],
+)
+def test_unusable_intrinsics_are_refused_by_name(arguments, named):
+    with pytest.raises(Unusable, match=named):
+        Camera(*arguments)

@@ -1,0 +1,165 @@
+"""The fit from relative depth to metres: exact where it can be, robust, and honest where it cannot."""
+
+import re
+
+import numpy as np
+import pytest
+
+from marigold_ros.anchors import Anchors
+from marigold_ros.config import FitConfig, Unusable
+from marigold_ros.metric import (
+    SPACES,
+    FitHolder,
+    MetricFit,
+    Refusal,
+    apply_fit,
+    fit_affine,
+    fit_metric,
+    from_space,
+    sample,
+    to_space,
+)
+
+CONFIG = FitConfig()
+DEPTH_M = (2.0 + 18.0 * np.linspace(0, 1, 320) ** 2)[None].repeat(240, 0).astype(np.float32)
+
+
+def relative_of(depth_m: np.ndarray, space: str) -> np.ndarray:
+    """What a perfect network answers: the depth's place between the nearest and farthest, in the space."""
+    y = to_space(depth_m.astype(np.float64), space)
+    return ((y - y.min()) / np.ptp(y)).astype(np.float32)
+
+
+def anchors_on(depth_m: np.ndarray, count: int = 500, seed: int = 0) -> Anchors:
+    rng = np.random.default_rng(seed)
+    pixels = rng.uniform(0, [depth_m.shape[1] - 1, depth_m.shape[0] - 1], (count, 2)).astype(np.float32)
+    return Anchors(pixels, sample(depth_m, pixels).astype(np.float32), np.ones(count, np.float32), count)
+
+
+def with_depth(anchors: Anchors, depth_m: np.ndarray) -> Anchors:
+    return Anchors(anchors.pixels, depth_m.astype(np.float32), anchors.weight, anchors.seen)
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_spaces_are_increasing_and_invert_exactly(space):
+    depth_m = np.geomspace(0.1, 200, 100)
+    y = to_space(depth_m, space)
+    assert np.all(np.diff(y) > 0)
+    np.testing.assert_allclose(from_space(y, space), depth_m, rtol=1e-12)
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_a_perfect_answer_is_scaled_to_metres(space):
+    fit = fit_metric(relative_of(DEPTH_M, space), anchors_on(DEPTH_M), space, CONFIG)
+    assert isinstance(fit, MetricFit)
+    np.testing.assert_allclose(apply_fit(fit, relative_of(DEPTH_M, space), 120.0), DEPTH_M, rtol=0.005)
+    assert fit.inliers == fit.anchors == 500
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_half_of_the_anchors_may_be_wrong(space):
+    anchors = anchors_on(DEPTH_M, 1000)
+    rng = np.random.default_rng(1)
+    wrong = rng.random(1000) < 0.5
+    factor = np.where(rng.random(1000) < 0.6, rng.uniform(0.15, 0.7, 1000), rng.uniform(1.4, 3.0, 1000))
+    fit = fit_metric(
+        relative_of(DEPTH_M, space), with_depth(anchors, np.where(wrong, factor, 1) * anchors.depth_m), space, CONFIG
+    )
+    np.testing.assert_allclose(apply_fit(fit, relative_of(DEPTH_M, space), 120.0), DEPTH_M, rtol=0.02)
+    assert 450 <= fit.inliers <= 600
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_metres_do_not_depend_on_how_the_network_normalised(space):
+    relative, anchors = relative_of(DEPTH_M, space), anchors_on(DEPTH_M)
+    noisy = with_depth(anchors, anchors.depth_m * np.random.default_rng(2).normal(1, 0.05, 500))
+    one = apply_fit(fit_metric(relative, noisy, space, CONFIG), relative, 120.0)
+    other = relative * 0.4 + 0.3
+    two = apply_fit(fit_metric(other, noisy, space, CONFIG), other, 120.0)
+    np.testing.assert_allclose(one, two, rtol=1e-4)
+
+
+def test_the_fit_is_the_same_every_time():
+    relative, anchors = relative_of(DEPTH_M, "depth"), anchors_on(DEPTH_M)
+    assert fit_metric(relative, anchors, "depth", CONFIG) == fit_metric(relative, anchors, "depth", CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("relative", "anchors", "reason"),
+    [
+        (DEPTH_M, anchors_on(DEPTH_M, 5), "fit.min_anchors"),
+        (DEPTH_M, Anchors(np.empty((0, 2)), np.empty(0), np.empty(0), 0), "0 anchors"),
+        (DEPTH_M, with_depth(anchors_on(DEPTH_M), np.full(500, 5.0)), "one depth"),
+        (np.ones_like(DEPTH_M), anchors_on(DEPTH_M), "constant"),
+        (np.full_like(DEPTH_M, np.nan), anchors_on(DEPTH_M), "not finite"),
+        (-DEPTH_M, anchors_on(DEPTH_M), "positive scale|negative scale"),
+        (
+            DEPTH_M,
+            with_depth(anchors_on(DEPTH_M), np.random.default_rng(0).uniform(1, 80, 500)),
+            "agree|positive|negative",
+        ),
+    ],
+)
+def test_data_that_cannot_fix_scale_and_shift_are_refused_with_the_reason(relative, anchors, reason):
+    refusal = fit_metric(relative.astype(np.float32), anchors, "depth", CONFIG)
+    assert isinstance(refusal, Refusal)
+    assert re.search(reason, refusal.reason), refusal.reason
+    assert refusal.anchors == len(anchors)
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_beyond_the_limit_is_unknown_not_a_wall(space):
+    relative = relative_of(DEPTH_M, space)
+    fit = fit_metric(relative, anchors_on(DEPTH_M), space, CONFIG)
+    depth_m = apply_fit(fit, relative * 2 - 0.5, 10.0)
+    assert np.isnan(depth_m).any()
+    assert np.nanmax(depth_m) <= 10.0
+    assert np.nanmin(depth_m) > 0
+
+
+def test_fit_affine_is_weighted_least_squares_on_relative_error():
+    rng = np.random.default_rng(5)
+    relative, depth_m = rng.random(50), rng.uniform(1, 20, 50)
+    for space in SPACES:
+        slope = {"depth": 1 / depth_m, "inverse_depth": depth_m, "log_depth": np.ones(50)}[space]
+        matrix = slope[:, None] * np.stack([relative, np.ones(50)], 1)
+        oracle = np.linalg.lstsq(matrix, slope * to_space(depth_m, space), rcond=None)[0]
+        np.testing.assert_allclose(fit_affine(relative, depth_m, space), oracle)
+
+
+def test_reweighting_finds_the_fit_that_most_pixels_agree_with():
+    relative = np.linspace(0, 1, 101)
+    depth_m = 2 + 3 * relative
+    depth_m[::5] *= 3
+    scale, shift = fit_affine(relative, depth_m, "depth", iterations=30)
+    np.testing.assert_allclose([scale, shift], [3, 2], rtol=0.02)
+
+
+def test_an_unknown_space_is_refused_by_name():
+    for function in (to_space, from_space):
+        with pytest.raises(Unusable, match="disparity"):
+            function(np.ones(3), "disparity")
+
+
+def test_samples_are_bilinear_and_clamped_at_the_border():
+    image = np.array([[0.0, 1.0], [2.0, 3.0]], np.float32)
+    np.testing.assert_allclose(sample(image, np.array([[0.5, 0.5], [1.0, 0.0], [-0.4, 1.4]])), [1.5, 1.0, 2.0])
+
+
+FIT = MetricFit("depth", 1.0, 0.0, 100, 90, 0.02)
+
+
+def test_a_fit_is_held_for_its_time_and_then_forgotten():
+    holder = FitHolder()
+    assert holder.update(10_000_000_000, None, 1.0) is None
+    assert holder.update(10_100_000_000, FIT, 1.0) is FIT
+    assert holder.update(11_100_000_000, None, 1.0) is FIT
+    assert holder.age_s() == pytest.approx(1.0)
+    assert holder.update(11_100_000_001, None, 1.0) is None
+    assert holder.age_s() is None
+
+
+def test_time_going_backwards_forgets_the_fit():
+    holder = FitHolder()
+    holder.update(10_000_000_000, FIT, 60.0)
+    assert holder.update(9_000_000_000, None, 60.0) is None
