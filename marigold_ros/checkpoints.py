@@ -69,7 +69,7 @@ def find_checkpoint(name: str) -> Path:
     if not name or not folder.is_dir():
         allowed = ", ".join(map(repr, BUNDLED))
         raise Unusable(
-            f"checkpoint {name!r}: no such folder; give {allowed} (bundled) or the path of a folder in diffusers' format"
+            f"checkpoint {name!r}: no such folder; give {allowed} (bundled) or a folder in diffusers' format"
         )
     return folder
 
@@ -90,7 +90,10 @@ def _bundled(name: str) -> Path:
 
 
 def describe(folder: Path) -> CheckpointInfo:
-    """Read and check what `folder` says of itself; raises `Unusable` for anything missing, damaged or not single-step."""
+    """Read and check what `folder` says of itself.
+
+    Raises `Unusable` for anything missing, damaged or not meant for a single step.
+    """
     folder = Path(folder).resolve()
     index = _read_json(folder / "model_index.json")
     own = _read_json(folder / OWN_FILE) if (folder / OWN_FILE).is_file() else {}
@@ -108,7 +111,9 @@ def describe(folder: Path) -> CheckpointInfo:
             f"checkpoint {folder}: space={space!r} in {OWN_FILE}: must be one of {', '.join(map(repr, SPACES))}"
         )
     multiple = _multiple(folder)
-    width, height = (_size(folder, own, key, default) for key, default in zip(("width", "height"), FOREIGN_SIZE))
+    width, height = (
+        _size(folder, own, key, default) for key, default in zip(("width", "height"), FOREIGN_SIZE, strict=True)
+    )
     if width % multiple or height % multiple:
         raise Unusable(
             f"checkpoint {folder}: working size {width}x{height} in {OWN_FILE}: must be multiples of {multiple}"
@@ -217,9 +222,7 @@ def _prompt(info: CheckpointInfo) -> torch.Tensor:
         try:
             return load_file(stored)[PROMPT_KEY].float()
         except Exception as error:
-            raise Unusable(
-                f"checkpoint file {stored}: cannot be read ({error}); copy the checkpoint again"
-            ) from error
+            raise Unusable(f"checkpoint file {stored}: cannot be read ({error}); copy the checkpoint again") from error
     return _encode_empty_prompt(info.folder)
 
 

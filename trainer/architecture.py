@@ -1,0 +1,78 @@
+"""The `nano` network: the same modules as the large Marigold checkpoints, in small."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+
+from marigold_ros.checkpoints import single_step
+from marigold_ros.network import SingleStepDepth
+
+# As in the published end-to-end fine-tuned checkpoints (reference/marigold.md §1.5).
+SCHEDULER = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "v_prediction",
+    "timestep_spacing": "trailing",
+    "rescale_betas_zero_snr": False,
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+PROMPT_TOKENS = 2
+CHANNELS_PER_HEAD = 32
+
+
+def build_scheduler() -> DDIMScheduler:
+    """The scheduler that the checkpoint folder carries."""
+    return DDIMScheduler(**SCHEDULER)
+
+
+def build_vae(channels: tuple[int, ...] = (8, 24, 48, 64), latent_channels: int = 8, groups: int = 8) -> AutoencoderKL:
+    """A small convolutional VAE; it halves the size len(channels) - 1 times."""
+    levels = len(channels)
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=tuple(channels),
+        layers_per_block=1,
+        latent_channels=latent_channels,
+        norm_num_groups=groups,
+        # Attention over all latent pixels grows with the fourth power of the image's side; robots cannot pay that.
+        mid_block_add_attention=False,
+        sample_size=256,
+        scaling_factor=1.0,
+    )
+
+
+def build_unet(
+    channels: tuple[int, ...] = (64, 128, 160), latent_channels: int = 8, prompt_width: int = 64
+) -> UNet2DConditionModel:
+    """A small U-Net of Marigold's kind: [RGB latent | target latent] in, the target's velocity out."""
+    attention_levels = len(channels) - 1
+    return UNet2DConditionModel(
+        sample_size=48,
+        in_channels=2 * latent_channels,
+        out_channels=latent_channels,
+        down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * attention_levels),
+        up_block_types=(*("CrossAttnUpBlock2D",) * attention_levels, "UpBlock2D"),
+        block_out_channels=tuple(channels),
+        layers_per_block=1,
+        attention_head_dim=[c // CHANNELS_PER_HEAD for c in channels],
+        cross_attention_dim=prompt_width,
+        use_linear_projection=True,
+        norm_num_groups=32,
+    )
+
+
+def build_network(vae: AutoencoderKL, unet: UNet2DConditionModel, prompt: torch.Tensor, space: str) -> SingleStepDepth:
+    """The module that is trained and run. Decoded maps are disparity-like in inverse depth, else depth-like."""
+    x0_scale, timestep = single_step({**SCHEDULER, "_class_name": "DDIMScheduler"}, "being trained")
+    return SingleStepDepth(vae, unet, prompt, x0_scale, timestep, flip=space == "inverse_depth")
+
+
+def constant_prompt(width: int = 64) -> torch.Tensor:
+    """(1, 2, width) the prompt embedding: constant, so any fixed numbers of unit size serve."""
+    return torch.randn(1, PROMPT_TOKENS, width, generator=torch.Generator().manual_seed(0))

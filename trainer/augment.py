@@ -1,0 +1,154 @@
+"""Cheap changes to generated pictures, towards what real cameras deliver. Depth follows the geometric ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from trainer.recipe import AugmentRecipe
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A window of a sample, pixels, that becomes an image of `size` (width, height)."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+    size: tuple[int, int]
+    flip: bool
+
+    @staticmethod
+    def draw(rng: np.random.Generator, shape: tuple[int, int], size: tuple[int, int], augment: AugmentRecipe) -> Cut:
+        """A random window of an image of `shape` (H, W), near the aspect ratio of `size`."""
+        full_height, full_width = shape
+        stretch = np.exp(rng.uniform(-1, 1) * np.log1p(augment.aspect))
+        aspect = size[0] / size[1] * stretch
+        zoom = rng.uniform(*augment.zoom)
+        width = min(full_width, full_height * aspect) * zoom
+        height = width / aspect
+        width, height = max(8, round(width)), max(8, round(height))
+        left = int(rng.integers(full_width - width + 1))
+        top = int(rng.integers(full_height - height + 1))
+        return Cut(left, top, width, height, size, bool(rng.random() < augment.flip))
+
+
+def cut(rgb: np.ndarray, depth_m: np.ndarray, window: Cut) -> tuple[np.ndarray, np.ndarray]:
+    """rgb (H, W, 3) uint8 and depth_m (H, W) of the window, resized; depth by nearest neighbour: edges stay edges."""
+    rows = slice(window.top, window.top + window.height)
+    columns = slice(window.left, window.left + window.width)
+    way = cv2.INTER_AREA if window.width > window.size[0] else cv2.INTER_LINEAR
+    rgb = cv2.resize(rgb[rows, columns], window.size, interpolation=way)
+    depth_m = cv2.resize(depth_m[rows, columns].astype(np.float32), window.size, interpolation=cv2.INTER_NEAREST)
+    if window.flip:
+        rgb, depth_m = rgb[:, ::-1], depth_m[:, ::-1]
+    return rgb, depth_m
+
+
+def vary(rgb: np.ndarray, depth_m: np.ndarray, rng: np.random.Generator, augment: AugmentRecipe) -> np.ndarray:
+    """A changed copy of rgb (H, W, 3) uint8, as another camera in other weather might have seen it."""
+    image = rgb.astype(np.float32) * (1.0 / 255.0)
+    # In the order light takes: air, light and shadow, lens, sensor, processing, compression.
+    for change, chance in (
+        (_haze, augment.haze),
+        (_shadow, augment.shadow),
+        (_glare, augment.glare),
+        (_vignette, augment.vignette),
+        (_blur, augment.blur),
+        (_colour, augment.colour),
+        (_grey, augment.grey),
+        (_noise, augment.noise),
+    ):
+        if rng.random() < chance:
+            image = change(image, depth_m, rng)
+    out = np.clip(image * 255.0 + 0.5, 0, 255).astype(np.uint8)
+    if rng.random() < augment.jpeg:
+        out = _jpeg(out, rng)
+    return out
+
+
+def _haze(image: np.ndarray, depth_m: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    air = rng.uniform(0.4, 1.0) * rng.uniform(0.9, 1.0, 3).astype(np.float32)
+    if rng.random() < 0.4:  # a veil in front of everything: dirty lens, low contrast
+        through = np.float32(rng.uniform(0.4, 0.9))
+    else:
+        finite = np.where(np.isfinite(depth_m), depth_m, 300.0)
+        reach = np.exp(rng.uniform(np.log(20.0), np.log(200.0)))
+        through = np.exp(-finite / reach)[..., None].astype(np.float32)
+    return image * through + air * (1 - through)
+
+
+def _shadow(image: np.ndarray, depth_m: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    height, width = image.shape[:2]
+    corners = int(rng.integers(3, 6))
+    points = rng.uniform(-0.3, 1.3, (corners, 2)) * (width, height)
+    mask = np.zeros((height, width), np.float32)
+    cv2.fillPoly(mask, [points.astype(np.int32)], 1.0)
+    mask = cv2.GaussianBlur(mask, (0, 0), float(rng.uniform(0.3, 0.03 * width)))
+    dark = rng.uniform(0.2, 0.75) if rng.random() < 0.7 else rng.uniform(1.2, 2.0)  # or a patch of sunlight
+    return image * (1 + (np.float32(dark) - 1) * mask)[..., None]
+
+
+def _glare(image: np.ndarray, depth_m: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    distance = _distance(image.shape, rng.uniform(0, 1), rng.uniform(-0.1, 0.8))
+    blob = np.exp(-((distance / rng.uniform(0.1, 0.6)) ** 2)) * rng.uniform(0.2, 0.9)
+    return image + blob[..., None] * rng.uniform(0.85, 1.0, 3).astype(np.float32)
+
+
+def _vignette(image: np.ndarray, depth_m: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    fall = 1 - rng.uniform(0.2, 0.8) * _distance(image.shape, 0.5, 0.5) ** 2
+    return image * fall[..., None]
+
+
+def _distance(shape: tuple[int, ...], x: float, y: float) -> np.ndarray:
+    """(H, W) distance to the point (x, y), given as shares of the sides, in units of the longer side."""
+    height, width = shape[:2]
+    columns = (np.arange(width, dtype=np.float32) - x * width) / max(shape[:2])
+    rows = (np.arange(height, dtype=np.float32) - y * height) / max(shape[:2])
+    return np.sqrt(columns[None] ** 2 + rows[:, None] ** 2)
+
+
+def _blur(image: np.ndarray, depth_m: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    scale = max(0.5, image.shape[1] / 256)
+    if rng.random() < 0.6:
+        return cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.3, 1.2) * scale))
+    length = int(rng.integers(1, 1 + max(2, round(2 * scale)))) * 2 + 1
+    kernel = np.zeros((length, length), np.float32)
+    angle, centre = rng.uniform(0, np.pi), length // 2
+    reach = np.array([np.cos(angle), np.sin(angle)]) * centre
+    start, end = (np.round(centre - reach).astype(int), np.round(centre + reach).astype(int))
+    cv2.line(kernel, tuple(map(int, start)), tuple(map(int, end)), 1.0)
+    return cv2.filter2D(image, -1, kernel / kernel.sum(), borderType=cv2.BORDER_REFLECT)
+
+
+def _colour(image: np.ndarray, depth_m: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    gain = np.exp(rng.normal(0, 0.25)) * np.exp(rng.normal(0, 0.07, 3))
+    image = np.clip(image * gain.astype(np.float32), 0, 1)  # over-exposure clips before anything else
+    image = image ** np.float32(np.exp(rng.normal(0, 0.2)))
+    grey = image.mean(axis=2, keepdims=True)
+    image = grey + (image - grey) * np.float32(rng.uniform(0.3, 1.6))
+    contrast = np.float32(np.exp(rng.normal(0.03, 0.15)))
+    middle = image.mean() * np.float32(rng.uniform(0.7, 1.3))
+    return (image - middle) * contrast + middle
+
+
+def _grey(image: np.ndarray, depth_m: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    share = rng.dirichlet((4.0, 8.0, 3.0)).astype(np.float32)
+    return np.repeat((image @ share)[..., None], 3, axis=2)
+
+
+def _noise(image: np.ndarray, depth_m: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    size = np.float32(np.exp(rng.uniform(np.log(0.004), np.log(0.03))))
+    one = rng.standard_normal(image.shape[:2], dtype=np.float32)[..., None]
+    if rng.random() < 0.5:
+        one = 0.6 * one + 0.8 * rng.standard_normal(image.shape, dtype=np.float32)
+    return image + size * one
+
+
+def _jpeg(rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    quality = int(rng.integers(20, 90))
+    bytes_ = cv2.imencode(".jpg", rgb, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+    return cv2.imdecode(bytes_, cv2.IMREAD_COLOR)

@@ -1,0 +1,89 @@
+"""A finished run as a checkpoint folder with its model card: every number in it comes from a command of the trainer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from marigold_ros.checkpoints import describe
+from trainer.evaluate import as_json, evaluate, table
+from trainer.loop import LOG_FILE
+from trainer.nano import load_run
+from trainer.package import write_checkpoint
+
+RESULTS_FILE = "evaluation.json"
+
+
+def package_run(run: Path, out: Path, scenes: Path | None, notes: Path | None, onnx: bool = True) -> str:
+    """Write the averaged weights of `run` to folder `out`, evaluate them there, write the card; returns the table."""
+    network, recipe, state = load_run(run)
+    write_checkpoint(out, network, recipe.space, recipe.size, "# being evaluated\n", onnx)
+    results = evaluate(out, scenes)
+    numbers = table(results)
+    (out / RESULTS_FILE).write_text(json.dumps(as_json(results, describe(out)), indent=1) + "\n", encoding="utf-8")
+    facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    text = card(out.name, facts, state["progress"], last_line(run), numbers)
+    if notes is not None:
+        text += "\n" + notes.read_text(encoding="utf-8")
+    (out / "README.md").write_text(text, encoding="utf-8")
+    return numbers
+
+
+def card(name: str, facts: dict, progress: dict, last: dict, numbers: str) -> str:
+    """The model card's computed part, Markdown."""
+    recipe, versions = facts["recipe"], facts["versions"]
+    minutes, trained = progress["seconds"] / 60, facts["trained_parameters"] / 1e6
+    phases = "\n".join(_phase(phase) for phase in recipe["nano"]["phases"])
+    return f"""# {name}
+
+A single-step monocular depth network of the Marigold kind, in diffusers' folder format (`MarigoldDepthPipeline`),
+trained from generated scenes only by `python -m trainer`. It answers relative depth, affine in `{recipe["space"]}`:
+scale and shift must come from elsewhere (LiDAR points in `marigold_ros`). {facts["parameters"] / 1e6:.1f} million
+parameters; float16; working size {recipe["size"][0]}×{recipe["size"][1]}.
+
+## Results
+
+{numbers}
+
+AbsRel, δ1 and RMSE after scale and shift in `{recipe["space"]}` that minimise the absolute relative depth error over
+all pixels of known depth; 'near' is AbsRel below 5 m; 'plain' uses unweighted least squares in the same space. The
+image-blind baseline is the best plane of inverse depth over the image, fitted to the same pixels by the same
+criterion. Indoor: five PrimeSense frames; kitti: two frames against the Velodyne. Both were used for evaluation only.
+
+```
+python -m trainer evaluate --checkpoint nano --scenes DIR
+```
+
+## Training
+
+{_command(facts)}
+Seed {recipe["seed"]}; {progress["step"]} steps in {minutes:.0f} minutes on {facts["device"]}, shared with other
+work; {last.get("samples", "?")} scenes; {trained:.1f} million trained parameters; last
+training loss {last.get("loss", "?")}.
+Python {versions["python"]}, torch {versions["torch"]}.
+
+| phase | length | batch | learning rate | sizes (width, height, chance) |
+|---|---|---|---|---|
+{phases}
+
+All other knobs: `config/train/nano.yaml`.
+"""
+
+
+def _command(facts: dict) -> str:
+    arguments = " ".join(facts["command"][1:])
+    return f"```\npython -m trainer {arguments}\n```\n"
+
+
+def _phase(phase: dict) -> str:
+    length = f"{phase['minutes']} minutes" if phase["steps"] is None else f"{phase['steps']} steps"
+    sizes = ", ".join(f"{w}×{h} ({chance})" for w, h, chance in phase["sizes"])
+    rates = " → ".join(f"{rate:g}" for rate in phase["lr"])
+    return f"| {phase['name']} | {length} | {phase['batch']} | {rates} | {sizes} |"
+
+
+def last_line(run: Path) -> dict:
+    """The last entry of the run's log."""
+    log = Path(run) / LOG_FILE
+    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+    return json.loads(lines[-1]) if lines else {}

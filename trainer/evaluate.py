@@ -1,0 +1,257 @@
+"""How good a checkpoint is, on held-out generated scenes and on real frames, beside a baseline that sees no image.
+
+Predictions are aligned by scale and shift in the checkpoint's own space, over the pixels whose depth is known, in two
+ways: 'robust' minimises the absolute relative depth error (reweighted least squares), 'plain' is unweighted least
+squares. The baseline is the best plane of inverse depth a u + b v + c, fitted to the same pixels by the same criterion.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from marigold_ros.checkpoints import CheckpointInfo, describe
+from marigold_ros.config import ModelConfig, Unusable
+from marigold_ros.estimator import load_estimator
+from marigold_ros.metric import fit_affine, from_space, log_slope, to_space
+from marigold_ros.scores import Scores, score
+from trainer.data import load_sample
+
+ITERATIONS = 10
+FARTHEST_M = 120.0
+NEAREST_M = 0.05
+NEAR_M = 5.0
+DATA_VARIABLE = "MARIGOLD_ROS_DATA"
+
+Predictor = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """rgb (H, W, 3) uint8; depth_m (H, W) float32 metres, NaN unknown, +inf sky."""
+
+    name: str
+    rgb: np.ndarray
+    depth_m: np.ndarray
+
+
+@dataclass(frozen=True)
+class FrameScores:
+    """Scores of one frame; near: AbsRel of pixels nearer than 5 m."""
+
+    name: str
+    robust: Scores
+    plain: Scores
+    blind: Scores
+    blind_plain: Scores
+    near: float
+
+
+def evaluate_frame(frame: Frame, relative: np.ndarray, space: str) -> FrameScores:
+    """Score (H, W) `relative`, affine in `space` and increasing with distance, on `frame`."""
+    known = np.isfinite(frame.depth_m) & (frame.depth_m > 0)
+    if known.sum() < 10:
+        raise Unusable(f"frame {frame.name}: depth is known at {known.sum()} pixels: too few to evaluate")
+    robust, plain = (aligned(relative, frame.depth_m, known, space, robust) for robust in (True, False))
+    near = score(robust, frame.depth_m, known & (frame.depth_m < NEAR_M))
+    blind, blind_plain = (blind_depth(frame.depth_m, known, robust) for robust in (True, False))
+    scores = (score(predicted, frame.depth_m, known) for predicted in (robust, plain, blind, blind_plain))
+    return FrameScores(frame.name, *scores, near=near.abs_rel)
+
+
+def aligned(relative: np.ndarray, depth_m: np.ndarray, known: np.ndarray, space: str, robust: bool) -> np.ndarray:
+    """(H, W) metres: `relative` after the best scale and shift over the `known` pixels."""
+    p, z = relative[known], depth_m[known]
+    if robust:
+        scale, shift = fit_affine(p, z, space, iterations=ITERATIONS)
+    else:
+        scale, shift = fit_affine(p, z, space, weight=log_slope(z.astype(np.float64), space) ** -2)
+    return limited(scale * relative.astype(np.float64) + shift, space)
+
+
+def blind_depth(depth_m: np.ndarray, known: np.ndarray, robust: bool) -> np.ndarray:
+    """(H, W) metres: the plane of inverse depth over the image that fits `known` pixels best, without the image."""
+    rows, columns = np.nonzero(known)
+    z = depth_m[known].astype(np.float64)
+    y = to_space(z, "inverse_depth")
+    slope = log_slope(z, "inverse_depth") if robust else np.ones_like(z)
+    height, width = depth_m.shape
+    design = np.stack([columns / width, rows / height, np.ones_like(z)], axis=1)
+    plane = _weighted_solve(design, y, slope**2)
+    for _ in range(ITERATIONS if robust else 0):
+        error = np.abs(slope * (design @ plane - y))
+        plane = _weighted_solve(design, y, slope**2 / np.maximum(error, 1e-3))
+    v, u = np.mgrid[:height, :width]
+    return limited(u / width * plane[0] + v / height * plane[1] + plane[2], "inverse_depth")
+
+
+def _weighted_solve(design: np.ndarray, y: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    weighted = design * weight[:, None]
+    return np.linalg.lstsq(weighted.T @ design, weighted.T @ y, rcond=None)[0]
+
+
+def limited(y: np.ndarray, space: str) -> np.ndarray:
+    """Metres from `space`, between 0.05 and 120; beyond infinity or behind the camera counts as the limit, not as
+    unknown: leaving pixels out would flatter."""
+    if space == "inverse_depth":
+        y = np.minimum(y, -1.0 / FARTHEST_M)
+    if space == "depth":
+        y = np.maximum(y, NEAREST_M)
+    if space == "log_depth":
+        y = np.clip(y, np.log(NEAREST_M), np.log(FARTHEST_M))
+    return np.clip(from_space(y, space), NEAREST_M, FARTHEST_M)
+
+
+def held_out_frames(scenes: Path, limit: int | None = None) -> Iterator[Frame]:
+    """The samples of the folder `scenes`/held_out."""
+    folder = Path(scenes) / "held_out"
+    names = sorted(path.stem for path in (folder / "camera").glob("*.json"))[:limit]
+    if not names:
+        raise Unusable(f"scenes {folder}: holds no samples; make some with 'python -m trainer generate'")
+    for name in names:
+        sample = load_sample(folder, name)
+        yield Frame(name, sample.rgb, sample.depth_m.astype(np.float32))
+
+
+def real_frames(folder: Path | None = None) -> Iterator[Frame]:
+    """The real frames in `folder`, by default $MARIGOLD_ROS_DATA or ../shared/data beside the checkout."""
+    folder = Path(folder or os.environ.get(DATA_VARIABLE) or _beside_checkout())
+    for path in sorted((folder / "indoor").glob("color_*.jpg")):
+        depth_mm = cv2.imread(str(path.with_name(path.stem.replace("color", "depth") + ".png")), cv2.IMREAD_UNCHANGED)
+        depth_m = np.where(depth_mm > 0, depth_mm.astype(np.float32) / 1000, np.nan)
+        yield Frame(f"indoor {path.stem[-1]}", _read_rgb(path), depth_m)
+    for path in sorted((folder / "kitti").glob("*/image.png")):
+        rgb = _read_rgb(path)
+        yield Frame(f"kitti {path.parent.name}", rgb, kitti_depth(path.parent, rgb.shape[:2]))
+
+
+def _beside_checkout() -> Path:
+    return Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def _read_rgb(path: Path) -> np.ndarray:
+    return cv2.cvtColor(cv2.imread(str(path), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+
+
+def kitti_depth(folder: Path, shape: tuple[int, int]) -> np.ndarray:
+    """(H, W) metres along the optical axis of the Velodyne points of a KITTI object frame, NaN elsewhere."""
+    calibration = {}
+    for line in (folder / "calib.txt").read_text().splitlines():
+        name, _, numbers = line.partition(":")
+        calibration[name] = np.array(numbers.split(), np.float64)
+    rectify = np.eye(4)
+    rectify[:3, :3] = calibration["R0_rect"].reshape(3, 3)
+    from_velodyne = np.vstack([calibration["Tr_velo_to_cam"].reshape(3, 4), [0, 0, 0, 1]])
+    points = np.fromfile(folder / "velodyne.bin", np.float32).reshape(-1, 4).astype(np.float64)
+    points[:, 3] = 1.0
+    u, v, w = calibration["P2"].reshape(3, 4) @ rectify @ from_velodyne @ points.T
+    ahead = w > 0.5
+    u, v, w = np.round(u[ahead] / w[ahead]).astype(int), np.round(v[ahead] / w[ahead]).astype(int), w[ahead]
+    inside = (u >= 0) & (u < shape[1]) & (v >= 0) & (v < shape[0])
+    u, v, w = u[inside], v[inside], w[inside]
+    order = np.argsort(-w)  # the nearest point of a pixel is written last
+    depth_m = np.full(shape, np.nan, np.float32)
+    depth_m[v[order], u[order]] = w[order]
+    return depth_m
+
+
+def evaluate(
+    checkpoint: Path,
+    scenes: Path | None,
+    engine: str = "torch",
+    limit: int | None = None,
+    size: tuple[int, int] = (0, 0),
+) -> dict[str, list[FrameScores]]:
+    """Scores of every frame, by set: 'held-out' where `scenes` are given, 'indoor' and 'kitti' where they exist."""
+    info = describe(Path(checkpoint))
+    config = ModelConfig(checkpoint=str(checkpoint), engine=engine, width=size[0], height=size[1])
+    estimator = load_estimator(config)
+    results: dict[str, list[FrameScores]] = {}
+    if scenes is not None:
+        frames = tqdm(held_out_frames(scenes, limit), desc="held-out", mininterval=5)
+        results["held-out"] = [evaluate_frame(frame, estimator(frame.rgb), info.space) for frame in frames]
+    for frame in real_frames():
+        results.setdefault(frame.name.split()[0], []).append(evaluate_frame(frame, estimator(frame.rgb), info.space))
+    estimator.close()
+    return results
+
+
+def mean(scores: list[FrameScores], part: str, measure: str) -> float:
+    """Mean over frames of e.g. part 'robust', measure 'abs_rel'."""
+    return float(np.mean([getattr(getattr(frame, part), measure) for frame in scores]))
+
+
+def table(results: dict[str, list[FrameScores]]) -> str:
+    """The results as a Markdown table: a row for the held-out set, one for each real frame."""
+    lines = [
+        "| frames | AbsRel | δ1 | RMSE m | image-blind AbsRel | near AbsRel | plain AbsRel | image-blind plain |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, scores in results.items():
+        if name == "held-out":
+            lines.append(_row(f"held-out ({len(scores)})", scores))
+        else:
+            lines += [_row(frame.name, [frame]) for frame in scores]
+    return "\n".join(lines)
+
+
+def _row(name: str, scores: list[FrameScores]) -> str:
+    near = [frame.near for frame in scores if np.isfinite(frame.near)]
+    values = [mean(scores, "robust", measure) for measure in ("abs_rel", "delta1", "rmse_m")]
+    values += [mean(scores, "blind", "abs_rel"), float(np.mean(near)) if near else np.nan]
+    values += [mean(scores, "plain", "abs_rel"), mean(scores, "blind_plain", "abs_rel")]
+    return f"| {name} | " + " | ".join(f"{value:.3f}" for value in values) + " |"
+
+
+def as_json(results: dict[str, list[FrameScores]], info: CheckpointInfo) -> dict:
+    """The results as plain values; the held-out set as means."""
+    out: dict = {"checkpoint": info.name, "digest": info.digest, "space": info.space, "frames": []}
+    for name, scores in results.items():
+        if name != "held-out":
+            out["frames"] += [asdict(frame) for frame in scores]
+            continue
+        parts = ("robust", "plain", "blind", "blind_plain")
+        measures = ("abs_rel", "delta1", "rmse_m")
+        out["held_out"] = {part: {m: mean(scores, part, m) for m in measures} for part in parts}
+        out["held_out"]["near_abs_rel"] = float(np.nanmean([frame.near for frame in scores]))
+        out["held_out"]["count"] = len(scores)
+    return out
+
+
+def contact_sheet(checkpoint: Path, frames: list[Frame], path: Path, engine: str = "torch") -> None:
+    """A PNG with one row per frame: image, prediction aligned to metres (inverse-depth colours), truth, error."""
+    info = describe(Path(checkpoint))
+    estimator = load_estimator(ModelConfig(checkpoint=str(checkpoint), engine=engine))
+    rows = [_sheet_row(frame, estimator(frame.rgb), info.space) for frame in frames]
+    width = max(row.shape[1] for row in rows)
+    rows = [cv2.copyMakeBorder(row, 0, 4, 0, width - row.shape[1], cv2.BORDER_CONSTANT) for row in rows]
+    cv2.imwrite(str(path), np.vstack(rows))
+
+
+def _sheet_row(frame: Frame, relative: np.ndarray, space: str) -> np.ndarray:
+    known = np.isfinite(frame.depth_m) & (frame.depth_m > 0)
+    metres = aligned(relative, frame.depth_m, known, space, robust=True)
+    low, high = np.percentile(1 / frame.depth_m[known], (2, 98))
+
+    def colours(depth_m: np.ndarray) -> np.ndarray:
+        share = np.clip((1 / depth_m - low) / (high - low), 0, 1)
+        picture = cv2.applyColorMap((np.nan_to_num(share) * 255).astype(np.uint8), cv2.COLORMAP_TURBO)
+        picture[np.isnan(depth_m)] = 0
+        return picture
+
+    truth = np.where(frame.depth_m > 0, frame.depth_m, np.nan)
+    if known.mean() < 0.2:  # single LiDAR points would be invisible when shrunk
+        nearest = cv2.dilate(np.nan_to_num(1 / truth, nan=0.0), np.ones((5, 5)))
+        truth = np.where(nearest > 0, 1 / np.maximum(nearest, 1e-6), np.nan)
+    error = np.clip(np.abs(metres / truth - 1) / 0.5, 0, 1)
+    heat = cv2.applyColorMap((np.nan_to_num(error) * 255).astype(np.uint8), cv2.COLORMAP_HOT)
+    raw = cv2.cvtColor((relative * 255).astype(np.uint8), cv2.COLOR_GRAY2BGR)
+    tiles = [cv2.cvtColor(frame.rgb, cv2.COLOR_RGB2BGR), raw, colours(metres), colours(truth), heat]
+    height = round(320 * frame.rgb.shape[0] / frame.rgb.shape[1])
+    return np.hstack([cv2.resize(tile, (320, height), interpolation=cv2.INTER_AREA) for tile in tiles])
