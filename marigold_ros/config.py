@@ -117,6 +117,10 @@ class ImageConfig:
         "best_effort", "QoS reliability of the image, camera_info and range subscriptions.",
         choices=("best_effort", "reliable"), read_only=True,
     )  # fmt: skip
+    rectified: bool = setting(
+        False, "The image is rectified already (image_rect): the camera info's P counts, its D does not.",
+        read_only=True,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         check(self)

@@ -1,0 +1,170 @@
+"""What the node says of itself on /diagnostics: rates, latencies, counts, the fit, and what is wrong (REP 107)."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+
+from marigold_ros.pipeline import FrameDepth
+
+# Rates and percentiles cover this much of the past.
+_WINDOW_S = 10.0
+_WINDOW_FRAMES = 300
+# Latencies beyond this say that stamps and node live by different clocks, not that the node is slow.
+_SANE_LATENCY_S = 3600.0
+
+OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
+
+
+class Diagnostics:
+    """Collects what happens, from any thread, and turns it into a status message.
+
+    A problem has a key, and stands until `solved` is called with that key; the worst standing problem is the status.
+    """
+
+    def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._name = name
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._facts: dict[str, str] = {}
+        self._problems: dict[str, tuple[bytes, str]] = {}
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget counts, windows and standing problems: a new configuration starts."""
+        with self._lock:
+            self._counts: Counter[str] = Counter()
+            self._times: dict[str, deque[float]] = {}
+            self._latencies_s: deque[float] = deque(maxlen=_WINDOW_FRAMES)
+            self._stages_s: dict[str, deque[float]] = {}
+            self._problems.clear()
+            self._frame: FrameDepth | None = None
+            self._metric_off_since_ns: int | None = None
+
+    def describe(self, **facts: str) -> None:
+        """Set facts that change with the configuration only, such as engine and checkpoint."""
+        with self._lock:
+            self._facts.update(facts)
+
+    def count(self, event: str) -> None:
+        """Note that `event` ('image', 'scan', 'unusable', 'failed', …) happened now."""
+        with self._lock:
+            self._counts[event] += 1
+            self._times.setdefault(event, deque(maxlen=_WINDOW_FRAMES)).append(self._clock())
+
+    def problem(self, key: str, text: str, level: bytes = WARN) -> None:
+        """Something is wrong, until `solved(key)`."""
+        with self._lock:
+            self._problems[key] = (level, text)
+
+    def solved(self, *keys: str) -> None:
+        """The problems of these keys, if they stood, are gone."""
+        with self._lock:
+            for key in keys:
+                self._problems.pop(key, None)
+
+    def frame(self, frame: FrameDepth, stamp_ns: int, latency_s: float, metric: bool) -> None:
+        """Note an answered image; `metric` says whether metres were asked for."""
+        self.count("published")
+        with self._lock:
+            self._latencies_s.append(latency_s)
+            for stage, seconds in frame.stage_s.items():
+                self._stages_s.setdefault(stage, deque(maxlen=_WINDOW_FRAMES)).append(seconds)
+            self._frame = frame
+            off = metric and frame.depth_m is None
+            if not off:
+                self._metric_off_since_ns = None
+            elif self._metric_off_since_ns is None:
+                self._metric_off_since_ns = stamp_ns
+            since_ns = self._metric_off_since_ns
+        if off:
+            self.problem("metric", f"no metric depth since {since_ns * 1e-9:.3f}: {frame.problem}")
+        elif metric and frame.problem is not None:
+            self.problem("metric", f"the fit is held for {frame.fit_age_s:.2f} s: {frame.problem}")
+        else:
+            self.solved("metric")
+
+    def message(self, state: str, listened: bool, dropped: int) -> DiagnosticArray:
+        """The status now, without its stamp; `state` is the lifecycle state, `dropped` the overwritten images."""
+        with self._lock:
+            level, text = self._verdict(state, listened)
+            values = {"lifecycle state": state, **self._facts, **self._numbers(dropped)}
+            hardware = self._facts.get("engine", "none")
+        pairs = [KeyValue(key=key, value=value) for key, value in values.items()]
+        status = DiagnosticStatus(level=level, name=self._name, message=text, hardware_id=hardware, values=pairs)
+        return DiagnosticArray(status=[status])
+
+    def _verdict(self, state: str, listened: bool) -> tuple[bytes, str]:
+        if self._problems:
+            ranked = sorted(self._problems.values(), key=lambda problem: problem[0], reverse=True)
+            return ranked[0][0], "; ".join(text for _, text in ranked)
+        if state != "active":
+            return OK, state
+        if self._rate("image") == 0.0:
+            return WARN, "no images; check the topic, its type (image.transport) and its QoS (image.reliability)"
+        if not listened:
+            return OK, "nobody listens; the network rests"
+        return OK, f"{self._rate('published'):.1f} frames per second"
+
+    def _numbers(self, dropped: int) -> dict[str, str]:
+        """The measured key-values."""
+        numbers = {f"{event} rate (Hz)": f"{self._rate(event):.2f}" for event in ("image", "scan", "published")}
+        numbers |= {f"{event} total": str(self._counts[event]) for event in ("image", "published")}
+        numbers["images dropped"] = str(dropped)
+        numbers["messages unusable"] = str(self._counts["unusable"])
+        numbers["frames failed"] = str(self._counts["failed"])
+        numbers |= self._latency_numbers()
+        for stage, seconds in self._stages_s.items():
+            numbers |= _percentiles(f"{stage} time", seconds)
+        return numbers | self._fit_numbers()
+
+    def _latency_numbers(self) -> dict[str, str]:
+        if self._latencies_s and abs(self._latencies_s[-1]) > _SANE_LATENCY_S:
+            note = "stamps and node clock differ; set use_sim_time, or synchronise the clocks"
+            return {"latency": f"{self._latencies_s[-1]:.0f} s ({note})"}
+        return _percentiles("latency stamp to publish", self._latencies_s)
+
+    def _fit_numbers(self) -> dict[str, str]:
+        frame = self._frame
+        if frame is None or (frame.anchors is None and frame.fit is None):
+            return {}
+        numbers = {}
+        if frame.anchors is not None:
+            used = len(frame.anchors)
+            numbers = {"anchors used": str(used), "anchors rejected": str(frame.anchors.seen - used)}
+        if self._metric_off_since_ns is not None:
+            numbers["metric off since (s)"] = f"{self._metric_off_since_ns * 1e-9:.3f}"
+        fit = frame.fit
+        if fit is None:
+            return numbers
+        return numbers | {
+            "anchors that agree": f"{fit.inliers} of {fit.anchors}",
+            "residual (relative)": f"{fit.residual:.4f}",
+            "scale": f"{fit.scale:.6g}",
+            "shift": f"{fit.shift:.6g}",
+            "space": fit.space,
+            "fit age (s)": f"{frame.fit_age_s:.3f}",
+        }
+
+    def _rate(self, event: str) -> float:
+        """Events per second over the window."""
+        now = self._clock()
+        recent = [t for t in self._times.get(event, ()) if now - t <= _WINDOW_S]
+        if len(recent) < 2:
+            return len(recent) / _WINDOW_S
+        # From the first event to now, so that a topic that stops fades out instead of keeping its rate.
+        return (len(recent) - 1) / max(now - recent[0], 1e-3)
+
+
+def _percentiles(name: str, seconds: Iterable[float]) -> dict[str, str]:
+    """p50 and p95 in milliseconds."""
+    values = list(seconds)
+    if not values:
+        return {}
+    p50, p95 = np.percentile(values, (50, 95)) * 1e3
+    return {f"{name} p50 (ms)": f"{p50:.1f}", f"{name} p95 (ms)": f"{p95:.1f}"}

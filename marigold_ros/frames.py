@@ -1,0 +1,158 @@
+"""From an image message to published depth: reads messages, runs the pipeline, publishes, reports.
+
+One object lives from configure to cleanup. `on_…` are called by the executor, `process` by the worker's thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+from rclpy.lifecycle import LifecycleNode
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan, PointCloud2
+
+from marigold_ros import messages
+from marigold_ros.complaints import Complaints
+from marigold_ros.config import Config, Unusable
+from marigold_ros.diagnostics import ERROR, Diagnostics
+from marigold_ros.geometry import Camera
+from marigold_ros.outputs import Outputs, Wanted
+from marigold_ros.pipeline import Estimator, FrameDepth, Pipeline, Scan
+from marigold_ros.scans import ScanBuffer
+from marigold_ros.transforms import Extrinsic
+
+ImageMessage = Image | CompressedImage
+RangeMessage = PointCloud2 | LaserScan
+
+
+class FrameProcessor:
+    """Connects the messages of one camera and one range sensor to a `Pipeline` and its results to `Outputs`."""
+
+    def __init__(
+        self,
+        node: LifecycleNode,
+        config: Callable[[], Config],
+        estimator: Estimator,
+        extrinsic: Extrinsic,
+        outputs: Outputs,
+        diagnostics: Diagnostics,
+    ) -> None:
+        self._node = node
+        self._config = config
+        self._extrinsic = extrinsic
+        self._outputs = outputs
+        self._diagnostics = diagnostics
+        self._pipeline = Pipeline(estimator)
+        self._complain = Complaints(node.get_logger().warning)
+        self._topics = {name: node.resolve_topic_name(name) for name in ("image", "camera_info", "range")}
+        decode = messages.points_from_scan if config().range.type == "laserscan" else messages.points_from_cloud
+        self._scans = ScanBuffer(decode, partial(self._unusable, "range"))
+        self._info: CameraInfo | None = None
+        self._camera: tuple[tuple, Camera] | None = None
+        self._newest_ns = 0
+
+    def on_camera_info(self, message: CameraInfo) -> None:
+        """Keep the newest camera info."""
+        self._info = message
+
+    def on_range(self, message: RangeMessage) -> None:
+        """Keep a scan; it is read when an image needs it."""
+        self._diagnostics.count("scan")
+        self._scans.add(message)
+
+    def process(self, message: ImageMessage) -> None:
+        """Answer one image; whatever goes wrong is reported, and the next image gets its chance."""
+        try:
+            self._answer(message)
+        except Unusable as problem:
+            self._unusable("image", problem)
+        except Exception as problem:
+            if not self._node.context.ok():
+                return  # ROS was shut down in mid-frame: there is nobody left to publish to
+            self._diagnostics.count("failed")
+            text = f"the frame failed with {type(problem).__name__}: {problem}"
+            self._diagnostics.problem("frame", text, ERROR)
+            self._complain(self._topics["image"], text, "dropped")
+
+    def _answer(self, message: ImageMessage) -> None:
+        wanted = self._outputs.wanted()
+        if not wanted.metric:
+            self._diagnostics.solved("metric", "range")
+        if not wanted.anything:
+            return
+        config, image_ns = self._config(), messages.stamp_ns(message.header)
+        self._notice_time(image_ns)
+        start = time.perf_counter()
+        compressed = isinstance(message, CompressedImage)
+        rgb = messages.rgb_from_compressed(message) if compressed else messages.rgb_from_image(message)
+        self._diagnostics.solved("image")
+        camera = self._camera_of(rgb.shape[1], rgb.shape[0], config)
+        if camera is None:
+            return
+        decoded = time.perf_counter()
+        frame = self._pipeline(
+            rgb, camera, image_ns, partial(self._find_scan, message, config), config, metric=wanted.metric
+        )
+        self._publish(frame, message, image_ns, wanted, config, decode_s=decoded - start)
+
+    def _publish(
+        self,
+        frame: FrameDepth,
+        message: ImageMessage,
+        image_ns: int,
+        wanted: Wanted,
+        config: Config,
+        decode_s: float,
+    ) -> None:
+        start = time.perf_counter()
+        self._outputs.publish(frame, message.header, wanted, config.output)
+        frame.stage_s.update(decode=decode_s, publish=time.perf_counter() - start)
+        latency_s = (self._node.get_clock().now().nanoseconds - image_ns) * 1e-9
+        self._diagnostics.solved("frame")
+        self._diagnostics.frame(frame, image_ns, latency_s, wanted.metric)
+        if wanted.metric and frame.problem is not None:
+            consequence = "the last fit is held" if frame.depth_m is not None else "no metric depth"
+            self._complain(self._topics["range"], frame.problem, consequence)
+
+    def _camera_of(self, width: int, height: int, config: Config) -> Camera | None:
+        """The camera of an image of this size, or None while no camera info tells of one."""
+        info = self._info
+        try:
+            if info is None:
+                raise Unusable("no camera info yet; nothing is published without it")
+            key = (width, height, messages.info_key(info))
+            if self._camera is None or self._camera[0] != key:
+                camera = messages.camera_from_info(info, width, height, rectified=config.image.rectified)
+                self._camera = key, camera
+        except Unusable as problem:
+            self._unusable("camera_info", problem)
+            return None
+        self._diagnostics.solved("camera_info")
+        return self._camera[1]
+
+    def _find_scan(self, image: ImageMessage, config: Config) -> Scan:
+        if config.range.type == "none":
+            raise Unusable("range.type='none': relative depth only")
+        image_ns = messages.stamp_ns(image.header)
+        found = self._scans.nearest(image_ns, config.range.max_age_s)
+        self._diagnostics.solved("range")
+        camera_from_lidar = self._extrinsic.camera_from_lidar(
+            image.header.frame_id, image_ns, found.frame, found.stamp_ns
+        )
+        return Scan(found.points, camera_from_lidar)
+
+    def _notice_time(self, image_ns: int) -> None:
+        """When time runs backwards (a bag that starts again), forget what was known of the future."""
+        if image_ns < self._newest_ns:
+            back_s = (self._newest_ns - image_ns) * 1e-9
+            self._complain(self._topics["image"], f"time went back by {back_s:.3f} s", "starting anew")
+            self._scans.forget_after(image_ns + int(self._config().range.max_age_s * 1e9))
+            self._extrinsic.forget()
+        self._newest_ns = image_ns
+
+    def _unusable(self, topic: str, problem: Unusable) -> None:
+        """Drop, count, say once."""
+        self._diagnostics.count("unusable")
+        self._diagnostics.problem(topic, f"{self._topics[topic]}: {problem}")
+        self._complain(self._topics[topic], str(problem), "dropped")

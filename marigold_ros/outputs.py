@@ -1,0 +1,114 @@
+"""The topics that the node publishes, and who listens to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rclpy.lifecycle import LifecycleNode
+from rclpy.lifecycle.publisher import LifecyclePublisher
+from rclpy.qos import HistoryPolicy, QoSPolicyKind, QoSProfile, ReliabilityPolicy
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from sensor_msgs.msg import CameraInfo, Image, PointCloud2
+from std_msgs.msg import Header
+
+from marigold_ros import messages
+from marigold_ros.config import OutputConfig
+from marigold_ros.pipeline import FrameDepth
+from marigold_ros.visual import colour_map
+
+
+def qos(reliability: str, depth: int) -> QoSProfile:
+    """A volatile profile that keeps the last `depth` messages; `reliability` as in the settings."""
+    return QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=depth, reliability=ReliabilityPolicy[reliability.upper()])
+
+
+def qos_overrides() -> QoSOverridingOptions:
+    """Lets the user change a topic's QoS by parameters `qos_overrides./topic.subscription.reliability` and so on."""
+    kinds = (QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH, QoSPolicyKind.RELIABILITY, QoSPolicyKind.DURABILITY)
+    return QoSOverridingOptions(kinds)
+
+
+def info_topic(depth_topic: str) -> str:
+    """The camera info topic that subscribers of the depth topic will look for.
+
+    image_transport takes the sibling of the image topic; `/depth` alone has no good sibling, `/x/depth/image` has.
+    """
+    parent, _, last = depth_topic.rpartition("/")
+    return f"{parent}/camera_info" if last.startswith("image") else f"{depth_topic}/camera_info"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What somebody listens to."""
+
+    relative: bool
+    depth: bool
+    points: bool
+    visual: bool
+
+    @property
+    def metric(self) -> bool:
+        """Whether anything in metres is wanted."""
+        return self.depth or self.points or self.visual
+
+    @property
+    def anything(self) -> bool:
+        """Whether there is anything to do at all."""
+        return self.relative or self.metric
+
+
+class Outputs:
+    """Publishes what is listened to, in the form that the settings ask for, under the image's own header."""
+
+    def __init__(self, node: LifecycleNode, settings: OutputConfig) -> None:
+        self._node = node
+        self._profile = settings.reliability
+        self._cloud: messages.CloudWriter | None = None
+        self._publishers: list[LifecyclePublisher] = []
+        self._depth = self._publisher(Image, "depth")
+        self._info = self._publisher(CameraInfo, info_topic(self._depth.topic_name))
+        self._points = self._publisher(PointCloud2, "points")
+        self._relative = self._publisher(Image, "relative_depth")
+        self._visual = self._publisher(Image, "depth/visual")
+
+    def wanted(self) -> Wanted:
+        """Which outputs have subscribers now; the camera info alone is no reason to work."""
+        return Wanted(
+            relative=self._relative.get_subscription_count() > 0,
+            depth=self._depth.get_subscription_count() > 0,
+            points=self._points.get_subscription_count() > 0,
+            visual=self._visual.get_subscription_count() > 0,
+        )
+
+    def publish(self, frame: FrameDepth, header: Header, wanted: Wanted, settings: OutputConfig) -> None:
+        """Publish one frame; without a fit nothing in metres."""
+        if frame.depth_m is not None:
+            if wanted.depth:
+                convert = messages.millimetre_image if settings.depth_encoding == "16UC1" else messages.float_image
+                self._info.publish(messages.camera_info(frame.camera, header))
+                self._depth.publish(convert(frame.depth_m, header))
+            if wanted.points:
+                self._points.publish(self._cloud_message(frame, header, settings.points_stride))
+            if wanted.visual:
+                picture = colour_map(frame.depth_m, settings.visual_max_m)
+                self._visual.publish(messages.colour_image(picture, "bgr8", header))
+        if wanted.relative:
+            self._relative.publish(messages.float_image(frame.relative, header))
+
+    def close(self) -> None:
+        """Remove the topics."""
+        for publisher in self._publishers:
+            self._node.destroy_lifecycle_publisher(publisher)
+
+    def _publisher(self, kind: type, topic: str) -> LifecyclePublisher:
+        profile = qos(self._profile, depth=2)
+        publisher = self._node.create_lifecycle_publisher(kind, topic, profile, qos_overriding_options=qos_overrides())
+        self._publishers.append(publisher)
+        return publisher
+
+    def _cloud_message(self, frame: FrameDepth, header: Header, stride: int) -> PointCloud2:
+        if self._cloud is None or self._cloud.camera != frame.camera:
+            self._cloud = messages.CloudWriter(frame.camera)
+        if stride == 1:
+            return self._cloud.organized(frame.depth_m, frame.rgb, header)
+        return self._cloud.strided(frame.depth_m, frame.rgb, stride, header)

@@ -1,0 +1,126 @@
+"""The way of a frame, without ROS: image, camera and scan in, relative and metric depth out.
+
+The node, the offline tool and the benchmark all go through here. One object serves one camera; what depends on the
+camera alone is made when the camera changes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from marigold_ros.anchors import Anchors, find_anchors
+from marigold_ros.config import Config, Unusable
+from marigold_ros.geometry import Camera, Rectifier, rectifier
+from marigold_ros.metric import FitHolder, MetricFit, Refusal, apply_fit, fit_metric
+
+
+class Estimator(Protocol):
+    """What `estimator.load_estimator` returns, as far as a frame needs it."""
+
+    space: str
+
+    def __call__(self, rgb: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8 -> (H, W) float32, increasing with distance, affine in `space`."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Range points (N, 3) float32 in the LiDAR's frame, and (4, 4) `camera_from_lidar`."""
+
+    points: np.ndarray
+    camera_from_lidar: np.ndarray
+
+
+@dataclass(frozen=True)
+class FrameDepth:
+    """The answer to one image.
+
+    `rgb` and `camera` are those of the rectified image, pixel on pixel with `relative` and `depth_m`, (H, W) float32.
+    `depth_m` is None without a fit; `problem` then, and while an old fit is held, says why there is no new one.
+    """
+
+    rgb: np.ndarray
+    camera: Camera
+    relative: np.ndarray
+    depth_m: np.ndarray | None = None
+    fit: MetricFit | None = None
+    fit_age_s: float | None = None
+    anchors: Anchors | None = None
+    problem: str | None = None
+    stage_s: dict[str, float] = field(default_factory=dict)
+
+
+class Pipeline:
+    """Runs the network, finds anchors, fits and applies; remembers the last fit for `fit.hold_s`."""
+
+    def __init__(self, estimator: Estimator) -> None:
+        self._estimator = estimator
+        self._fits = FitHolder()
+        self._raw_camera: Camera | None = None
+        self._rectifier: Rectifier | None = None
+
+    def __call__(
+        self,
+        rgb: np.ndarray,
+        camera: Camera,
+        stamp_ns: int,
+        find_scan: Callable[[], Scan],
+        config: Config,
+        *,
+        metric: bool = True,
+    ) -> FrameDepth:
+        """Depth of one (H, W, 3) uint8 image.
+
+        `find_scan` is called after the network, so that a scan that arrives meanwhile still counts; it raises
+        `Unusable` where there is none. Without `metric` only the relative depth is computed.
+        """
+        stage_s: dict[str, float] = {}
+        with _timed(stage_s, "rectify"):
+            rgb, camera = self._rectified(rgb, camera)
+        with _timed(stage_s, "network"):
+            relative = self._estimator(rgb)
+        if not metric:
+            return FrameDepth(rgb, camera, relative, stage_s=stage_s)
+        with _timed(stage_s, "anchors"):
+            anchors, problem = _anchors(find_scan, camera, config)
+        with _timed(stage_s, "fit"):
+            new = None
+            if anchors is not None:
+                new = fit_metric(relative, anchors, self._estimator.space, config.fit)
+            if isinstance(new, Refusal):
+                new, problem = None, new.reason
+            fit = self._fits.update(stamp_ns, new, config.fit.hold_s)
+            depth_m = None if fit is None else apply_fit(fit, relative, config.fit.max_depth_m)
+        return FrameDepth(rgb, camera, relative, depth_m, fit, self._fits.age_s(), anchors, problem, stage_s)
+
+    def _rectified(self, rgb: np.ndarray, camera: Camera) -> tuple[np.ndarray, Camera]:
+        """The image without lens distortion, and its camera."""
+        if camera != self._raw_camera:
+            self._rectifier = rectifier(camera)
+            self._raw_camera = camera
+        if self._rectifier is None:
+            return rgb, camera
+        return self._rectifier(rgb), self._rectifier.camera
+
+
+def _anchors(find_scan: Callable[[], Scan], camera: Camera, config: Config) -> tuple[Anchors | None, str | None]:
+    """The anchors, or None and why there are none."""
+    try:
+        scan = find_scan()
+    except Unusable as problem:
+        return None, str(problem)
+    return find_anchors(scan.points, scan.camera_from_lidar, camera, config.range), None
+
+
+@contextmanager
+def _timed(stage_s: dict[str, float], stage: str) -> Iterator[None]:
+    """Note how long the block took."""
+    start = time.perf_counter()
+    yield
+    stage_s[stage] = time.perf_counter() - start

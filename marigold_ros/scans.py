@@ -1,0 +1,87 @@
+"""The last few scans, to find the one nearest in time to an image."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from marigold_ros.config import Unusable
+from marigold_ros.messages import stamp_ns
+
+# At 10 to 20 Hz this reaches a second back; memory stays bounded whatever the sensor does.
+_KEPT = 20
+
+
+@dataclass(frozen=True)
+class StampedPoints:
+    """(N, 3) float32 points in `frame` at `stamp_ns`."""
+
+    points: np.ndarray
+    frame: str
+    stamp_ns: int
+
+
+class ScanBuffer:
+    """Keeps range messages as they came and turns the one that is needed into points, once."""
+
+    def __init__(self, decode: Callable[[Any], np.ndarray], on_unusable: Callable[[Unusable], None]) -> None:
+        self._decode = decode
+        self._on_unusable = on_unusable
+        self._messages: deque[Any] = deque(maxlen=_KEPT)
+        self._decoded: tuple[Any, StampedPoints] | None = None
+        self._lock = threading.Lock()
+
+    def add(self, message: Any) -> None:
+        """Take a message; one from before the newest means that time started again, and the old ones go."""
+        with self._lock:
+            if self._messages and stamp_ns(message.header) < stamp_ns(self._messages[-1].header):
+                self._messages.clear()
+            self._messages.append(message)
+
+    def forget_after(self, newest_ns: int) -> None:
+        """Drop scans from later than `newest_ns`: they belong to a time that has been left."""
+        with self._lock:
+            self._keep(lambda m: stamp_ns(m.header) <= newest_ns)
+
+    def nearest(self, image_ns: int, max_age_s: float) -> StampedPoints:
+        """The readable scan nearest in time to the image; raises `Unusable` when there is none or it is too far away.
+
+        Scans that cannot be read are reported to `on_unusable`, once, and dropped.
+        """
+        nothing = Unusable("no scan; check the topic, its type (range.type) and its QoS (image.reliability)")
+        while True:
+            with self._lock:
+                message = min(self._messages, key=lambda m: abs(stamp_ns(m.header) - image_ns), default=None)
+            if message is None:
+                raise nothing
+            age_s = (image_ns - stamp_ns(message.header)) * 1e-9
+            if abs(age_s) > max_age_s:
+                when = "older" if age_s > 0 else "newer"
+                raise Unusable(
+                    f"the nearest scan is {abs(age_s):.3f} s {when} than the image (range.max_age_s={max_age_s:g}); "
+                    "check the sensor's rate and that both clocks agree"
+                )
+            try:
+                return self._points(message)
+            except Unusable as problem:
+                nothing = problem
+                self._on_unusable(problem)
+                self._drop(message)
+
+    def _points(self, message: Any) -> StampedPoints:
+        if self._decoded is None or self._decoded[0] is not message:
+            header = message.header
+            self._decoded = message, StampedPoints(self._decode(message), header.frame_id, stamp_ns(header))
+        return self._decoded[1]
+
+    def _drop(self, message: Any) -> None:
+        with self._lock:
+            self._keep(lambda m: m is not message)
+
+    def _keep(self, wanted: Callable[[Any], bool]) -> None:
+        self._messages = deque(filter(wanted, self._messages), maxlen=_KEPT)

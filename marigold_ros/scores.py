@@ -1,0 +1,48 @@
+"""How well a metric depth map agrees with the truth: the project's one definition of AbsRel, delta1 and RMSE."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Errors over the pixels where both prediction and truth are known.
+
+    abs_rel: mean |predicted - true| / true; delta1: share of pixels with max(predicted/true, true/predicted) < 1.25;
+    rmse_m: root of the mean squared error in metres; pixels: how many were compared; coverage: their share of the
+    pixels whose truth is known. All errors are NaN when nothing could be compared.
+    """
+
+    abs_rel: float
+    delta1: float
+    rmse_m: float
+    pixels: int
+    coverage: float
+
+
+def score(predicted_m: np.ndarray, truth_m: np.ndarray, valid: np.ndarray | None = None) -> Scores:
+    """Compare `predicted_m` with `truth_m`, arrays of one shape in metres; NaN or <= 0 means unknown in both.
+
+    `valid`: bool array of the same shape that narrows the pixels of the truth to be asked about.
+    """
+    known = np.isfinite(truth_m) & (truth_m > 0)
+    if valid is not None:
+        known &= valid
+    asked = int(np.count_nonzero(known))
+    with np.errstate(invalid="ignore"):
+        known &= np.isfinite(predicted_m) & (predicted_m > 0)
+    predicted, truth = predicted_m[known].astype(np.float64), truth_m[known].astype(np.float64)
+    if len(truth) == 0:
+        return Scores(np.nan, np.nan, np.nan, 0, 0.0)
+    difference = np.abs(predicted - truth)
+    ratio = np.maximum(predicted / truth, truth / predicted)
+    return Scores(
+        abs_rel=float(np.mean(difference / truth)),
+        delta1=float(np.mean(ratio < 1.25)),
+        rmse_m=float(np.sqrt(np.mean(difference**2))),
+        pixels=len(truth),
+        coverage=len(truth) / asked,
+    )

@@ -1,0 +1,50 @@
+"""Fixtures for the tests that need ROS: real rclpy and real DDS with the shipped profile, in a domain of their own."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def ros_domain():
+    """A ROS domain that nobody else uses, on this machine only; node processes inherit it."""
+    rclpy = pytest.importorskip("rclpy")
+    profile = str(PROJECT / "config" / "fastdds.xml")
+    os.environ["FASTRTPS_DEFAULT_PROFILES_FILE"] = os.environ["FASTDDS_DEFAULT_PROFILES_FILE"] = profile
+    os.environ["ROS_DOMAIN_ID"] = str(10 + os.getpid() % 90)
+    humble = os.environ.get("ROS_DISTRO") == "humble"
+    os.environ.update({"ROS_LOCALHOST_ONLY": "1"} if humble else {"ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"})
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    rclpy.init()
+    yield
+    rclpy.try_shutdown()
+
+
+@pytest.fixture(scope="session")
+def robot(ros_domain):
+    """The rest of the robot: a camera, a LiDAR, and somebody who listens."""
+    from ros_harness import Robot
+
+    robot = Robot()
+    yield robot
+    robot.node.destroy_node()
+
+
+@pytest.fixture(scope="module")
+def start_node(ros_domain, tmp_path_factory):
+    """A function that starts a node process; whatever still runs at the end of the module is killed."""
+    from ros_harness import NodeProcess
+
+    started = []
+
+    def start(*args, **kwargs):
+        log = tmp_path_factory.mktemp("node") / "log"
+        started.append(NodeProcess(log, *args, **kwargs))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()

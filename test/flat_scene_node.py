@@ -1,0 +1,43 @@
+"""The real node before a scene that needs no network: depth grows from left to right. A program for the node tests.
+
+Environment: FLAT_SCENE_SECONDS is how long each look takes.
+"""
+
+import os
+import sys
+import time
+
+import numpy as np
+
+from marigold_ros import depth_node
+
+NEAR_M, FAR_M = 2.0, 10.0
+
+
+def relative_depth(width: int, height: int) -> np.ndarray:
+    """(H, W) float32 from 0 at the left to 1 at the right."""
+    return np.broadcast_to(np.linspace(0.0, 1.0, width, dtype=np.float32), (height, width)).copy()
+
+
+def depth_m(width: int, height: int) -> np.ndarray:
+    """(H, W) float32 metres: what the LiDAR of the tests measures."""
+    return NEAR_M + (FAR_M - NEAR_M) * relative_depth(width, height)
+
+
+class FlatScene:
+    space, engine, checkpoint = "depth", "no engine", "flat scene"
+
+    def __init__(self):
+        self.seconds = float(os.environ.get("FLAT_SCENE_SECONDS", "0.03"))
+
+    def __call__(self, rgb):
+        print("looking", file=sys.stderr, flush=True)
+        time.sleep(self.seconds)
+        return relative_depth(rgb.shape[1], rgb.shape[0])
+
+    def close(self):
+        print("closed", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(depth_node.main(load_estimator=lambda settings: FlatScene()))

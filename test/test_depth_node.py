@@ -1,0 +1,514 @@
+"""The node as its own process, over real DDS: frames, bad input, parameters, lifecycle, shutdown."""
+
+import signal
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy")
+from lifecycle_msgs.srv import ChangeState, GetState
+from rcl_interfaces.msg import Parameter, ParameterValue
+from rcl_interfaces.srv import DescribeParameters, SetParameters
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
+
+from flat_scene_node import FAR_M, NEAR_M, depth_m, relative_depth
+from ros_harness import (
+    HEIGHT,
+    REAL,
+    STATIC,
+    TEST,
+    WIDTH,
+    cloud_of,
+    compressed_image,
+    good_image,
+    good_info,
+    lidar_points,
+    stamp,
+)
+
+OUTPUTS = {"depth": Image, "depth__camera_info": CameraInfo, "points": PointCloud2, "relative_depth": Image}
+PREFIX = "/robot/"
+
+
+@pytest.fixture(scope="module")
+def node(start_node):
+    """A node with the default extrinsic: tf2, which a stand-in plays since tf2_ros is not on PyPI."""
+    return start_node(
+        parameters={"fit.min_anchors": 10},
+        arguments=["-r", "__ns:=/robot"],
+        environment={"PYTHONPATH": str(TEST / "fake_tf2")},
+    )
+
+
+@pytest.fixture
+def listening(robot, node):
+    """The robot, listening to every output of the running node."""
+    robot.listen(**{f"{PREFIX}{name}".replace("/", "__"): kind for name, kind in OUTPUTS.items()})
+    robot.frame_answered(PREFIX + "depth", PREFIX)
+    return robot
+
+
+def send_until_logged(robot, node, text, **changed):
+    """Send bad frames until the node has complained, then one more; returns the stamp of that one."""
+
+    def complained():
+        robot.send_frame(prefix=PREFIX, **{key: make() for key, make in changed.items()})
+        robot.executor.spin_once(timeout_sec=0.05)
+        return text in node.log
+
+    robot.spin_until(complained, f"{text!r} in the log")
+    return robot.send_frame(prefix=PREFIX, **{key: make() for key, make in changed.items()})
+
+
+def floats(image: Image) -> np.ndarray:
+    return np.frombuffer(image.data, "<f4").reshape(image.height, image.width)
+
+
+# Good frames
+
+
+def test_a_frame_comes_back_in_metres_under_its_own_header(listening):
+    depth = listening.frame_answered(PREFIX + "depth", PREFIX)
+    assert (depth.encoding, depth.width, depth.height, depth.step) == ("32FC1", WIDTH, HEIGHT, 4 * WIDTH)
+    assert depth.header.frame_id == "camera"
+    np.testing.assert_allclose(floats(depth), depth_m(WIDTH, HEIGHT), rtol=1e-3)
+
+
+def test_camera_info_and_cloud_carry_the_identical_stamp(listening):
+    depth = listening.frame_answered(PREFIX + "depth", PREFIX)
+    key = depth.header.stamp.sec * 10**9 + depth.header.stamp.nanosec
+    info_topic, points_topic = PREFIX + "depth/camera_info", PREFIX + "points"
+    listening.spin_until(
+        lambda: key in listening.answers[info_topic] and key in listening.answers[points_topic], "both"
+    )
+    info, cloud = listening.answers[info_topic][key], listening.answers[points_topic][key]
+    assert info.header == depth.header
+    assert cloud.header == depth.header
+    assert (info.width, info.height, list(info.k)) == (WIDTH, HEIGHT, list(good_info().k))
+    assert (cloud.height, cloud.width, cloud.point_step, cloud.is_dense) == (HEIGHT, WIDTH, 16, False)
+
+
+def test_relative_depth_has_a_topic_of_its_own(listening):
+    relative = listening.frame_answered(PREFIX + "relative_depth", PREFIX)
+    np.testing.assert_array_equal(floats(relative), relative_depth(WIDTH, HEIGHT))
+
+
+def test_the_visual_is_made_while_somebody_looks(listening):
+    listening.listen(**{f"{PREFIX}depth/visual".replace("/", "__"): Image})
+    picture = listening.frame_answered(PREFIX + "depth/visual", PREFIX)
+    assert (picture.encoding, picture.width, picture.height) == ("bgr8", WIDTH, HEIGHT)
+    listening.ignore(PREFIX + "depth/visual")
+
+
+def test_distorted_images_are_rectified_and_the_outputs_say_so(listening):
+    def distorted():
+        info = good_info()
+        info.d = [-0.1, 0.01, 0.0, 0.0, 0.0]
+        return info
+
+    depth = listening.frame_answered(PREFIX + "depth", PREFIX, camera_info=distorted)
+    key = depth.header.stamp.sec * 10**9 + depth.header.stamp.nanosec
+    listening.spin_until(lambda: key in listening.answers[PREFIX + "depth/camera_info"], "camera info")
+    assert list(listening.answers[PREFIX + "depth/camera_info"][key].d) == [0.0] * 5
+
+
+def test_no_fit_means_no_metres_and_relative_depth_goes_on(listening, node):
+    bad = send_until_logged(listening, node, "no metric depth", range=lambda: None)
+    listening.spin_until(lambda: bad in listening.answers[PREFIX + "relative_depth"], "relative depth")
+    listening.spin_until(
+        lambda: listening.status is not None and "no metric depth since" in listening.status.message, "diagnostics"
+    )
+    assert bad not in listening.answers[PREFIX + "depth"]
+    assert bad not in listening.answers[PREFIX + "points"]
+
+
+def test_a_fit_is_held_for_a_while(listening):
+    listening.frame_answered(PREFIX + "depth", PREFIX)
+    held = listening.send_frame(listening.next_stamp(0.5), PREFIX, range=None)
+    listening.spin_until(lambda: held in listening.answers[PREFIX + "depth"], "depth from the held fit")
+
+
+# Bad input: the node lives, says so once, publishes nothing wrong, and answers the next good frame
+
+
+def changed_image(**fields):
+    def make():
+        image = good_image()
+        for name, value in fields.items():
+            setattr(image, name, value)
+        return image
+
+    return {"image": make}
+
+
+def changed_info(**fields):
+    def make():
+        info = good_info()
+        for name, value in fields.items():
+            setattr(info, name, value)
+        return info
+
+    return {"camera_info": make}
+
+
+def changed_cloud(make):
+    return {"range": make}
+
+
+def behind():
+    return cloud_of(lidar_points() * np.float32([-1, 1, 1]))
+
+
+def at_one_depth():
+    points = lidar_points()
+    points[:, 0] = 5.0
+    return cloud_of(points)
+
+
+def nowhere():
+    cloud = cloud_of(lidar_points())
+    cloud.header.frame_id = "nowhere"
+    return cloud
+
+
+def truncated_cloud():
+    cloud = cloud_of(lidar_points())
+    cloud.data = cloud.data[:-1]
+    return cloud
+
+
+UNUSABLE = {
+    "truncated image data": (changed_image(data=b"\1" * 100), "image data of 100 bytes"),
+    "wrong step": (changed_image(step=7), "step=7"),
+    "zero size": (changed_image(width=0, height=0, data=b""), "image of 0x0"),
+    "unknown encoding": (changed_image(encoding="rgb9"), "encoding='rgb9'"),
+    "NaN intrinsics": (changed_info(k=[float("nan")] * 9), "fx=nan"),
+    "zero intrinsics": (changed_info(k=[0.0] * 9), "fx=0.0"),
+    "camera info of another size": (changed_info(width=640, height=480), "camera info of 640x480"),
+}
+WITHOUT_METRES = {
+    "empty cloud": (changed_cloud(lambda: cloud_of(np.empty((0, 3)))), "cloud of 0x1 points"),
+    "cloud without z": (changed_cloud(lambda: cloud_of(lidar_points(), "xyw")), "needs 'z' as FLOAT32"),
+    "truncated cloud": (changed_cloud(truncated_cloud), "cloud data of"),
+    "all points behind the camera": (changed_cloud(behind), "0 anchors in the image"),
+    "all points at one depth": (changed_cloud(at_one_depth), "all anchors lie at about one depth"),
+    "no transform": (changed_cloud(nowhere), "no transform from 'nowhere' to 'camera'"),
+}
+
+
+@pytest.mark.parametrize("what", UNUSABLE)
+def test_an_unusable_message_is_dropped_and_named_once(listening, node, what):
+    changed, text = UNUSABLE[what]
+    bad = send_until_logged(listening, node, text, **changed)
+    listening.frame_answered(PREFIX + "depth", PREFIX)
+    assert node.running()
+    assert node.log.count(text) == 1
+    assert all(bad not in listening.answers[PREFIX + name.replace("__", "/")] for name in OUTPUTS)
+
+
+@pytest.mark.parametrize("what", WITHOUT_METRES)
+def test_an_unusable_scan_gives_no_metres_and_is_named_once(listening, node, what):
+    changed, text = WITHOUT_METRES[what]
+    bad = send_until_logged(listening, node, text, **changed)
+    listening.spin_until(lambda: bad in listening.answers[PREFIX + "relative_depth"], "relative depth")
+    listening.frame_answered(PREFIX + "depth", PREFIX)
+    assert node.running()
+    assert node.log.count(text) == 1
+    assert bad not in listening.answers[PREFIX + "depth"]
+    assert bad not in listening.answers[PREFIX + "points"]
+
+
+def test_a_scan_ten_seconds_old_gives_no_metres(listening, node):
+    sent = []
+
+    def complained():
+        cloud = cloud_of(lidar_points())
+        cloud.header.stamp = stamp(listening.next_stamp() - 10 * 10**9)
+        sent.append(listening.send_frame(listening.stamp_ns, PREFIX, range=cloud))
+        listening.executor.spin_once(timeout_sec=0.05)
+        return "10.000 s older than the image" in listening.status.message
+
+    listening.spin_until(complained, "the age of the scan in the diagnostics")
+    listening.frame_answered(PREFIX + "depth", PREFIX)
+    assert node.log.count("older than the image") == 1
+    assert not set(sent) & set(listening.answers[PREFIX + "depth"])
+
+
+def test_time_that_goes_backwards_starts_anew(listening, node):
+    listening.frame_answered(PREFIX + "depth", PREFIX)
+    listening.stamp_ns -= 1000 * 10**9
+    bad = listening.send_frame(prefix=PREFIX, range=None)
+    listening.spin_until(lambda: "time went back by" in node.log, "a word about time")
+    listening.spin_until(lambda: bad in listening.answers[PREFIX + "relative_depth"], "relative depth")
+    assert bad not in listening.answers[PREFIX + "depth"], "a fit of the future was used"
+    depth = listening.frame_answered(PREFIX + "depth", PREFIX)
+    np.testing.assert_allclose(floats(depth), depth_m(WIDTH, HEIGHT), rtol=1e-3)
+    assert node.log.count("time went back by") == 1
+
+
+def test_compressed_images_good_and_corrupt(robot, start_node):
+    node = start_node(
+        parameters={**STATIC, "image.transport": "compressed", "fit.min_anchors": 10, "output.depth_encoding": "16UC1"},
+        arguments=["-r", "__ns:=/squeezed", "-r", "depth:=depth/image_raw"],
+    )
+    robot.listen(__squeezed__depth__image_raw=Image, __squeezed__depth__camera_info=CameraInfo)
+    jpeg = cv2.imencode(".jpg", np.full((HEIGHT, WIDTH, 3), 90, np.uint8))[1].tobytes()
+
+    def answered(data=jpeg):
+        return robot.frame_answered(
+            "/squeezed/depth/image_raw", "/squeezed/", image=lambda: compressed_image("jpeg", data)
+        )
+
+    depth = answered()
+    assert depth.encoding == "16UC1"
+    values = np.frombuffer(depth.data, "<u2").reshape(HEIGHT, WIDTH)
+    assert abs(int(values[0, 0]) - 1000 * NEAR_M) <= 4
+    assert abs(int(values[0, -1]) - 1000 * FAR_M) <= 20
+    robot.spin_until(lambda: robot.answers["/squeezed/depth/camera_info"], "the sibling camera info")
+    for data, text in ((jpeg[: len(jpeg) // 2], "its end is missing"), (b"GIF89a", "neither JPEG nor PNG")):
+
+        def complained(data=data, text=text):
+            robot.send_frame(prefix="/squeezed/", image=compressed_image("jpeg", data))
+            robot.executor.spin_once(timeout_sec=0.05)
+            return text in node.log
+
+        robot.spin_until(complained, text)
+        answered()
+        assert node.log.count(text) == 1
+    assert node.stop() == 0
+
+
+# Work only for listeners
+
+
+def test_the_network_rests_while_nobody_listens(listening, node):
+    listening.ignore()
+    listening.spin_until(
+        lambda: listening.status is not None and "the network rests" in listening.status.message, "a resting network"
+    )
+    looks = node.log.count("looking")
+    before = int(listening.values()["image total"])
+
+    def seen():
+        listening.send_frame(prefix=PREFIX)
+        return int(listening.values()["image total"]) > before + 3
+
+    listening.spin_until(seen, "images that are not looked at")
+    assert node.log.count("looking") == looks
+
+
+# Parameters
+
+
+def parameter(name, **value) -> Parameter:
+    kind = {"double_value": 3, "integer_value": 2, "string_value": 4, "double_array_value": 8}[next(iter(value))]
+    return Parameter(name=name, value=ParameterValue(type=kind, **value))
+
+
+def set_parameter(robot, name, **value):
+    request = SetParameters.Request(parameters=[parameter(name, **value)])
+    return robot.call(SetParameters, PREFIX + "depth_node/set_parameters", request).results[0]
+
+
+def test_a_good_value_is_taken(robot, node):
+    assert set_parameter(robot, "range.max_age_s", double_value=0.3).successful
+    assert set_parameter(robot, "range.max_age_s", integer_value=1).successful
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("range.max_age_s", {"double_value": 1000.0}, "range.max_age_s"),
+        ("range.min_depth_m", {"double_value": 100.0}, "must be less than range.max_depth_m=100.0"),
+        ("model.checkpoint", {"string_value": "other"}, "read-only"),
+        ("output.points_stride", {"string_value": "many"}, "output.points_stride='many': must be of type int"),
+    ],
+)
+def test_a_bad_value_is_refused_with_the_reason(robot, node, name, value, reason):
+    result = set_parameter(robot, name, **value)
+    assert not result.successful
+    assert reason in result.reason
+
+
+def test_parameters_are_described(robot, node):
+    request = DescribeParameters.Request(names=["range.max_age_s", "model.engine"])
+    age, engine = robot.call(DescribeParameters, PREFIX + "depth_node/describe_parameters", request).descriptors
+    assert age.description
+    assert (age.floating_point_range[0].from_value, age.floating_point_range[0].to_value) == (0.0, 10.0)
+    assert engine.read_only
+    assert "'openvino'" in engine.additional_constraints
+
+
+@pytest.mark.parametrize(
+    ("parameters", "sentence"),
+    [
+        ({"range.max_age_s": -1.0}, "range.max_age_s=-1.0: must lie between"),
+        ({"model.engine": "abacus"}, "model.engine='abacus': must be one of"),
+        ({"model.width": 100, "model.height": 96}, "model.width=100: must be a multiple of 32"),
+        ({"output.points_stride": "many"}, "output.points_stride='many': must be of type int"),
+    ],
+)
+def test_a_bad_start_value_stops_the_node_with_the_reason(start_node, parameters, sentence):
+    node = start_node(parameters=parameters)
+    assert node.process.wait(30) == 1
+    assert sentence in node.log
+    assert "Traceback" not in node.log
+
+
+def test_a_misspelt_parameter_is_noticed(start_node, robot):
+    node = start_node(parameters={**STATIC, "range.max_age": 1.0}, arguments=["-r", "__ns:=/misspelt"])
+    robot.spin_until(lambda: "did you mean range.max_age_s?" in node.log, "the hint")
+    robot.spin_until(lambda: "ready after" in node.log, "start")
+    assert node.stop(signal.SIGTERM) == 0
+
+
+# Lifecycle
+
+
+def change(robot, label, name="/robot/depth_node"):
+    request = ChangeState.Request()
+    request.transition.label = label
+    return robot.call(ChangeState, f"{name}/change_state", request).success
+
+
+def state(robot, name="/robot/depth_node"):
+    return robot.call(GetState, f"{name}/get_state", GetState.Request()).current_state.label
+
+
+def test_the_node_comes_up_active(robot, node):
+    robot.spin_until(lambda: state(robot) == "active", "active")
+
+
+def test_it_goes_all_the_way_down_and_up_again(listening, node):
+    assert change(listening, "deactivate")
+    assert state(listening) == "inactive"
+    assert change(listening, "activate")
+    listening.frame_answered(PREFIX + "depth", PREFIX)
+    assert change(listening, "deactivate")
+    assert change(listening, "cleanup")
+    assert state(listening) == "unconfigured"
+    assert "closed" in node.log
+    assert listening.node.count_publishers(PREFIX + "depth") == 0
+    assert change(listening, "configure")
+    assert state(listening) == "inactive"
+    assert change(listening, "activate")
+    listening.frame_answered(PREFIX + "depth", PREFIX)
+
+
+def test_without_autostart_it_waits_for_a_manager(robot, start_node):
+    node = start_node(parameters={**STATIC, "node.autostart": False}, arguments=["-r", "__node:=waiting"])
+    assert state(robot, "/waiting") == "unconfigured"
+    assert change(robot, "configure", "/waiting")
+    assert change(robot, "shutdown", "/waiting")
+    assert state(robot, "/waiting") == "finalized"
+    assert node.stop() == 0
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_slow_network_drops_frames_and_stops_cleanly_in_mid_frame(robot, start_node, how):
+    name = f"/slow_{how.name.lower()}"
+    node = start_node(parameters=STATIC, arguments=["-r", f"__ns:={name}"], environment={"FLAT_SCENE_SECONDS": "0.4"})
+    topic = f"{name}/relative_depth"
+    robot.listen(**{topic.replace("/", "__"): Image})
+    robot.frame_answered(topic, f"{name}/")
+    sent = [robot.send_frame(robot.next_stamp(0.1), f"{name}/") for _ in range(8)]
+    robot.spin_until(lambda: sent[-1] in robot.answers[topic], "the newest frame")
+    assert sum(s in robot.answers[topic] for s in sent) < len(sent)
+    robot.spin_until(lambda: int(robot.values().get("images dropped", 0)) > 0, "dropped images in the diagnostics")
+    looks = node.log.count("looking")
+    robot.send_frame(prefix=f"{name}/")
+    robot.spin_until(lambda: node.log.count("looking") > looks, "a frame in work")
+    assert node.stop(how) == 0
+    assert "closed" in node.log
+    assert "Traceback" not in node.log
+
+
+# Real networks, and those that cannot be
+
+
+def test_without_tf2_the_way_out_is_named(robot, start_node):
+    try:
+        import tf2_ros  # noqa: F401
+    except ImportError:
+        node = start_node()
+        robot.spin_until(lambda: "set range.extrinsic='static'" in node.log, "the way out")
+        assert node.stop() == 0
+    else:
+        pytest.skip("tf2_ros is installed")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    pytest.importorskip("torch")
+    from small_checkpoint import write_small_checkpoint
+
+    return write_small_checkpoint(tmp_path_factory.mktemp("checkpoint") / "small", onnx=True)
+
+
+def test_the_real_network_answers_over_dds(robot, start_node, checkpoint):
+    node = start_node(
+        program=REAL, parameters={**STATIC, "model.checkpoint": checkpoint}, arguments=["-r", "__ns:=/real"]
+    )
+    robot.listen(__real__relative_depth=Image)
+    answer = floats(robot.frame_answered("/real/relative_depth", "/real/", seconds=60.0))
+    assert answer.shape == (HEIGHT, WIDTH)
+    assert np.isfinite(answer).all()
+    assert node.stop() == 0
+
+
+def damaged(folder):
+    next(folder.glob("unet/*.safetensors")).write_bytes(b"not tensors")
+
+
+def incomplete(folder):
+    (folder / "model_index.json").unlink()
+
+
+@pytest.mark.parametrize("harm", [damaged, incomplete])
+def test_a_harmed_checkpoint_is_named_and_nothing_is_published(robot, start_node, checkpoint, tmp_path, harm):
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(checkpoint, broken)
+    for exported in broken.glob("**/*.onnx"):
+        exported.unlink()
+    harm(broken)
+    name = f"harm_{harm.__name__}"
+    node = start_node(
+        program=REAL,
+        parameters={**STATIC, "model.checkpoint": broken, "model.cache_dir": tmp_path / "cache"},
+        arguments=["-r", f"__node:={name}"],
+    )
+    robot.spin_until(lambda: "cannot become inactive" in node.log, "the reason", seconds=60.0)
+    assert str(broken) in node.log
+    assert "Traceback" not in node.log
+    assert state(robot, f"/{name}") == "unconfigured"
+    assert node.stop() == 0
+
+
+def test_an_unwritable_cache_is_named_and_nothing_is_published(robot, start_node, checkpoint, tmp_path):
+    import shutil
+
+    plain = tmp_path / "plain"
+    shutil.copytree(checkpoint, plain, ignore=shutil.ignore_patterns("*.onnx*"))
+    (tmp_path / "file").write_text("in the way")
+    node = start_node(
+        program=REAL,
+        parameters={**STATIC, "model.checkpoint": plain, "model.cache_dir": tmp_path / "file" / "cache"},
+        arguments=["-r", "__node:=cacheless"],
+    )
+    robot.spin_until(lambda: "cannot become inactive" in node.log, "the reason", seconds=60.0)
+    assert "cache" in node.log
+    assert "Traceback" not in node.log
+    assert state(robot, "/cacheless") == "unconfigured"
+    assert node.stop() == 0
+
+
+def test_png_is_as_good_as_jpeg():
+    """The two formats share the node's path, so one decode is enough here."""
+    from marigold_ros.messages import rgb_from_compressed
+
+    pixels = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
+    message = CompressedImage(format="png", data=cv2.imencode(".png", pixels[..., ::-1])[1].tobytes())
+    np.testing.assert_array_equal(rgb_from_compressed(message), pixels)
