@@ -195,12 +195,13 @@ class Training:
         with (self.folder / LOG_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         done, left = self._shares()
-        bar.n = done
         rate = self.at.phase_step * self.phases[self.at.phase].batch / max(1e-9, self.at.phase_seconds)
         bar.set_postfix_str(
             f"phase {line['phase']}, step {self.at.step}, loss {values['loss']:.3f}, {rate:.0f} images/s, "
-            f"{int(left // 60)}:{int(left % 60):02d} left"
+            f"{int(left // 60)}:{int(left % 60):02d} left",
+            refresh=False,
         )
+        bar.update(max(0.0, done - bar.n))
 
     def _shares(self) -> tuple[float, float]:
         """(share of the work done, seconds left), phases counted in steps by the speed seen so far."""
@@ -215,7 +216,7 @@ class Training:
     def _bar(self) -> tqdm:
         # To a file, a line every half minute; to a terminal, a living bar.
         interval = 0.5 if sys.stderr.isatty() else 30.0
-        return tqdm(total=1.0, bar_format="{percentage:3.0f}%|{bar:20}|{postfix}", mininterval=interval)
+        return tqdm(total=1.0, bar_format="{percentage:3.0f}%|{bar:20}|{postfix}", mininterval=interval, miniters=0)
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:

@@ -26,7 +26,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--workers", type=int, default=2)
     p.add_argument("--start", type=int, default=0, help="number of the first sample")
-    p.add_argument("--spp", type=int, default=8, help="rays per pixel for sharp light")
+    p.add_argument("--spp", type=int, default=6, help="rays per pixel for sharp light")
     p.add_argument("--copies", type=float, default=1.0, help="size of the banks of textures and objects")
     p.add_argument("--contact-sheet", type=Path, help="also write pictures and depth of the first samples here")
     p.add_argument("--sheet-count", type=int, default=36, help="how many samples the sheet shows")

@@ -7,6 +7,7 @@ import functools
 import glob
 import os
 import re
+from typing import Any
 
 
 def find_llvm() -> str | None:
@@ -33,8 +34,8 @@ def _has_gpu() -> bool:
         return False
 
 
-@functools.lru_cache(maxsize=None)
-def mitsuba(threads: int = 0):
+@functools.cache
+def mitsuba(threads: int = 0) -> Any:
     """The mitsuba module with a variant set; `threads` 0 leaves the number to Dr.Jit.
 
     The renderer here is vectorised (a million rays a call), so it needs LLVM or CUDA; the scalar variant of

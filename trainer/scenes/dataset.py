@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from .render import Camera, DeviceBank, World, look
 from .stage import Stage
 from .textures import Bank, make_bank
 
-VERSION = 2  # goes into the camera files; 2: see git history of this package
+VERSION = 3  # goes into the camera files; raise it when the pictures of a seed change
 VIEWS = 3
 SPLITS = {"train": 0, "held_out": 1}
 # family: (function, weight, share of wide images)
@@ -47,7 +48,7 @@ class Studio:
     objects: ObjectBank
 
     @staticmethod
-    def open(seed: int, split: str, threads: int = 0, copies: float = 1.0) -> "Studio":
+    def open(seed: int, split: str, threads: int = 0, copies: float = 1.0) -> Studio:
         """The studio of a set; each split has textures and objects of its own."""
         mi = mitsuba(threads)
         own = seed * 2 + SPLITS[split]
@@ -73,13 +74,13 @@ def build_stage(studio: Studio, family: str, rng: np.random.Generator) -> Stage:
 def draw_camera(stage: Stage, rng: np.random.Generator, size: tuple[int, int]) -> tuple[Camera, dict]:
     """A camera somewhere sensible on the stage, and a description of it."""
     width, height = size
-    position, yaw, _ = stage.view(rng)
+    position, yaw = stage.view(rng)
     wide = width / height > 2
     if wide:
         fov = np.clip(rng.normal(80, 9), 58, 100)
     else:
         fov = np.clip(rng.choice([rng.normal(63, 6), rng.uniform(45, 100)]), 45, 100)
-    above = float(position[2])
+    above, place = float(position[2]), (float(position[0]), float(position[1]))
     mean = -2.0 if wide else (-5.0 if above > 0.6 else 0.0)
     pitch = np.clip(rng.normal(mean, 3.0 if wide else 8.5), -30, 15)
     roll = rng.normal(0, 1.2) if rng.random() < 0.9 else rng.uniform(-6, 6)
@@ -97,6 +98,7 @@ def draw_camera(stage: Stage, rng: np.random.Generator, size: tuple[int, int]) -
         "fov_deg": round(float(fov), 2),
         "K": k.tolist(),
         "width": width,
+        "place": place,
         "height": height,
         "position_m": [round(float(x), 4) for x in position],
     }
@@ -110,7 +112,26 @@ def acceptable(depth: np.ndarray, indoors: bool) -> bool:
         return False
     lo, hi = np.percentile(depth[solid], [3, 97])
     near = np.percentile(depth[solid], 60) if indoors else np.percentile(depth[solid], 75)
-    return hi / max(lo, 1e-3) > 1.5 and near > (0.7 if indoors else 1.2)
+    if hi / max(lo, 1e-3) < 1.5 or near < (0.7 if indoors else 1.2):
+        return False
+    return structure(depth) > 0.12
+
+
+def structure(depth: np.ndarray) -> float:
+    """Share of solid pixels that do not lie on the main plane of the view (inverse depth is linear on a plane)."""
+    small = depth[::4, ::4]
+    y, x = np.nonzero(np.isfinite(small))
+    inverse = 1 / np.maximum(small[y, x], 0.05)
+    a = np.stack([x, y, np.ones_like(x)], -1).astype(np.float64)
+    keep = np.ones(len(x), bool)
+    off = keep
+    for _ in range(4):
+        fit = np.linalg.lstsq(a[keep], inverse[keep], rcond=None)[0]
+        off = np.abs(a @ fit - inverse) > 0.06 * inverse + 0.002
+        if (~off).sum() < 10:
+            break
+        keep = ~off
+    return float(off.mean())
 
 
 def family_of(seed: int, split: str, group: int) -> str:
@@ -120,20 +141,25 @@ def family_of(seed: int, split: str, group: int) -> str:
     return names[int(random_of(seed, split, group, 0).choice(len(names), p=weights / weights.sum()))]
 
 
-def find_view(stage: Stage, world: World, seed: int, split: str, index: int, turn: int):
+def find_view(
+    stage: Stage, world: World, seed: int, split: str, index: int, turn: int
+) -> tuple[Camera, dict, np.random.Generator] | None:
     """A camera whose view passes, with the generator that drew it, or None after a number of tries."""
-    for attempt in range(14):
+    for attempt in range(18):
         rng = random_of(seed, split, index, 2, turn, attempt)
         wide = rng.random() < FAMILIES[stage.family][2]
         cam, about = draw_camera(stage, rng, SIZES["wide" if wide else "normal"])
-        if attempt < 9 and not stage.free(cam.position[0], cam.position[1], 0.12 if stage.indoor else 0.35) and stage.warp is None:
+        x, y = about.pop("place")
+        if attempt < 11 and not stage.free(x, y, 0.12 if stage.indoor else 0.35):
             continue
         if acceptable(world.depth(cam), stage.indoor):
             return cam, about, rng
     return None
 
 
-def render_group(studio: Studio, seed: int, split: str, indices: list[int], spp: int = 8):
+def render_group(
+    studio: Studio, seed: int, split: str, indices: list[int], spp: int = 6
+) -> Iterator[tuple[int, np.ndarray, np.ndarray, dict]]:
     """Yields (index, rgb uint8 (H, W, 3), depth (H, W), about) of the wanted samples of one group."""
     group = indices[0] // VIEWS
     family = family_of(seed, split, group)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 @dataclass
@@ -26,7 +27,9 @@ class Mesh:
     f: np.ndarray
     part: np.ndarray
 
-    def moved(self, rotation: np.ndarray | None = None, offset=(0.0, 0.0, 0.0), scale=1.0) -> "Mesh":
+    def moved(
+        self, rotation: np.ndarray | None = None, offset: ArrayLike = (0.0, 0.0, 0.0), scale: ArrayLike = 1.0
+    ) -> Mesh:
         """The mesh scaled (a number or x, y, z), rotated by `rotation` (3, 3), then shifted by `offset`."""
         s = np.asarray(scale, np.float32)
         v = self.v * s
@@ -39,7 +42,7 @@ class Mesh:
             v, n = v @ r, n @ r
         return Mesh(v + np.asarray(offset, np.float32), n, self.uv, self.f, self.part)
 
-    def as_part(self, part: int) -> "Mesh":
+    def as_part(self, part: int) -> Mesh:
         """The same mesh with every face on material number `part`."""
         return Mesh(self.v, self.n, self.uv, self.f, np.full(len(self.f), part, np.int32))
 
@@ -51,7 +54,7 @@ def join(meshes: list[Mesh]) -> Mesh:
         np.concatenate([m.v for m in meshes]).astype(np.float32),
         np.concatenate([m.n for m in meshes]).astype(np.float32),
         np.concatenate([m.uv for m in meshes]).astype(np.float32),
-        np.concatenate([m.f + s for m, s in zip(meshes, starts)]).astype(np.int32),
+        np.concatenate([m.f + s for m, s in zip(meshes, starts, strict=True)]).astype(np.int32),
         np.concatenate([m.part for m in meshes]).astype(np.int32),
     )
 
@@ -85,7 +88,8 @@ def smooth_normals(v: np.ndarray, f: np.ndarray) -> np.ndarray:
     return n / np.maximum(np.linalg.norm(n, axis=1, keepdims=True), 1e-12)
 
 
-def _mesh(v, f, uv, n=None, part: int = 0) -> Mesh:
+def triangles(v: ArrayLike, f: ArrayLike, uv: ArrayLike, n: ArrayLike = None, part: int = 0) -> Mesh:
+    """A mesh of points (n, 3), faces (m, 3), uv (n, 2); smooth normals are made if none are given."""
     v = np.asarray(v, np.float32)
     f = np.asarray(f, np.int32)
     n = smooth_normals(v, f) if n is None else np.asarray(n, np.float32)
@@ -98,7 +102,7 @@ _BOX_U = np.array([[0, 1, 0], [0, -1, 0], [-1, 0, 0], [1, 0, 0], [1, 0, 0], [1, 
 _BOX_V = np.array([[0, 0, 1], [0, 0, 1], [0, 0, 1], [0, 0, 1], [0, 1, 0], [0, -1, 0]], np.float32)
 
 
-def boxes(centers, sizes, yaws=0.0, part=0) -> Mesh:
+def boxes(centers: ArrayLike, sizes: ArrayLike, yaws: ArrayLike = 0.0, part: ArrayLike = 0) -> Mesh:
     """k boxes at once: centers (k, 3), sizes (k, 3) full edge lengths, yaws (k,) radians, part a number or (k,)."""
     c = np.atleast_2d(np.asarray(centers, np.float32))
     k = len(c)
@@ -119,41 +123,44 @@ def boxes(centers, sizes, yaws=0.0, part=0) -> Mesh:
     n = np.broadcast_to(np.einsum("kij,sj->ksi", r, _BOX_N)[:, :, None], v.shape)
     base = np.arange(k * 6, dtype=np.int32)[:, None, None] * 4
     f = (base + np.array([[0, 1, 2], [0, 2, 3]], np.int32)[None]).reshape(-1, 3)
-    mesh = _mesh(v.reshape(-1, 3), f, uv.reshape(-1, 2), n.reshape(-1, 3))
+    mesh = triangles(v.reshape(-1, 3), f, uv.reshape(-1, 2), n.reshape(-1, 3))
     mesh.part = np.repeat(np.broadcast_to(np.asarray(part, np.int32), (k,)), 12).astype(np.int32)
     return mesh
 
 
-def box(center, size, yaw: float = 0.0, part: int = 0) -> Mesh:
+def box(center: ArrayLike, size: ArrayLike, yaw: float = 0.0, part: int = 0) -> Mesh:
     """One box: centre (3,), full size (3,), yaw in radians."""
     return boxes([center], [size], [yaw], part)
 
 
-def quad(origin, u, v, part: int = 0) -> Mesh:
+def quad(origin: ArrayLike, u: ArrayLike, v: ArrayLike, part: int = 0) -> Mesh:
     """A parallelogram from a corner `origin` and two edges u, v (3,), metres; its normal is u × v."""
     o, u, v = (np.asarray(a, np.float32) for a in (origin, u, v))
     lu, lv = float(np.linalg.norm(u)), float(np.linalg.norm(v))
     n = np.cross(u, v) / max(lu * lv, 1e-9)
     pts = [o, o + u, o + u + v, o + v]
-    return _mesh(pts, [[0, 1, 2], [0, 2, 3]], [[0, 0], [lu, 0], [lu, lv], [0, lv]], [n] * 4, part)
+    return triangles(pts, [[0, 1, 2], [0, 2, 3]], [[0, 0], [lu, 0], [lu, lv], [0, lv]], [n] * 4, part)
 
 
-def grid(xs: np.ndarray, ys: np.ndarray, height, part: int = 0) -> Mesh:
+def grid(xs: np.ndarray, ys: np.ndarray, height: ArrayLike, part: int = 0) -> Mesh:
     """A height field over the grid xs × ys (metres): `height` is an array (ny, nx) of z."""
     gx, gy = np.meshgrid(np.asarray(xs, np.float32), np.asarray(ys, np.float32))
     v = np.stack([gx, gy, np.broadcast_to(height, gx.shape)], -1).reshape(-1, 3)
-    f = _grid_faces(len(ys), len(xs), wrap=False)
-    return _mesh(v, f, v[:, :2].copy(), None, part)
+    f = grid_faces(len(ys), len(xs), wrap=False)
+    return triangles(v, f, v[:, :2].copy(), None, part)
 
 
-def _grid_faces(rows: int, cols: int, wrap: bool) -> np.ndarray:
+def grid_faces(rows: int, cols: int, wrap: bool) -> np.ndarray:
+    """Faces of a grid of rows × cols points stored row by row; `wrap` joins the last column to the first."""
     i, j = np.meshgrid(np.arange(rows - 1), np.arange(cols if wrap else cols - 1), indexing="ij")
     a, b = i * cols + j, i * cols + (j + 1) % cols
     c, d = a + cols, b + cols
     return np.stack([np.stack([a, b, d], -1), np.stack([a, d, c], -1)], 2).reshape(-1, 3).astype(np.int32)
 
 
-def tube(points, radii, segments: int = 8, caps: bool = True, part: int = 0, flat: float = 1.0) -> Mesh:
+def tube(
+    points: ArrayLike, radii: ArrayLike, segments: int = 8, caps: bool = True, part: int = 0, flat: float = 1.0
+) -> Mesh:
     """A tube along the polyline `points` (k, 3) with `radii` (k,) or a number, metres.
 
     `flat` squeezes the second axis of its cross section. Used for limbs, legs, branches, poles, rails, cables.
@@ -181,16 +188,18 @@ def tube(points, radii, segments: int = 8, caps: bool = True, part: int = 0, fla
     length = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(p, axis=0), axis=1))])
     turn = phi * max(float(r.mean()), 0.01)
     uv = np.stack(np.broadcast_arrays(turn[None, :], length[:, None]), -1).reshape(-1, 2)
-    f = _grid_faces(len(p), segments + 1, wrap=False)[:, ::-1]
+    f = grid_faces(len(p), segments + 1, wrap=False)[:, ::-1]
     n = ring / np.maximum(np.linalg.norm(ring, axis=2, keepdims=True), 1e-9)
     if caps:
         axis = d[[0, -1]] * np.array([[-1], [1]])
         n = n.copy()
         n[0], n[-1] = axis[0], axis[1]
-    return _mesh(v, f, uv, n.reshape(-1, 3), part)
+    return triangles(v, f, uv, n.reshape(-1, 3), part)
 
 
-def capsule(p0, p1, r0: float, r1: float, segments: int = 8, part: int = 0, flat: float = 1.0) -> Mesh:
+def capsule(
+    p0: ArrayLike, p1: ArrayLike, r0: float, r1: float, segments: int = 8, part: int = 0, flat: float = 1.0
+) -> Mesh:
     """A limb from p0 to p1 (3,) with rounded ends of radius r0 and r1, metres."""
     p0, p1 = np.asarray(p0, float), np.asarray(p1, float)
     d = (p1 - p0) / max(np.linalg.norm(p1 - p0), 1e-9)
@@ -199,7 +208,7 @@ def capsule(p0, p1, r0: float, r1: float, segments: int = 8, part: int = 0, flat
     return tube(pts, rad, segments, True, part, flat)
 
 
-def sphere(center, radius, rings: int = 8, segments: int = 12, part: int = 0) -> Mesh:
+def sphere(center: ArrayLike, radius: ArrayLike, rings: int = 8, segments: int = 12, part: int = 0) -> Mesh:
     """A sphere (radius a number) or ellipsoid (radius of 3), metres."""
     r = np.broadcast_to(np.asarray(radius, np.float32), (3,))
     th = np.linspace(0, np.pi, rings + 1)
@@ -213,11 +222,13 @@ def sphere(center, radius, rings: int = 8, segments: int = 12, part: int = 0) ->
     uv = np.stack(np.broadcast_arrays(ph[None] * r[0], th[:, None] * r[2]), -1).reshape(-1, 2)
     nn = n / r
     nn /= np.linalg.norm(nn, axis=1, keepdims=True)
-    f = _grid_faces(rings + 1, segments + 1, wrap=False)[:, ::-1]
-    return _mesh(n * r + np.asarray(center), f, uv, nn, part)
+    f = grid_faces(rings + 1, segments + 1, wrap=False)[:, ::-1]
+    return triangles(n * r + np.asarray(center), f, uv, nn, part)
 
 
-def lumpy(rng: np.random.Generator, radius, roughness: float, rings: int = 9, segments: int = 14, part: int = 0):
+def lumpy(
+    rng: np.random.Generator, radius: ArrayLike, roughness: float, rings: int = 9, segments: int = 14, part: int = 0
+) -> Mesh:
     """A sphere or ellipsoid with random bumps (rocks, bushes, cushions): radius metres, roughness 0 to 0.5."""
     m = sphere((0, 0, 0), 1.0, rings, segments, part)
     bump = np.zeros(len(m.v))
@@ -226,10 +237,10 @@ def lumpy(rng: np.random.Generator, radius, roughness: float, rings: int = 9, se
         bump += (np.sin(m.v @ k + rng.uniform(0, 6.28, 3)).sum(1)) / freq
     v = m.v * (1 + roughness * bump[:, None]) * np.broadcast_to(np.asarray(radius, np.float32), (3,))
     scale = float(np.mean(radius))
-    return _mesh(v, m.f, m.uv * scale, None, part)
+    return triangles(v, m.f, m.uv * scale, None, part)
 
 
-def lathe(profile, segments: int = 12, part: int = 0) -> Mesh:
+def lathe(profile: ArrayLike, segments: int = 12, part: int = 0) -> Mesh:
     """A body of revolution about z: profile (k, 2) of radius and height, metres (vases, bowls, lamps, cones)."""
     pr = np.asarray(profile, np.float32)
     ph = np.linspace(0, 2 * np.pi, segments + 1)
@@ -238,10 +249,10 @@ def lathe(profile, segments: int = 12, part: int = 0) -> Mesh:
     ).reshape(-1, 3)
     length = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(pr, axis=0), axis=1))])
     uv = np.stack(np.broadcast_arrays(ph[None] * max(float(pr[:, 0].mean()), 0.01), length[:, None]), -1)
-    return _mesh(v, _grid_faces(len(pr), segments + 1, wrap=False), uv.reshape(-1, 2), None, part)
+    return triangles(v, grid_faces(len(pr), segments + 1, wrap=False), uv.reshape(-1, 2), None, part)
 
 
-def prism(outline, depth: float, part: int = 0) -> Mesh:
+def prism(outline: ArrayLike, depth: float, part: int = 0) -> Mesh:
     """A convex outline (k, 2) in x, z (metres, anticlockwise seen from -y) drawn out along y, centred, flat sides."""
     o = np.asarray(outline, np.float32)
     k = len(o)
@@ -261,10 +272,12 @@ def prism(outline, depth: float, part: int = 0) -> Mesh:
     v = np.concatenate([front, back, sides.reshape(-1, 3)])
     f = np.concatenate([fan, fan[:, ::-1] + k, quads.reshape(-1, 3) + 2 * k])
     nn = np.concatenate([np.tile([0, -1, 0], (k, 1)), np.tile([0, 1, 0], (k, 1)), np.repeat(n, 4, 0)])
-    return _mesh(v, f, np.concatenate([o, o, suv.reshape(-1, 2)]), nn, part)
+    return triangles(v, f, np.concatenate([o, o, suv.reshape(-1, 2)]), nn, part)
 
 
-def leaves(rng: np.random.Generator, points: np.ndarray, size: float, outward: np.ndarray | None = None, part=0):
+def leaves(
+    rng: np.random.Generator, points: np.ndarray, size: float, outward: np.ndarray | None = None, part: ArrayLike = 0
+) -> Mesh:
     """Small bent quads at `points` (k, 3), about `size` metres; `outward` (k, 3) is the shading normal wished for.
 
     Foliage must be many small surfaces: its texture gradient and its holes are what a network sees of a tree.
@@ -282,14 +295,31 @@ def leaves(rng: np.random.Generator, points: np.ndarray, size: float, outward: n
     n = n / np.maximum(np.linalg.norm(n, axis=1, keepdims=True), 1e-9)
     f = (np.arange(k)[:, None, None] * 4 + np.array([[0, 1, 2], [0, 2, 3]])[None]).reshape(-1, 3)
     uv = rng.uniform(0, 8, (k, 1, 2)) + np.array([[0, 0], [1, 0], [1, 1], [0, 1]])[None] * size
-    mesh = _mesh(v.reshape(-1, 3), f, uv.reshape(-1, 2), np.repeat(n, 4, 0))
+    mesh = triangles(v.reshape(-1, 3), f, uv.reshape(-1, 2), np.repeat(n, 4, 0))
     # leaves are spread over the two or three parts given, so that a crown is not of one colour
     parts = np.atleast_1d(np.asarray(part, np.int32))
     mesh.part = np.repeat(parts[rng.integers(0, len(parts), k)], 2).astype(np.int32)
     return mesh
 
 
-def sheet(width: float, height: float, waves: float, amplitude: float, rng: np.random.Generator, part: int = 0):
+def blades(rng: np.random.Generator, points: np.ndarray, height: float, part: ArrayLike = 0) -> Mesh:
+    """Upright blades of grass at `points` (k, 3), about `height` metres: a thin triangle each."""
+    k = len(points)
+    az = rng.uniform(0, 2 * np.pi, k)
+    side = np.stack([np.cos(az), np.sin(az), 0 * az], -1)
+    h = height * rng.uniform(0.4, 1.5, (k, 1))
+    tip = np.asarray(points) + np.concatenate([rng.normal(0, 0.35, (k, 2)) * h, h], 1)
+    w = height * rng.uniform(0.04, 0.12, (k, 1))
+    v = np.stack([points - side * w, points + side * w, tip], 1).reshape(-1, 3)
+    n = np.repeat(np.stack([0.3 * side[:, 1], -0.3 * side[:, 0], 0 * az + 0.95], -1), 3, 0)
+    uv = rng.uniform(0, 9, (k, 1, 2)) + np.array([[0, 0], [0.02, 0], [0.01, height]])[None]
+    mesh = triangles(v, np.arange(3 * k).reshape(k, 3), uv.reshape(-1, 2), n)
+    parts = np.atleast_1d(np.asarray(part, np.int32))
+    mesh.part = parts[rng.integers(0, len(parts), k)].astype(np.int32)
+    return mesh
+
+
+def sheet(width: float, height: float, waves: float, amplitude: float, rng: np.random.Generator, part: int = 0) -> Mesh:
     """A hanging wavy cloth in the x, z plane from z = 0 to `height`, metres: curtains, banners."""
     x = np.linspace(-width / 2, width / 2, int(10 + width * waves * 6))
     z = np.linspace(0, height, 6)
@@ -298,8 +328,8 @@ def sheet(width: float, height: float, waves: float, amplitude: float, rng: np.r
     ph = 2 * np.pi * waves * x + phase + wob[0] * np.sin(3 * x + wob[1] * 5)
     y = amplitude * np.sin(ph)[None] * (1.15 - 0.5 * (z / height))[:, None]
     v = np.stack(np.broadcast_arrays(x[None], y, z[:, None]), -1).reshape(-1, 3)
-    f = _grid_faces(len(z), len(x), wrap=False)
-    return _mesh(v, f, v[:, [0, 2]].copy(), None, part)
+    f = grid_faces(len(z), len(x), wrap=False)
+    return triangles(v, f, v[:, [0, 2]].copy(), None, part)
 
 
 class Builder:
@@ -317,7 +347,14 @@ class Builder:
         self.rows.append(row)
         return len(self.rows) - 1
 
-    def add(self, mesh: Mesh, materials, rotation=None, offset=(0.0, 0.0, 0.0), scale=1.0) -> None:
+    def add(
+        self,
+        mesh: Mesh,
+        materials: ArrayLike,
+        rotation: np.ndarray | None = None,
+        offset: ArrayLike = (0.0, 0.0, 0.0),
+        scale: ArrayLike = 1.0,
+    ) -> None:
         """Adds a mesh at a place; `materials` is a material number or one per part of the mesh."""
         m = mesh.moved(rotation, offset, scale)
         table = np.atleast_1d(np.asarray(materials, np.int32))

@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .geometry import box, boxes, lathe, quad, rot_z, sheet, tube
-from .lighting import make_sky
-from .stage import Opening, Stage, along, clutter, frame, panel, rect_corners, wall
+from .lighting import Sky, make_sky
+from .stage import Opening, Stage, along, clutter, dress, frame, rect_corners, wall
+
+Rng = np.random.Generator
+Plan = list[tuple[str, Opening]]  # the openings of one wall, with their kinds
+Side = tuple[ArrayLike, ArrayLike, list[tuple[float, float]]]  # ends of a wall, and spans that are not free
 
 WALLS = "plaster|plaster|plaster|plain|wallpaper|bricks|concrete|wood|tiles"
 FLOORS = "planks|planks|planks|carpet|tiles|marble|concrete|speckled|wood"
 
 
-def _window(stage: Stage, p0, p1, opening: Opening, sky, thick: float, curtains: bool) -> None:
+def _wall_material(stage: Stage, white: float = 0.5, else_of: str = WALLS) -> int:
+    """White or nearly white paint with the given probability, else anything walls are made of."""
+    if stage.rng.random() < white:
+        tint = 1 + stage.rng.normal(0, 0.015, 3)
+        return stage.mat("plaster", tint=tint, mean=stage.rng.uniform(0.6, 0.92), macro=0.05)
+    return stage.mat(else_of, mean=stage.rng.uniform(0.25, 0.85))
+
+
+def _window(
+    stage: Stage, p0: ArrayLike, p1: ArrayLike, opening: Opening, sky: Sky, thick: float, curtains: bool
+) -> None:
     """Frame, bars, sill, curtains of a window, and the light that comes in through it."""
     rng = stage.rng
     a, b, z0, z1 = opening
@@ -65,7 +80,7 @@ def _window(stage: Stage, p0, p1, opening: Opening, sky, thick: float, curtains:
     stage.add(rod, stage.mat("metal|wood"))
 
 
-def _door(stage: Stage, p0, p1, opening: Opening, thick: float, leaf: str) -> None:
+def _door(stage: Stage, p0: ArrayLike, p1: ArrayLike, opening: Opening, thick: float, leaf: str) -> None:
     """A door in its opening: shut, ajar, or none; with a frame."""
     rng = stage.rng
     a, b, _, h = opening
@@ -94,7 +109,7 @@ def _door(stage: Stage, p0, p1, opening: Opening, thick: float, leaf: str) -> No
     ]
     hinge = along(p0, p1, a + 0.03, -thick / 2)
     door = stage.mat("plain|wood|wood", mean=rng.uniform(0.1, 0.85))
-    for m, k in zip(slab, (door, stage.mat("metal", spec=0.5), paint)):
+    for m, k in zip(slab, (door, stage.mat("metal", spec=0.5), paint), strict=False):
         stage.add(m, k, yaw + turn, hinge)
     if rng.random() < 0.5:
         for z in (0.5, 1.45):
@@ -123,7 +138,9 @@ def _exterior(stage: Stage, span: float) -> None:
             stage.add(box((0, 0, size[2] / 2), size), m, az + rng.normal(0, 0.4), at)
 
 
-def _pictures(stage: Stage, p0, p1, length: float, free: list[tuple[float, float]], height: float) -> None:
+def _pictures(
+    stage: Stage, p0: ArrayLike, p1: ArrayLike, length: float, free: list[tuple[float, float]], height: float
+) -> None:
     rng = stage.rng
     yaw = float(np.arctan2(p1[1] - p0[1], p1[0] - p0[0]))
     for _ in range(int(rng.integers(0, 5))):
@@ -140,7 +157,7 @@ def _pictures(stage: Stage, p0, p1, length: float, free: list[tuple[float, float
         )
 
 
-def _openings(rng, length: float, height: float, windows: bool, door: bool) -> list[tuple[str, Opening]]:
+def _openings(rng: Rng, length: float, height: float, windows: bool, door: bool) -> list[tuple[str, Opening]]:
     """Random windows and doors along a wall that do not overlap."""
     out: list[tuple[str, Opening]] = []
     spans: list[tuple[float, float]] = []
@@ -169,7 +186,20 @@ def _openings(rng, length: float, height: float, windows: bool, door: bool) -> l
     return out
 
 
-def _shell(stage: Stage, x0, x1, y0, y1, height, sky, day: bool, wall_mats, floor: int, ceiling: int, plans) -> list:
+def _shell(
+    stage: Stage,
+    x0: float,
+    x1: float,
+    y0: float,
+    y1: float,
+    height: float,
+    sky: Sky,
+    day: bool,
+    wall_mats: list[int],
+    floor: int,
+    ceiling: int,
+    plans: list[Plan],
+) -> list:
     """Floor, ceiling and four walls with openings. `plans`: list of four lists of (kind, opening).
 
     Returns for each wall (p0, p1, spans that are not free).
@@ -190,7 +220,7 @@ def _shell(stage: Stage, x0, x1, y0, y1, height, sky, day: bool, wall_mats, floo
         if skirting is not None:
             length = float(np.hypot(p1[0] - p0[0], p1[1] - p0[1]))
             at = 0.0
-            for a, b in sorted((o[0], o[1]) for _, o in plan if o[2] < 0.1) + [(length, length)]:
+            for a, b in [*sorted((o[0], o[1]) for _, o in plan if o[2] < 0.1), (length, length)]:
                 if a - at > 0.1:
                     stage.add(box(((a + at) / 2, 0.008, 0.05), (a - at, 0.016, 0.1)), skirting, yaw, (*p0, 0))
                 at = b
@@ -206,7 +236,14 @@ def _shell(stage: Stage, x0, x1, y0, y1, height, sky, day: bool, wall_mats, floo
     return sides
 
 
-def _against_walls(stage: Stage, sides, inside, kinds: list[str], weights, height: float) -> None:
+def _against_walls(
+    stage: Stage,
+    sides: list[Side],
+    inside: tuple[float, float, float, float],
+    kinds: list[str],
+    weights: list[float],
+    height: float,
+) -> None:
     """Furniture with its back to the walls, away from doors."""
     rng = stage.rng
     for p0, p1, spans in sides:
@@ -239,14 +276,7 @@ def _against_walls(stage: Stage, sides, inside, kinds: list[str], weights, heigh
             at += w + rng.choice([0.02, rng.uniform(0.05, 1.2)])
 
 
-def dress(stage: Stage, kind: str) -> list[int]:
-    """Materials of an object (`stage.dress`, kept under a short name)."""
-    from .stage import dress as full
-
-    return full(stage, kind)
-
-
-def _ceiling_lights(stage: Stage, x0, x1, y0, y1, h, strength: float) -> None:
+def _ceiling_lights(stage: Stage, x0: float, x1: float, y0: float, y1: float, h: float, strength: float) -> None:
     """Ceiling lights or pendants, lit."""
     rng = stage.rng
     colour = np.array([1.0, rng.uniform(0.75, 1.0), rng.uniform(0.5, 1.05)])
@@ -278,9 +308,9 @@ def _ceiling_lights(stage: Stage, x0, x1, y0, y1, h, strength: float) -> None:
 
 def _lit_scene(stage: Stage, volume_area: float, day: bool) -> None:
     """Sets the ambient light of a closed room from what its lights send out, so that deep corners are not black."""
-    flux = (
-        sum(l[9:12] * np.linalg.norm(np.cross(l[3:6], l[6:9])) for l in stage.lights) if stage.lights else np.zeros(3)
-    )
+    flux = np.zeros(3)
+    for lamp in stage.lights:
+        flux = flux + lamp[9:12] * np.linalg.norm(np.cross(lamp[3:6], lamp[6:9]))
     if day and stage.sky is not None:
         flux = flux + stage.sky.sun_rgb * 0.25
     stage.interior_ambient = np.asarray(flux) / volume_area * 0.9 + 1e-3
@@ -317,18 +347,18 @@ def room(stage: Stage) -> None:
         inward = (np.pi / 2, np.pi, -np.pi / 2, 0.0)[k]
         az, el = inward + np.pi + rng.uniform(-1.0, 1.0), np.radians(rng.uniform(12, 50))
         turn = az - np.arctan2(sky.sun[1], sky.sun[0])
-        sky.radiance = np.roll(sky.radiance, int(round(turn / (2 * np.pi) * sky.radiance.shape[1])), 1)
+        sky.radiance = np.roll(sky.radiance, round(float(turn) / (2 * np.pi) * sky.radiance.shape[1]), 1)
         sky.sun = np.array([np.cos(az) * np.cos(el), np.sin(az) * np.cos(el), np.sin(el)])
         sky.sun_rgb = np.maximum(sky.sun_rgb, 8.0 * np.array([1, 0.93, 0.82]))
     plans = [
         [(("door", "open", "ajar")[int(rng.integers(0, 3))] if kind == "door" else kind, o) for kind, o in p]
         for p in plans
     ]
-    base = stage.mat(WALLS, mean=rng.uniform(0.3, 0.85))
+    base = _wall_material(stage)
     accent = stage.mat(WALLS, mean=rng.uniform(0.1, 0.8))
     mats = [accent if rng.random() < 0.25 else base for _ in range(4)]
     floor = stage.mat(FLOORS, mean=rng.uniform(0.08, 0.55), macro=0.15)
-    ceiling = stage.mat("plaster|plaster|plaster|wood|tiles", mean=rng.uniform(0.5, 0.9))
+    ceiling = _wall_material(stage, 0.8, "plaster|wood|tiles")
     sides = _shell(stage, x0, x1, y0, y1, h, sky, day, mats, floor, ceiling, plans)
     _neighbours(stage, sides, plans, h, base, floor)
     for p0, p1, spans in sides:
@@ -388,32 +418,30 @@ def room(stage: Stage) -> None:
     if light == "dark":
         _lone_lamp(stage, x0, x1, y0, y1)
 
-    def view(r):
+    def view(r: Rng) -> tuple[np.ndarray, float]:
         x, y = r.uniform(x0 + 0.3, x1 - 0.3), r.uniform(y0 + 0.3, y1 - 0.3)
         # towards a far part of the room rather than the next wall
         tx, ty = -np.sign(x) * r.uniform(0, w / 2), -np.sign(y) * r.uniform(0, d / 2)
         height = r.choice([r.uniform(0.15, 0.6), r.uniform(0.6, 1.3), r.uniform(1.2, 1.8)])
-        return np.array([x, y, height]), float(np.arctan2(ty - y, tx - x) + r.normal(0, 0.35)), float("nan")
+        return np.array([x, y, height]), float(np.arctan2(ty - y, tx - x) + r.normal(0, 0.35))
 
     stage.view = view
 
 
-def _lone_lamp(stage: Stage, x0, x1, y0, y1) -> None:
+def _lone_lamp(stage: Stage, x0: float, x1: float, y0: float, y1: float) -> None:
     """One lamp as key light in a dark room."""
     rng = stage.rng
     at = np.array([rng.uniform(x0 + 0.5, x1 - 0.5), rng.uniform(y0 + 0.5, y1 - 0.5), rng.uniform(0.7, 2.0)])
     stage.lamps.append(at)
     stage.interior_ambient = np.array([0.03, 0.025, 0.02]) * rng.uniform(0.5, 2)
-    stage.add(
-        lathe([(0.16, 0.1), (0.1, 0.32)], 14), stage.mat("fabric|plain", emission=(2.0, 1.5, 0.9)), at=at + [0, 0, 0.06]
-    )
+    stage.add(lathe([(0.16, 0.16), (0.1, 0.38)], 14), stage.mat("fabric|plain", emission=(2.0, 1.5, 0.9)), at=at)
     stage.add(tube([at * [1, 1, 0], at - [0, 0, 0.1]], 0.012, 6), stage.shade(0.02, 0.3))
 
 
-def _neighbours(stage: Stage, sides, plans, h: float, wall_mat: int, floor: int) -> None:
+def _neighbours(stage: Stage, sides: list[Side], plans: list[Plan], h: float, wall_mat: int, floor: int) -> None:
     """A further room behind every open door, with its own light."""
     rng = stage.rng
-    for (p0, p1, _), plan in zip(sides, plans):
+    for (p0, p1, _), plan in zip(sides, plans, strict=True):
         for kind, o in plan:
             if kind not in ("open", "ajar"):
                 continue
@@ -475,7 +503,7 @@ def corridor(stage: Stage) -> None:
             plans[k].append(("window", (0.2, w - 0.2, 0.1, min(2.4, h - 0.1))))
         elif roll < 0.9:
             plans[k].append(("open", (w / 2 - 0.6, w / 2 + 0.6, 0, 2.1)))
-    base = stage.mat(WALLS, mean=rng.uniform(0.25, 0.85))
+    base = _wall_material(stage)
     floor = stage.mat(
         "tiles|tiles|speckled|marble|concrete|planks|carpet",
         mean=rng.uniform(0.08, 0.6),
@@ -490,7 +518,7 @@ def corridor(stage: Stage) -> None:
         for p0, p1, spans in sides[::2]:
             yaw = float(np.arctan2(p1[1] - p0[1], p1[0] - p0[0]))
             at = 0.0
-            for a, b in sorted(spans) + [(length, length)]:
+            for a, b in [*sorted(spans), (length, length)]:
                 if a - at > 0.1:
                     stage.add(box(((a + at) / 2, 0.006, 0.5), (a - at, 0.012, 1.0)), band, yaw, (*p0, 0))
                 at = b
@@ -535,14 +563,13 @@ def corridor(stage: Stage) -> None:
     if stage.sky.kind == "night" and not stage.lights:
         _lone_lamp(stage, x0, x1, y0, y1)
 
-    def view(r):
+    def view(r: Rng) -> tuple[np.ndarray, float]:
         fwd = r.random() < 0.5
         x = r.uniform(0.3, length * 0.6) if fwd else r.uniform(length * 0.4, length - 0.3)
         yaw = (0.0 if fwd else np.pi) + r.choice([r.normal(0, 0.12), r.normal(0, 0.5)])
         return (
             np.array([x, r.uniform(-0.32, 0.32) * w, r.choice([r.uniform(0.15, 0.6), r.uniform(0.6, 1.7)])]),
             float(yaw),
-            float("nan"),
         )
 
     stage.view = view
@@ -598,7 +625,7 @@ def warehouse(stage: Stage) -> None:
     dense = rng.random() < 0.75
     while y + depth < y1 and dense:
         double = rng.random() < 0.6
-        for row in range(2 if double and y + 2 * depth < y1 else 1):
+        for _ in range(2 if double and y + 2 * depth < y1 else 1):
             _rack(
                 stage, rng.uniform(1, 4), length - rng.uniform(1, 6), y + depth / 2, depth, h, post, beam, boards, goods
             )
@@ -652,20 +679,30 @@ def warehouse(stage: Stage) -> None:
     if not stage.lights:
         _lone_lamp(stage, x0, x1, y0, y1)
 
-    def view(r):
+    def view(r: Rng) -> tuple[np.ndarray, float]:
         fwd = r.random() < 0.5
         x = r.uniform(0.5, length * 0.5) if fwd else r.uniform(length * 0.5, length - 0.5)
         yaw = (0.0 if fwd else np.pi) + r.choice([r.normal(0, 0.15), r.normal(0, 0.6)])
         return (
             np.array([x, r.uniform(y0 + 0.5, y1 - 0.5), r.choice([r.uniform(0.2, 0.7), r.uniform(0.7, 2.2)])]),
             float(yaw),
-            float("nan"),
         )
 
     stage.view = view
 
 
-def _rack(stage: Stage, x0, x1, y, depth, h, post, beam, boards, goods) -> None:
+def _rack(
+    stage: Stage,
+    x0: float,
+    x1: float,
+    y: float,
+    depth: float,
+    h: float,
+    post: int,
+    beam: int,
+    boards: int,
+    goods: list[int],
+) -> None:
     """One row of pallet racking along x with goods on it."""
     rng = stage.rng
     bay = rng.uniform(1.8, 2.8)

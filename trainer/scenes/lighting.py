@@ -113,9 +113,13 @@ class Response:
 def draw_response(rng: Rng, indoor: bool) -> Response:
     """A random response: filmic, soft, or hard clipping with more or less contrast."""
     return Response(
-        target=float(np.exp(rng.normal(np.log(0.22 if indoor else 0.2), 0.4))), balance=np.exp(rng.normal(0, 0.05, 3)),
-        curve=int(rng.integers(0, 4)), gain=float(rng.uniform(0.9, 1.3)), contrast=float(rng.uniform(0, 0.6)),
-        black=float(rng.choice([0.0, rng.uniform(0, 0.05)])), saturation=float(rng.uniform(0.7, 1.2)),
+        target=float(np.exp(rng.normal(np.log(0.22 if indoor else 0.2), 0.4))),
+        balance=np.exp(rng.normal(0, 0.05, 3)),
+        curve=int(rng.integers(0, 4)),
+        gain=float(rng.uniform(0.9, 1.3)),
+        contrast=float(rng.uniform(0, 0.6)),
+        black=float(rng.choice([0.0, rng.uniform(0, 0.05)])),
+        saturation=float(rng.uniform(0.7, 1.2)),
         whole_frame=bool(rng.random() < 0.35),
     )
 

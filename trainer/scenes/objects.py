@@ -7,12 +7,14 @@ materials are chosen by the families. `ObjectBank` makes a stock of them once pe
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .geometry import (
     Mesh,
     box,
     boxes,
     capsule,
+    grid_faces,
     join,
     lathe,
     leaves,
@@ -22,6 +24,7 @@ from .geometry import (
     rot_y,
     rot_z,
     sphere,
+    triangles,
     tube,
 )
 
@@ -43,7 +46,7 @@ def person(rng: Rng) -> Mesh:
         ankle = knee + 0.42 * np.array([np.sin(b), 0, -np.cos(b)])
         out.append(capsule(hip, knee, 0.085 * fat, 0.06 * fat, 8, 2))
         out.append(capsule(knee, ankle, 0.062 * fat, 0.045, 8, 2))
-        out.append(capsule(ankle + [-0.03, 0, -0.04], ankle + [0.15, 0, -0.05], 0.045, 0.04, 6, 4))
+        out.append(capsule(ankle + np.array([-0.03, 0, -0.04]), ankle + np.array([0.15, 0, -0.05]), 0.045, 0.04, 6, 4))
         # the arm swings against the leg of its side
         s = -a * rng.uniform(0.5, 1.1)
         elbow_bend = rng.choice([rng.uniform(0.1, 0.6), rng.uniform(0.8, 2.2)], p=[0.75, 0.25])
@@ -53,7 +56,7 @@ def person(rng: Rng) -> Mesh:
         sleeve = int(rng.choice([0, 1]))
         out.append(capsule(shoulder, elbow, 0.052 * fat, 0.042, 7, 1))
         out.append(capsule(elbow, hand, 0.04, 0.03, 7, sleeve))
-        out.append(sphere(hand + [0, 0, -0.03], (0.045, 0.025, 0.06), 5, 7, 0))
+        out.append(sphere(hand + np.array([0, 0, -0.03]), (0.045, 0.025, 0.06), 5, 7, 0))
     torso = [(0.02, 0, 0.86), (0, 0, 0.98), (0, 0, 1.12), (0.01, 0, 1.3), (0, 0, 1.44), (0, 0, 1.5)]
     out.append(tube(torso, np.array([0.15, 0.165, 0.15, 0.18, 0.165, 0.07]) * fat, 12, True, 1, 0.66).moved(rot_z(0)))
     if rng.random() < 0.2:  # a skirt or coat
@@ -74,7 +77,7 @@ def _points_in_ball(rng: Rng, n: int, shell: float) -> np.ndarray:
     return d * rng.uniform(shell, 1.0, (n, 1)) ** (1 / 3)
 
 
-def tree(rng: Rng, count: int = 5200, fine: float = 1.0) -> Mesh:
+def tree(rng: Rng, count: int = 4200, fine: float = 1.0) -> Mesh:
     """A tree 4 to 14 m high of `count` leaves, whose size goes with `fine`. Parts: 0 bark, 1 and 2 leaves."""
     kind = rng.choice(["round", "round", "tall", "conifer", "bare"])
     h = rng.uniform(4, 13)
@@ -129,8 +132,8 @@ def tree(rng: Rng, count: int = 5200, fine: float = 1.0) -> Mesh:
     return join(out)
 
 
-def bush(rng: Rng, count: int = 2400) -> Mesh:
-    """A bush about 1 m high. Parts: 0 dark inside, 1 and 2 leaves."""
+def bush(rng: Rng, count: int = 2400, fine: float = 1.0) -> Mesh:
+    """A bush about 1 m high; the size of its leaves goes with `fine`. Parts: 0 dark inside, 1 and 2 leaves."""
     out = []
     for _ in range(int(rng.integers(2, 6))):
         r = rng.uniform(0.3, 0.6)
@@ -139,7 +142,7 @@ def bush(rng: Rng, count: int = 2400) -> Mesh:
         core.v += at
         d = _points_in_ball(rng, count // 4, 0.6)
         n = d / np.linalg.norm(d, axis=1, keepdims=True)
-        out += [core, leaves(rng, at + d * r * 1.06, rng.uniform(0.035, 0.085), n, (1, 2))]
+        out += [core, leaves(rng, at + d * r * 1.06, rng.uniform(0.035, 0.085) * fine, n, (1, 2))]
     return join(out)
 
 
@@ -198,7 +201,7 @@ def car(rng: Rng, kind: str | None = None) -> Mesh:
     cr = np.sign(np.cos(phi)) * np.abs(np.cos(phi)) ** 0.35
     sr = np.sign(np.sin(phi)) * np.abs(np.sin(phi)) ** 0.35
     rings = []
-    for x, e, d in zip(xs, end, drop):
+    for x, e, d in zip(xs, end, drop, strict=True):
         z0, z1 = low + 0.12 * (1 - e), low + (top - low) * d * (0.7 + 0.3 * e)
         rings.append(np.stack([np.full(25, x * length), cr * w / 2 * e, (z0 + z1) / 2 + sr * (z1 - z0) / 2], -1))
     rings = [
@@ -207,9 +210,7 @@ def car(rng: Rng, kind: str | None = None) -> Mesh:
         np.repeat(rings[-1].mean(0, keepdims=True), 25, 0),
     ]
     v = np.stack(rings).reshape(-1, 3)
-    from .geometry import _grid_faces, _mesh
-
-    body = _mesh(v, _grid_faces(len(rings), 25, False), np.stack([v[:, 0], v[:, 2] + v[:, 1]], -1), None, 0)
+    body = triangles(v, grid_faces(len(rings), 25, False), np.stack([v[:, 0], v[:, 2] + v[:, 1]], -1), None, 0)
     x0, x1 = (a * length for a in bottom_x)
     t0, t1 = (a * length for a in top_x)
     wide, narrow = w * 0.94, w * (0.76 if kind not in ("bus", "truck", "van") else 0.9)
@@ -243,23 +244,23 @@ def car(rng: Rng, kind: str | None = None) -> Mesh:
     return join(out)
 
 
-def _frustum(x0, x1, wide, z0, t0, t1, narrow, z1, part) -> Mesh:
+def _frustum(
+    x0: float, x1: float, wide: float, z0: float, t0: float, t1: float, narrow: float, z1: float, part: int
+) -> Mesh:
     b = np.array([[x0, -wide / 2, z0], [x1, -wide / 2, z0], [x1, wide / 2, z0], [x0, wide / 2, z0]], np.float32)
     t = np.array([[t0, -narrow / 2, z1], [t1, -narrow / 2, z1], [t1, narrow / 2, z1], [t0, narrow / 2, z1]], np.float32)
-    from .geometry import _mesh
-
     out = []
     for k in range(4):
         j = (k + 1) % 4
         q = np.stack([b[k], b[j], t[j], t[k]])
         n = np.cross(q[1] - q[0], q[3] - q[0])
         n /= np.linalg.norm(n)
-        out.append(_mesh(q, [[0, 1, 2], [0, 2, 3]], q[:, [0, 2]] + q[:, 1:2], [n] * 4, part))
-    out.append(_mesh(t, [[0, 1, 2], [0, 2, 3]], t[:, :2], [[0, 0, 1]] * 4, part))
+        out.append(triangles(q, [[0, 1, 2], [0, 2, 3]], q[:, [0, 2]] + q[:, 1:2], [n] * 4, part))
+    out.append(triangles(t, [[0, 1, 2], [0, 2, 3]], t[:, :2], [[0, 0, 1]] * 4, part))
     return join(out)
 
 
-def _arc(points, n: int = 9) -> np.ndarray:
+def _arc(points: ArrayLike, n: int = 9) -> np.ndarray:
     """A smooth line (n, 3) through a few control points (quadratic blends)."""
     p = np.asarray(points, float)
     t = np.linspace(0, len(p) - 1, n * 4)
@@ -321,23 +322,23 @@ def table(rng: Rng) -> Mesh:
     """A table or desk. Parts: 0 top, 1 legs, 2 and 3 things on it."""
     low = rng.random() < 0.35
     h = rng.uniform(0.35, 0.5) if low else rng.uniform(0.7, 0.77)
-    l, w = rng.uniform(0.6, 1.9), rng.uniform(0.5, 0.95)
+    length, w = rng.uniform(0.6, 1.9), rng.uniform(0.5, 0.95)
     out = []
     r = rng.uniform(0.015, 0.04)
     if rng.random() < 0.25:
-        l = w
+        length = w
         out.append(lathe([(1e-3, h), (w / 2, h), (w / 2, h - 0.03), (1e-3, h - 0.03)], 28, 0))
         out.append(lathe([(w * 0.3, 0), (w * 0.28, 0.02), (r, 0.05), (r, h)], 16, 1))
     else:
-        out.append(box((0, 0, h - 0.02), (l, w, 0.04), 0, 0))
+        out.append(box((0, 0, h - 0.02), (length, w, 0.04), 0, 0))
         for sx in (-1, 1):
             for sy in (-1, 1):
-                top = np.array([sx * (l / 2 - 0.06), sy * (w / 2 - 0.06), h - 0.03])
+                top = np.array([sx * (length / 2 - 0.06), sy * (w / 2 - 0.06), h - 0.03])
                 out.append(tube([top, top * [1.02, 1.02, 0]], [r, r * rng.uniform(0.6, 1)], 7, True, 1))
         if rng.random() < 0.3:
-            out.append(box((l * 0.3, 0, h / 2), (l * 0.3, w * 0.85, h * 0.85), 0, 0))
+            out.append(box((length * 0.3, 0, h / 2), (length * 0.3, w * 0.85, h * 0.85), 0, 0))
     for _ in range(int(rng.integers(0, 7))):
-        x, y = rng.uniform(-0.35, 0.35, 2) * [l, w]
+        x, y = rng.uniform(-0.35, 0.35, 2) * [length, w]
         out.append(small_thing(rng, int(rng.integers(2, 4))).moved(rot_z(rng.uniform(0, 6.28)), (x, y, h)))
     return join(out)
 
@@ -608,6 +609,7 @@ STOCK = {
     "tree": (tree, 14),
     "tree_far": (lambda rng: tree(rng, 1100, 2.0), 10),
     "bush": (bush, 10),
+    "bush_far": (lambda rng: bush(rng, 450, 2.2), 8),
     "rock": (rock, 8),
     "car": (car, 18),
     "chair": (chair, 20),

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable
 
-from .geometry import box, boxes, grid, leaves, lumpy, quad, rot_z, tube
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .geometry import blades, box, boxes, grid, grid_faces, leaves, lumpy, quad, rot_z, triangles, tube
 from .lighting import make_sky
 from .objects import hedge
 from .stage import Stage, clutter, dress, strip
 
 Rng = np.random.Generator
+Height = Callable[[ArrayLike, ArrayLike], np.ndarray]  # of the ground at x, y
 FACADES = "facade|bricks|plaster|plaster|concrete|tiles|bricks"
 
 
@@ -69,10 +73,10 @@ def building(stage: Stage, x0: float, x1: float, y: float, out: float, height: f
         )
     p = np.concatenate([at[:, :1], np.full((len(at), 1), y), at[:, 1:]], 1)
     if len(p):
-        stage.add(boxes(p + [0, out * 0.02, 0], (ww, 0.06, wh)), glass)
-        bars = np.concatenate([p + [s * ww / 2, out * 0.04, 0] for s in (-1, 0, 1)])
+        stage.add(boxes(p + np.array([0, out * 0.02, 0]), (ww, 0.06, wh)), glass)
+        bars = np.concatenate([p + np.array([s * ww / 2, out * 0.04, 0]) for s in (-1, 0, 1)])
         stage.add(boxes(bars, (0.07, 0.1, wh + 0.08)), frame_m)
-        rails = np.concatenate([p + [0, out * 0.05, s * wh / 2] for s in (-1, 1)])
+        rails = np.concatenate([p + np.array([0, out * 0.05, s * wh / 2]) for s in (-1, 1)])
         stage.add(boxes(rails, (ww + 0.1, 0.14, 0.08)), frame_m)
     door = stage.mat("wood|plain|metal", mean=rng.uniform(0.03, 0.5))
     stage.add(box((rng.choice(gx), y + out * 0.06, 1.05), (1.1, 0.14, 2.1)), door)
@@ -80,10 +84,9 @@ def building(stage: Stage, x0: float, x1: float, y: float, out: float, height: f
         k = rng.random(len(p)) < 0.5
         if k.any():
             q = p[k]
-            stage.add(boxes(q + [0, out * 0.5, -wh / 2 - 0.1], (ww * 1.4, 1.0, 0.12)), stage.mat("concrete"))
-            stage.add(
-                boxes(q + [0, out * 0.98, -wh / 2 + 0.4], (ww * 1.4, 0.04, 0.9)), stage.mat("metal|corrugated|plain")
-            )
+            stage.add(boxes(q + np.array([0, out * 0.5, -wh / 2 - 0.1]), (ww * 1.4, 1.0, 0.12)), stage.mat("concrete"))
+            front = boxes(q + np.array([0, out * 0.98, -wh / 2 + 0.4]), (ww * 1.4, 0.04, 0.9))
+            stage.add(front, stage.mat("metal|corrugated|plain"))
 
 
 def fence(stage: Stage, x0: float, x1: float, y: float) -> None:
@@ -125,7 +128,14 @@ def fence(stage: Stage, x0: float, x1: float, y: float) -> None:
         stage.add(boxes(np.stack([q, 0 * q + y + 0.03, 0 * q + h / 2 + 0.05], -1), (width, 0.015, h - 0.08)), post)
 
 
-def _traffic(stage: Stage, x0: float, x1: float, lane_ys, parked_ys, density: float) -> None:
+def _traffic(
+    stage: Stage,
+    x0: float,
+    x1: float,
+    lane_ys: list[tuple[float, int]],
+    parked_ys: list[tuple[float, int]],
+    density: float,
+) -> None:
     rng = stage.rng
     for y, way in parked_ys:
         x = x0 + rng.uniform(0, 8)
@@ -143,7 +153,7 @@ def _traffic(stage: Stage, x0: float, x1: float, lane_ys, parked_ys, density: fl
             x += rng.uniform(9, 50)
 
 
-def _greens(stage: Stage, x0, x1, y0, y1, trees: int, bushes: int) -> None:
+def _greens(stage: Stage, x0: float, x1: float, y0: float, y1: float, trees: int, bushes: int) -> None:
     """Trees and bushes in a rectangle, sharing few materials."""
     rng = stage.rng
     kinds = [dress(stage, "tree") for _ in range(3)]
@@ -181,7 +191,7 @@ def _side(stage: Stage, x0: float, x1: float, edge: float, out: float, walk: flo
             stage.taken.append((float(x), float(y), 0.3))
             if pole == 2:
                 stage.add(box((x, y, h - 0.6), (0.12, 1.6, 0.12)), post)
-    for _ in range(int(rng.integers(0, 10))):  # clutter of the pavement
+    for _ in range(int(rng.integers(3, 16))):  # clutter of the pavement
         x = rng.uniform(x0, x0 + 90)
         kind = str(
             rng.choice(
@@ -191,12 +201,10 @@ def _side(stage: Stage, x0: float, x1: float, edge: float, out: float, walk: flo
         )
         y = edge + out * rng.uniform(0.3, max(walk - 0.2, 0.5))
         if stage.free(x, y, 0.3):
-            yaw = {"sign": np.pi if out < 0 else np.pi, "person": rng.choice([0, np.pi]) + rng.normal(0, 0.4)}.get(
-                kind, rng.uniform(0, 6.28)
-            )
+            yaw = {"sign": np.pi, "person": rng.choice([0, np.pi]) + rng.normal(0, 0.4)}.get(kind, rng.uniform(0, 6.28))
             stage.put(kind, (x, y, 0.12), yaw, claim=0.5)
     while at < x1:
-        mode = str(rng.choice(["houses", "houses", "hedge", "trees", "fence", "field", "thicket"]))
+        mode = str(rng.choice(["houses", "houses", "houses", "hedge", "trees", "fence", "field", "thicket", "thicket"]))
         span = min(rng.uniform(15, 90), x1 - at)
         if mode == "houses":
             x = at
@@ -243,7 +251,7 @@ def _side(stage: Stage, x0: float, x1: float, edge: float, out: float, walk: flo
                 for row in range(2):
                     y = y_walk + out * (0.9 + row * 2.5 + rng.uniform(0, 1))
                     kind = "bush" if row == 0 or rng.random() < 0.5 else "tree"
-                    s = rng.uniform(1.0, 2.6) if kind == "bush" else rng.uniform(0.5, 0.9)
+                    s = rng.uniform(1.0, 2.6) if kind == "bush" else rng.uniform(0.5, 1.3)
                     stage.put(
                         kind,
                         (x, y, 0),
@@ -320,7 +328,7 @@ def street(stage: Stage) -> None:
     stage.warp = warp
     side_walk = 0.12
 
-    def view(r):
+    def view(r: Rng) -> tuple[np.ndarray, float]:
         fwd = r.random() < 0.8
         x = r.uniform(-8, 30) if fwd else r.uniform(30, 80)
         yaw = 0.0 if fwd else np.pi
@@ -332,12 +340,12 @@ def street(stage: Stage) -> None:
             y = (-1, 1)[s] * (edge[s] + r.uniform(0.2, max(walk[s] - 0.1, 0.3)))
             height = side_walk + r.uniform(0.2, 1.8)
             yaw += r.choice([r.normal(0, 0.25), r.normal(0, 1.0)])
-        return np.array([x, y, height]), float(yaw), float("nan")
+        return np.array([x, y, height]), float(yaw)
 
     stage.view = view
 
 
-def _marks(stage: Stage, x0, x1, lanes, lane_w, half) -> None:
+def _marks(stage: Stage, x0: float, x1: float, lanes: int, lane_w: float, half: float) -> None:
     rng = stage.rng
     if rng.random() < 0.15:
         return
@@ -362,7 +370,7 @@ def _marks(stage: Stage, x0, x1, lanes, lane_w, half) -> None:
             stage.add(strip(x, x + rng.uniform(0.5, 6), y, y + rng.uniform(0.2, 1.5), 0.004, 2), tar)
 
 
-def _wires(stage: Stage, x0, x1, edge) -> None:
+def _wires(stage: Stage, x0: float, x1: float, edge: list[float]) -> None:
     rng = stage.rng
     if rng.random() < 0.35:
         m = stage.shade(0.01, 0.05)
@@ -388,25 +396,23 @@ def _far_hills(stage: Stage, near: float, far: float) -> None:
         h += rng.uniform(0, 0.01) * r * rng.random(n)
         bottom = np.stack([r * np.cos(az), r * np.sin(az), np.full(n, -8.0)], -1)
         top = np.stack([1.15 * r * np.cos(az), 1.15 * r * np.sin(az), h], -1)
-        from .geometry import _grid_faces, _mesh
-
         v = np.concatenate([bottom, top])
         uv = np.stack([np.tile(az * r, 2), v[:, 2]], -1)
         haze = np.array([0.8, 0.95, 1.15]) * rng.uniform(0.6, 1.2)
         stage.add(
-            _mesh(v, _grid_faces(2, n, False)[:, ::-1], uv, None),
+            triangles(v, grid_faces(2, n, False)[:, ::-1], uv, None),
             stage.mat("foliage|grass|litter|concrete", tint=haze, mean=rng.uniform(0.06, 0.25), scale=25),
         )
 
 
-def _height(rng: Rng, amplitude: float):
+def _height(rng: Rng, amplitude: float) -> Height:
     """A smooth random height function of x, y (metres), zero on average."""
     waves = [
         (rng.normal(size=2) / s, rng.uniform(0, 6.28), a)
         for s, a in ((30, 1.0), (14, 0.4), (6, 0.13), (2.5, 0.04), (1.0, 0.012))
     ]
 
-    def height(x, y):
+    def height(x: ArrayLike, y: ArrayLike) -> np.ndarray:
         return amplitude * sum(a * np.sin(k[0] * np.asarray(x) + k[1] * np.asarray(y) + p) for k, p, a in waves)
 
     return height
@@ -428,16 +434,17 @@ def open_ground(stage: Stage) -> None:
     }[mode]
     line = np.sign(np.linspace(-1, 1, 161)) * np.abs(np.linspace(-1, 1, 161)) ** 2.2 * 240
     gx, gy = np.meshgrid(line, line)
-    earth = stage.mat(ground, mean=rng.uniform(0.07, 0.4), macro=0.4)
+    light = rng.uniform(0.07, 0.4 if flat else 0.22)
+    earth = stage.mat(ground, mean=light, macro=0.3)
     stage.add(grid(line, line, height(gx, gy)), earth)
     if rng.random() < 0.65 and mode in ("park", "forest", "field", "yard"):
         _path(stage, height)
-    trees = {"park": (4, 22), "plaza": (0, 8), "forest": (26, 55), "field": (0, 10), "yard": (0, 8)}[mode]
-    bushes = {"park": (2, 16), "plaza": (0, 6), "forest": (6, 26), "field": (0, 10), "yard": (2, 14)}[mode]
+    trees = {"park": (8, 32), "plaza": (2, 14), "forest": (28, 60), "field": (3, 16), "yard": (2, 14)}[mode]
+    bushes = {"park": (5, 24), "plaza": (1, 10), "forest": (8, 30), "field": (3, 16), "yard": (4, 20)}[mode]
     _scatter(stage, "tree", int(rng.integers(*trees)), 5, 55 if mode != "forest" else 35, height)
     _scatter(stage, "bush", int(rng.integers(*bushes)), 3, 35, height)
     _scatter(stage, "rock", int(rng.integers(0, 12)) if not flat else int(rng.integers(0, 3)), 2, 25, height)
-    if mode in ("plaza", "yard") or rng.random() < 0.25:
+    if mode in ("plaza", "yard") or rng.random() < 0.35:
         _around(stage, 10 if mode == "yard" else 20, 60)
     for kind, n, reach in (
         ("person", 6, 25),
@@ -462,7 +469,7 @@ def open_ground(stage: Stage) -> None:
             if stage.free(x, y, 0.2):
                 stage.put("bicycle", (x + 0.55 * k, y), 1.57 + rng.normal(0, 0.15), claim=0.5)
     if mode != "plaza":
-        _tufts(stage, height, mode)
+        _tufts(stage, height, mode, light)
     if rng.random() < 0.3:
         mats = dress(stage, "hedge")
         y, h = rng.uniform(4, 14) * rng.choice([-1, 1]), rng.uniform(0.8, 2.4)
@@ -471,16 +478,16 @@ def open_ground(stage: Stage) -> None:
             stage.taken.append((float(x), float(y), 2.2))
     _far_hills(stage, 120, 230)
 
-    def view(r):
+    def view(r: Rng) -> tuple[np.ndarray, float]:
         x, y = r.uniform(-12, 12, 2)
         near = r.choice([r.uniform(0.15, 0.7), r.uniform(0.7, 2.0)])
         yaw = np.arctan2(-y + r.normal(0, 6), -x + r.normal(0, 6))
-        return np.array([x, y, float(height(x, y)) + near]), float(yaw), near
+        return np.array([x, y, float(height(x, y)) + near]), float(yaw)
 
     stage.view = view
 
 
-def _scatter(stage: Stage, kind: str, n: int, near: float, far: float, height) -> None:
+def _scatter(stage: Stage, kind: str, n: int, near: float, far: float, height: Height) -> None:
     """n objects of a kind anywhere within `far` of the origin, denser near it."""
     rng = stage.rng
     mats = [dress(stage, kind) for _ in range(min(n, 4))]
@@ -503,7 +510,7 @@ def _scatter(stage: Stage, kind: str, n: int, near: float, far: float, height) -
         )
 
 
-def _path(stage: Stage, height) -> None:
+def _path(stage: Stage, height: Height) -> None:
     """A winding path along x laid just above the ground."""
     rng = stage.rng
     xs = np.arange(-60, 60, 0.8)
@@ -512,16 +519,14 @@ def _path(stage: Stage, height) -> None:
     across = np.linspace(-w / 2, w / 2, 7)
     v = np.stack([np.repeat(xs, 7), (mid[:, None] + across).ravel(), np.zeros(len(xs) * 7)], -1)
     v[:, 2] = height(v[:, 0], v[:, 1]) + 0.03
-    from .geometry import _grid_faces, _mesh
-
-    m = _mesh(v, _grid_faces(len(xs), 7, False)[:, ::-1], v[:, :2].copy())
+    m = triangles(v, grid_faces(len(xs), 7, False)[:, ::-1], v[:, :2].copy())
     stage.add(m, stage.mat("gravel|dirt|asphalt|paving|concrete|litter", mean=rng.uniform(0.1, 0.5)))
 
 
 def _around(stage: Stage, near: float, far: float) -> None:
     """Buildings around a place, at any angle."""
     rng = stage.rng
-    for k in range(int(rng.integers(2, 9))):
+    for _ in range(int(rng.integers(3, 12))):
         az = rng.uniform(-np.pi, np.pi)
         r = rng.uniform(near, far)
         sub = Stage(rng, stage.bank, stage.objects, stage.family, builder=type(stage.builder)())
@@ -534,19 +539,22 @@ def _around(stage: Stage, near: float, far: float) -> None:
         stage.taken.append((float((r + 6) * np.cos(az)), float((r + 6) * np.sin(az)), w / 2 + 2))
 
 
-def _tufts(stage: Stage, height, mode: str) -> None:
+def _tufts(stage: Stage, height: Height, mode: str, light: float) -> None:
     """Blades of grass, fallen leaves and pebbles about the middle, where the camera is near the ground."""
     rng = stage.rng
-    n = int(rng.choice([0, 2500, 9000]))
+    n = int(rng.choice([0, 15000, 40000]))
     if n == 0:
         return
-    p = rng.normal(0, 9, (n, 2))
-    z = height(p[:, 0], p[:, 1])
-    size = rng.uniform(0.04, 0.14)
-    at = np.stack([p[:, 0], p[:, 1], z + size * 0.2], -1)
-    up = np.tile([0, 0, 1.0], (n, 1))
-    kind = "foliage|grass" if mode != "forest" else "foliage|litter"
-    stage.add(leaves(rng, at, size, up, (0, 1)), [stage.mat(kind, mean=rng.uniform(0.05, 0.25)) for _ in range(2)])
+    p = rng.normal(0, 7, (n, 2))
+    at = np.stack([p[:, 0], p[:, 1], height(p[:, 0], p[:, 1])], -1)
+    if mode in ("park", "field"):
+        own = [stage.mat("grass|foliage", mean=light * rng.uniform(0.6, 1.5)) for _ in range(3)]
+        stage.add(blades(rng, at, rng.uniform(0.03, 0.13), (0, 1, 2)), own)
+    else:
+        some = at[: n // 8] + np.array([0, 0, 0.015])
+        up = np.tile([0, 0, 1.0], (len(some), 1))
+        fallen = [stage.mat("litter|foliage", mean=light * rng.uniform(0.4, 1.6)) for _ in range(3)]
+        stage.add(leaves(rng, some, rng.uniform(0.04, 0.09), up, (0, 1, 2)), fallen)
     stones = stage.mat("concrete|dirt", mean=rng.uniform(0.1, 0.5))
     for _ in range(int(rng.integers(0, 25))):
         x, y = rng.normal(0, 6, 2)

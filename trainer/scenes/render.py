@@ -11,6 +11,7 @@ Camera frame: x right, y down, z forward; depth is the z of the first hit throug
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import cv2
 import numpy as np
@@ -65,7 +66,7 @@ def look(yaw: float, pitch: float, roll: float) -> np.ndarray:
 class DeviceBank:
     """The texture bank in Dr.Jit memory."""
 
-    def __init__(self, mi, bank: Bank) -> None:
+    def __init__(self, mi: Any, bank: Bank) -> None:
         self.words = mi.UInt32(bank.packed)
         self.offsets = mi.UInt32(bank.level_offset)
         self.stride = mi.UInt32(np.array([bank.words_per_texture], np.uint32))
@@ -74,7 +75,7 @@ class DeviceBank:
 class World:
     """A scene on the device, ready for images and LiDAR scans."""
 
-    def __init__(self, mi, bank: DeviceBank, builder: Builder, light: Lighting) -> None:
+    def __init__(self, mi: Any, bank: DeviceBank, builder: Builder, light: Lighting) -> None:
         self.mi, self.bank, self.light = mi, bank, light
         mesh = builder.merged()
         self.faces_np = mesh.f
@@ -87,7 +88,7 @@ class World:
         self.upload(mesh, np.stack(builder.rows))
         self.set_light(light)
 
-    def upload(self, mesh, rows: np.ndarray) -> None:
+    def upload(self, mesh: Any, rows: np.ndarray) -> None:
         """Copies what shading needs: per face normal, tangent, texture density, material; per vertex n, uv."""
         mi = self.mi
         p, t = mesh.v[mesh.f], mesh.uv[mesh.f]
@@ -125,7 +126,7 @@ class World:
 
     # ---- pieces of kernels -------------------------------------------------------------------------------
 
-    def _sky(self, d):
+    def _sky(self, d: Any) -> Any:
         """Radiance of the sky in direction d."""
         import drjit as dr
 
@@ -141,7 +142,7 @@ class World:
             out += dr.gather(mi.Vector3f, self.sky, i) * w
         return out
 
-    def _texel(self, base, size, x, y):
+    def _texel(self, base: Any, size: Any, x: Any, y: Any) -> Any:
         import drjit as dr
 
         mi = self.mi
@@ -149,7 +150,7 @@ class World:
         r, g, b = mi.Float(w & 255), mi.Float((w >> 8) & 255), mi.Float((w >> 16) & 255)
         return mi.Vector3f(r * r, g * g, b * b) / 65025.0, mi.Float(w >> 24) / 255.0
 
-    def _texture(self, tile, uv, level, smooth: bool):
+    def _texture(self, tile: Any, uv: Any, level: Any, smooth: bool) -> Any:
         """Linear RGB, height and its slope per texel (2) of a texture at uv (1 = one repetition)."""
         import drjit as dr
 
@@ -173,7 +174,7 @@ class World:
         slope_v = (h01 - h00) * (1 - fx) + (h11 - h10) * fx
         return c, slope_u, slope_v
 
-    def _row(self, table, index, fours: int, active) -> list:
+    def _row(self, table: Any, index: Any, fours: int, active: Any) -> list:
         """Numbers of row `index` of a table whose rows are a multiple of four; the first 4 * fours of them."""
         import drjit as dr
 
@@ -184,7 +185,7 @@ class World:
             out += [*dr.gather(mi.Vector4f, table, index * width + k, active)]
         return out
 
-    def _hit(self, ray, active, footprint, smooth: bool, random):
+    def _hit(self, ray: Any, active: Any, footprint: Any, smooth: bool, random: Any) -> dict[str, Any]:
         """Intersects and gathers the surface: a dict of position, normals, albedo, and so on.
 
         footprint: width of a pixel at 1 m; it selects the level of the texture at first hits.
@@ -241,13 +242,13 @@ class World:
             "outside": m[24],
         }
 
-    def _shadowed(self, o, d, dist, active):
+    def _shadowed(self, o: Any, d: Any, dist: Any, active: Any) -> Any:
         mi = self.mi
         ray = mi.Ray3f(o, d)
         ray.maxt = dist
         return self.scene.ray_test(ray, active=active)
 
-    def _key(self, hit, par, r1, r2, active):
+    def _key(self, hit: Any, par: Any, r1: Any, r2: Any, active: Any) -> Any:
         """Direction to the key light and its irradiance on a facing surface, zero in shadow."""
         import drjit as dr
 
@@ -265,7 +266,7 @@ class World:
         blocked = self._shadowed(hit["p"], d, dr.select(point, dist * 0.998, 2000.0), lit)
         return d, dr.select(lit & ~blocked, rgb, mi.Vector3f(0))
 
-    def _area(self, hit, par, r1, r2, r3, r4, active):
+    def _area(self, hit: Any, par: Any, r1: Any, r2: Any, r3: Any, r4: Any, active: Any) -> Any:
         """E / pi by the area lights: of four candidates spread over the lights one is chosen by what it would give.
 
         Choosing well before the shadow ray is what keeps halls with fifty lamps free of sparkles.
@@ -305,11 +306,11 @@ class World:
         on &= ~self._shadowed(hit["p"], to / dr.maximum(dist, 1e-6), dist * 0.998 - 0.002, on)
         return dr.select(on, choice * (total / tries), mi.Vector3f(0))
 
-    def _params(self):
+    def _params(self) -> Any:
         mi = self.mi
         return [mi.Float(np.array([x], np.float32)) for x in self.params_np]
 
-    def _camera_rays(self, cam: Camera, spp: int, seed: int, centre: bool):
+    def _camera_rays(self, cam: Camera, spp: int, seed: int, centre: bool) -> Any:
         """Rays of all pixels, sample index fastest; also the depth per unit of t and the random numbers."""
         import drjit as dr
 
@@ -367,7 +368,7 @@ class World:
         t = np.array(mi.Float(dr.select(pi.is_valid(), pi.t, dr.inf)))
         return np.where(t <= reach, t, np.inf).astype(np.float32)
 
-    def _sharp(self, cam: Camera, spp: int, seed: int):
+    def _sharp(self, cam: Camera, spp: int, seed: int) -> np.ndarray:
         """Per pixel means (H, W, 13): radiance of key light, sharp reflections and sky (3), albedo (3), normal (3),
         inverse depth (1), radiance of blurred reflections (3)."""
         import drjit as dr
@@ -378,12 +379,12 @@ class World:
         footprint = mi.Float(np.array([1 / cam.k[0, 0]], np.float32))
         hit = self._hit(ray, mi.Bool(True), footprint, True, rnd[2])
         on = hit["valid"]
-        l, e = self._key(hit, par, rnd[3], rnd[4], on)
-        cos = dr.maximum(dr.dot(hit["n"], l), 0)
+        sun, e = self._key(hit, par, rnd[3], rnd[4], on)
+        cos = dr.maximum(dr.dot(hit["n"], sun), 0)
         out = hit["albedo"] * e * (cos / dr.pi) + hit["emission"]
         # highlight of the key light (GGX with Schlick's Fresnel term)
         v = -ray.d
-        h = dr.normalize(l + v)
+        h = dr.normalize(sun + v)
         a2 = dr.square(dr.maximum(hit["rough"], 0.06))
         nh = dr.maximum(dr.dot(hit["n"], h), 0)
         ggx = a2 / (dr.pi * dr.square(nh * nh * (a2 - 1) + 1))
@@ -414,12 +415,12 @@ class World:
         channels = [*out, *albedo, *normal, depth, *dr.select(blurred, seen, 0)]
         return self._pixels(channels, cam, spp)
 
-    def _ambient(self, par, n):
+    def _ambient(self, par: Any, n: Any) -> Any:
         """Radiance assumed to fall on surfaces where paths end: brighter from above."""
         mi = self.mi
         return mi.Vector3f(par[6], par[7], par[8]) * (0.75 + 0.25 * n.z)
 
-    def _soft(self, cam: Camera, spp: int, seed: int):
+    def _soft(self, cam: Camera, spp: int, seed: int) -> np.ndarray:
         """Irradiance / pi at first hits from area lights, sky and one bounce: smooth, noisy, (H, W, 3)."""
         import drjit as dr
 
@@ -444,7 +445,7 @@ class World:
         light += dr.select(above, dr.minimum(bounced, 40), 0)
         return self._pixels([*dr.select(on, light, 0)], cam, spp)
 
-    def _pixels(self, channels, cam: Camera, spp: int) -> np.ndarray:
+    def _pixels(self, channels: Any, cam: Camera, spp: int) -> np.ndarray:
         import drjit as dr
 
         mi = self.mi
@@ -466,26 +467,34 @@ class World:
 
 def smooth_light(light: np.ndarray, inverse_depth: np.ndarray, normal: np.ndarray) -> np.ndarray:
     """Smooths light (H, W, C) over neighbours of like depth and normal (à-trous steps of 3×3, 1, 2, 4, 8 px)."""
+    h, w = inverse_depth.shape
     logd = np.log(np.maximum(inverse_depth, 1e-4)).astype(np.float32)
     x = np.log1p(light * 8).astype(np.float32)  # in log light one bright sample cannot smear over its surroundings
     n = np.ascontiguousarray(normal, np.float32)
+    # how fast depth changes here: on a slanted floor depth differs between neighbours without an edge
+    gx, gy = (np.abs(cv2.Sobel(logd, -1, *d)) / 8 for d in ((1, 0), (0, 1)))
+    lonely = np.zeros((h, w), bool)
     for step in (1, 2, 4, 8):
-        total, weight = x.copy(), np.ones(logd.shape, np.float32)
-        # how fast depth changes here: on a slanted floor depth differs between neighbours without an edge
-        gx, gy = np.abs(cv2.Sobel(logd, -1, 1, 0)) / 8, np.abs(cv2.Sobel(logd, -1, 0, 1)) / 8
+        total, weight = x.copy(), np.ones((h, w), np.float32)
+        wide = [np.pad(a, [(step, step), (step, step)] + [(0, 0)] * (a.ndim - 2), "edge") for a in (x, logd, n)]
         for dy in (-1, 0, 1):
             for dx in (-1, 0, 1):
                 if dx == 0 and dy == 0:
                     continue
-                m = np.float32([[1, 0, dx * step], [0, 1, dy * step]])
-                shift = lambda a: cv2.warpAffine(  # noqa: E731
-                    a, m, (a.shape[1], a.shape[0]), flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE
-                )
+                at = (slice(step * (1 + dy), step * (1 + dy) + h), slice(step * (1 + dx), step * (1 + dx) + w))
                 allow = step * np.minimum(gx * abs(dx) + gy * abs(dy), 0.03) + 0.01
-                near = np.exp(-np.abs(shift(logd) - logd) / allow)
-                like = np.clip((n * shift(n)).sum(-1), 0, 1) ** 8
-                w = near * like * (0.6 if dx and dy else 0.9)
-                total += shift(x) * w[..., None]
-                weight += w
+                near = np.exp(-np.abs(wide[1][at] - logd) / allow)
+                like = np.clip(np.einsum("ijk,ijk->ij", n, wide[2][at]), 0, 1)
+                like *= like
+                like *= like
+                share = near * like * like * np.float32(0.6 if dx and dy else 0.9)
+                total += wide[0][at] * share[..., None]
+                weight += share
+        if step == 1:
+            lonely = weight < 1.6
         x = total / weight[..., None]
+    # edge pixels have no neighbours of their kind and kept their noise
+    for c in range(x.shape[2]):
+        plane = np.ascontiguousarray(x[..., c])
+        x[..., c] = np.where(lonely, cv2.medianBlur(plane, 3), plane)
     return np.expm1(x) / 8

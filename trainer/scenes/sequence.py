@@ -18,7 +18,9 @@ CAMERA_FROM_LIDAR = np.array([[0, -1, 0, 0], [0, 0, -1, -0.10], [1, 0, 0, 0], [0
 Frame = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]
 
 
-def clearance(world: World, points: np.ndarray, heights=(0.12, 0.5, 0.9), rays: int = 24) -> np.ndarray:
+def clearance(
+    world: World, points: np.ndarray, heights: tuple[float, ...] = (0.12, 0.5, 0.9), rays: int = 24
+) -> np.ndarray:
     """Distance (n,) in metres from floor points (n, 2) to the nearest thing at any of the heights."""
     a = np.arange(rays) / rays * 2 * np.pi
     d = np.stack([np.cos(a), np.sin(a), 0 * a], -1)
@@ -64,7 +66,9 @@ def _smooth(line: np.ndarray, rounds: int) -> np.ndarray:
     return line
 
 
-def drive(world: World, rng: np.random.Generator, length: float, bounds, step: float = 0.3) -> np.ndarray | None:
+def drive(
+    world: World, rng: np.random.Generator, length: float, bounds: tuple[float, float, float, float], step: float = 0.3
+) -> np.ndarray | None:
     """A smooth drive (n, 2) on the floor about `length` metres long within bounds (x0, x1, y0, y1), or None."""
     xs, ys = np.arange(bounds[0], bounds[1], step), np.arange(bounds[2], bounds[3], step)
     gx, gy = np.meshgrid(xs, ys)
@@ -84,8 +88,8 @@ def drive(world: World, rng: np.random.Generator, length: float, bounds, step: f
     return None
 
 
-def _find_drive(studio: Studio, seed: int, family: str, length: float):
-    """The first scene of the seed with a drive of that length: (stage, world, line)."""
+def _find_drive(studio: Studio, seed: int, family: str, length: float) -> tuple[World, np.ndarray]:
+    """The first scene of the seed with a drive of that length: (world, line)."""
     for turn in range(30):
         rng = random_of(seed, "train", 900, turn)
         stage = build_stage(studio, family, rng)
@@ -95,7 +99,7 @@ def _find_drive(studio: Studio, seed: int, family: str, length: float):
             continue  # too bare to be worth a recording
         line = drive(world, rng, length, (x.min() - 1, x.max() + 1, y.min() - 1, y.max() + 1))
         if line is not None:
-            return stage, world, line
+            return world, line
     raise RuntimeError(f"no drive of {length:.1f} m found for seed {seed}")
 
 
@@ -115,9 +119,20 @@ def intrinsics(width: int, height: int, fov_deg: float = 78.0) -> np.ndarray:
 
 
 def render_sequence(
-    seed: int, frames: int, width: int = 640, height: int = 480, spp: int = 16, family: str = "warehouse",
-    rate_hz: float = 10.0, speed: float = 0.8, beams: int = 16, azimuths: int = 900, noise_m: float = 0.015,
-    dropout: float = 0.03, copies: float = 1.0, studio: Studio | None = None,
+    seed: int,
+    frames: int,
+    width: int = 640,
+    height: int = 480,
+    spp: int = 16,
+    family: str = "warehouse",
+    rate_hz: float = 10.0,
+    speed: float = 0.8,
+    beams: int = 16,
+    azimuths: int = 900,
+    noise_m: float = 0.015,
+    dropout: float = 0.03,
+    copies: float = 1.0,
+    studio: Studio | None = None,
 ) -> Iterator[Frame]:
     """A drive through a scene, frame by frame.
 
@@ -127,7 +142,7 @@ def render_sequence(
     """
     studio = studio or Studio.open(seed, "train", 0, copies)
     length = speed * frames / rate_hz
-    stage, world, line = _find_drive(studio, seed, family, length + 1.5)
+    world, line = _find_drive(studio, seed, family, length + 1.5)
     rng = random_of(seed, "train", 901)
     stamps = np.arange(frames) / rate_hz
     where, heading = _along(line, stamps * speed)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Callable
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .geometry import Builder, Mesh, box, boxes, join, quad, rot_z
 from .lighting import Sky, make_sky
@@ -31,19 +33,21 @@ class Stage:
     sky: Sky | None = None
     indoor: bool = False
     interior_ambient: np.ndarray = field(default_factory=lambda: np.full(3, 0.01))
-    view: Callable[[Rng], tuple[np.ndarray, float, float]] | None = None
+    view: Callable[[Rng], tuple[np.ndarray, float]] | None = None
     warp: Callable[[np.ndarray], np.ndarray] | None = None
     lamps: list[np.ndarray] = field(default_factory=list)
 
-    def mat(self, category: str, **kw) -> int:
+    def mat(self, category: str, **kw: Any) -> int:
         """A new material of the category (or of several, '|' between); see `Bank.material`."""
         return self.builder.material(self.bank.material(self.rng, category, **kw))
 
-    def shade(self, lo: float = 0.02, hi: float = 0.8, **kw) -> int:
+    def shade(self, lo: float = 0.02, hi: float = 0.8, **kw: Any) -> int:
         """A thing's material of any kind, its mean albedo between lo and hi."""
         return self.mat(BODY, mean=float(self.rng.uniform(lo, hi)), **kw)
 
-    def add(self, mesh: Mesh, mats, yaw: float = 0.0, at=(0.0, 0.0, 0.0), scale=1.0) -> None:
+    def add(
+        self, mesh: Mesh, mats: ArrayLike, yaw: float = 0.0, at: ArrayLike = (0.0, 0.0, 0.0), scale: ArrayLike = 1.0
+    ) -> None:
         """Adds a mesh turned about z and moved."""
         self.builder.add(mesh, mats, rot_z(yaw) if yaw else None, at, scale)
 
@@ -51,22 +55,24 @@ class Stage:
         """Whether a disc is clear of all things."""
         return all((x - a) ** 2 + (y - b) ** 2 > (r + c) ** 2 for a, b, c in self.taken)
 
-    def put(self, kind: str, at, yaw: float, scale=1.0, mats=None, claim: float = 1.0) -> None:
+    def put(
+        self, kind: str, at: ArrayLike, yaw: float, scale: ArrayLike = 1.0, mats: ArrayLike = None, claim: float = 1.0
+    ) -> None:
         """Puts an object of the bank on the ground at (x, y[, z]) with materials fit for its kind."""
-        # few large leaves do for trees that the camera stays away from
-        far = kind == "tree" and np.hypot(max(abs(at[0] - 20) - 30, 0), at[1]) > 28
-        mesh = self.objects.pick(self.rng, "tree_far" if far else kind)
+        # few large leaves do for greens that the camera stays away from
+        away = np.hypot(max(abs(at[0] - 15) - 25, 0), at[1]) > (22 if kind == "tree" else 16)
+        mesh = self.objects.pick(self.rng, f"{kind}_far" if away and kind in ("tree", "bush") else kind)
         z = at[2] if len(at) > 2 else 0.0
         self.add(mesh, mats if mats is not None else dress(self, kind), yaw, (at[0], at[1], z), scale)
         if claim > 0:
             reach = float(np.linalg.norm(np.abs(mesh.v[:, :2]).max(0) * np.max(scale))) * 0.75 * claim
             self.taken.append((float(at[0]), float(at[1]), reach))
 
-    def box(self, center, size, mat: int, yaw: float = 0.0) -> None:
+    def box(self, center: ArrayLike, size: ArrayLike, mat: int, yaw: float = 0.0) -> None:
         """Adds one box."""
         self.add(box(center, size, yaw), mat)
 
-    def lamp(self, corner, u, v, rgb, lit: bool = True) -> None:
+    def lamp(self, corner: ArrayLike, u: ArrayLike, v: ArrayLike, rgb: ArrayLike, lit: bool = True) -> None:
         """A rectangular light emitting along u × v; its face is seen too."""
         u, v = np.asarray(u, float), np.asarray(v, float)
         if lit:
@@ -202,7 +208,7 @@ def strip(x0: float, x1: float, y0: float, y1: float, z: float, step: float = 4.
 Opening = tuple[float, float, float, float]  # from, to along the wall, and from, to upwards, metres
 
 
-def wall(p0, p1, height: float, thick: float, openings: list[Opening]) -> Mesh:
+def wall(p0: ArrayLike, p1: ArrayLike, height: float, thick: float, openings: list[Opening]) -> Mesh:
     """A wall from p0 to p1 (x, y) of boxes around its openings; its inner face runs along p0–p1, inside is left."""
     p0, p1 = np.asarray(p0, float), np.asarray(p1, float)
     length = float(np.linalg.norm(p1 - p0))
@@ -224,7 +230,7 @@ def wall(p0, p1, height: float, thick: float, openings: list[Opening]) -> Mesh:
     return boxes(centers, np.array(sizes)).moved(rot_z(yaw), (p0[0], p0[1], 0))
 
 
-def along(p0, p1, s: float, inward: float = 0.0, z: float = 0.0) -> np.ndarray:
+def along(p0: ArrayLike, p1: ArrayLike, s: float, inward: float = 0.0, z: float = 0.0) -> np.ndarray:
     """The point s metres along the wall p0–p1, `inward` metres inside, at height z."""
     p0, p1 = np.asarray(p0, float), np.asarray(p1, float)
     d = (p1 - p0) / np.linalg.norm(p1 - p0)
@@ -244,7 +250,7 @@ def clutter(stage: Stage, x: float, y: float, z: float, n: int, spread: float) -
         stage.put("thing", (x + a[0], y + a[1], z), stage.rng.uniform(0, 6.28), stage.rng.uniform(0.6, 1.5), claim=0)
 
 
-def frame(size, width: float, depth: float) -> Mesh:
+def frame(size: ArrayLike, width: float, depth: float) -> Mesh:
     """A rectangular frame in the x, z plane: size (w, h) outside, standing on z = 0."""
     w, h = size
     return join(
@@ -262,7 +268,7 @@ def frame(size, width: float, depth: float) -> Mesh:
     )
 
 
-def panel(center, u, v) -> Mesh:
+def panel(center: ArrayLike, u: ArrayLike, v: ArrayLike) -> Mesh:
     """A rectangle about a centre with full edges u and v."""
     c, u, v = (np.asarray(a, float) for a in (center, u, v))
     return quad(c - u / 2 - v / 2, u, v)

@@ -11,15 +11,19 @@ from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
+from numpy.typing import ArrayLike
 
 SIZE = 256
 LEVELS = 8  # 256, 128, ... 2
 ROW = 28  # numbers in a material row (a multiple of four)
 
 Rng = np.random.Generator
+Image = tuple[np.ndarray, np.ndarray]  # linear RGB (SIZE, SIZE, 3) and height (SIZE, SIZE)
 
 
-def noise(rng: Rng, beta: float = 1.8, stretch=(1.0, 1.0), low: float = 0.0, size: int = SIZE) -> np.ndarray:
+def noise(
+    rng: Rng, beta: float = 1.8, stretch: tuple[float, float] = (1.0, 1.0), low: float = 0.0, size: int = SIZE
+) -> np.ndarray:
     """Tileable noise (size, size) float32 in 0..1 with spectrum 1/f^beta; `low` cuts frequencies below it."""
     fy = np.fft.fftfreq(size)[:, None] * size * stretch[1]
     fx = np.fft.rfftfreq(size)[None] * size * stretch[0]
@@ -42,7 +46,7 @@ def _cells(rng: Rng, count: int, jitter: float = 1.0) -> tuple[np.ndarray, np.nd
     val = np.zeros(img.shape, np.float32)
     for dx in (-SIZE, 0, SIZE):
         for dy in (-SIZE, 0, SIZE):
-            q = np.floor(pts + [dx + pad, dy + pad]).astype(int)
+            q = np.floor(pts + np.array([dx + pad, dy + pad])).astype(int)
             ok = ((q >= 0) & (q < SIZE + 2 * pad)).all(1)
             img[q[ok, 1], q[ok, 0]] = 0
             val[q[ok, 1], q[ok, 0]] = value[ok]
@@ -75,16 +79,16 @@ def any_colour(rng: Rng, sat: float = 0.6) -> np.ndarray:
     return hsv(hue, rng.uniform(0.1, 1) * sat + 0.1, rng.uniform(0.25, 0.95))
 
 
-def _earth(rng: Rng, v=(0.2, 0.55)) -> np.ndarray:
+def _earth(rng: Rng, v: tuple[float, float] = (0.2, 0.55)) -> np.ndarray:
     return hsv(rng.uniform(0.04, 0.12), rng.uniform(0.1, 0.5), rng.uniform(*v))
 
 
-def _grey(rng: Rng, v=(0.3, 0.7)) -> np.ndarray:
+def _grey(rng: Rng, v: tuple[float, float] = (0.3, 0.7)) -> np.ndarray:
     return hsv(rng.choice([0.08, 0.12, 0.6]), rng.uniform(0, 0.12), rng.uniform(*v))
 
 
-def _green(rng: Rng, v=(0.18, 0.45)) -> np.ndarray:
-    return hsv(rng.uniform(0.17, 0.33), rng.uniform(0.35, 0.75), rng.uniform(*v))
+def _green(rng: Rng, v: tuple[float, float] = (0.18, 0.45)) -> np.ndarray:
+    return hsv(rng.uniform(0.16, 0.29), rng.uniform(0.22, 0.6), rng.uniform(*v))
 
 
 def _speckle(rng: Rng, base: np.ndarray, amount: float) -> np.ndarray:
@@ -92,13 +96,13 @@ def _speckle(rng: Rng, base: np.ndarray, amount: float) -> np.ndarray:
     return base * (1 + amount * (fine - 0.5) * 2)[..., None]
 
 
-def plain(rng: Rng):
+def plain(rng: Rng) -> Image:
     """Paint: one colour with hardly any structure."""
     h = noise(rng, 1.5)
     return any_colour(rng)[None, None] * (1 + 0.06 * (h - 0.5))[..., None], h * 0.2
 
 
-def plaster(rng: Rng):
+def plaster(rng: Rng) -> Image:
     """Wall paint or plaster, pale, with stains and grain."""
     h = noise(rng, rng.uniform(0.4, 1.2), low=4)
     stain = noise(rng, 1.9)
@@ -106,14 +110,14 @@ def plaster(rng: Rng):
     return col[None, None] * (1 - 0.25 * rng.random() * stain - 0.1 * h)[..., None], h * rng.uniform(0.1, 0.7)
 
 
-def concrete(rng: Rng):
+def concrete(rng: Rng) -> Image:
     """Concrete with patches, pores and streaks."""
     a, b, streak = noise(rng, 1.6), noise(rng, 0.3), noise(rng, 1.6, (1.0, 0.08))
     t = 0.5 * a + 0.25 * b + 0.35 * streak * rng.random()
     return _ramp(t, np.stack([_grey(rng, (0.2, 0.45)), _grey(rng, (0.5, 0.85))])), 0.4 * b + 0.3 * a
 
 
-def asphalt(rng: Rng):
+def asphalt(rng: Rng) -> Image:
     """Asphalt: dark grain, patches, cracks."""
     grain, patch = noise(rng, 0.1), noise(rng, 1.8)
     base = rng.uniform(0.03, 0.2)
@@ -123,7 +127,7 @@ def asphalt(rng: Rng):
     return _speckle(rng, t[..., None] * (1 + rng.normal(0, 0.03, 3)), 0.3), grain * 0.6
 
 
-def gravel(rng: Rng):
+def gravel(rng: Rng) -> Image:
     """Pebbles."""
     d, v = _cells(rng, int(rng.integers(150, 1200)))
     e = np.clip(1 - d / (np.percentile(d, 98)), 0, 1)
@@ -131,7 +135,7 @@ def gravel(rng: Rng):
     return _ramp(v, cols) * (0.25 + 0.85 * np.sqrt(e))[..., None], e
 
 
-def grass(rng: Rng):
+def grass(rng: Rng) -> Image:
     """Lawn: short blades, dry and bare patches."""
     blades = 0.5 * noise(rng, 0.35, (1, 0.4)) + 0.5 * noise(rng, 0.35, (0.4, 1))
     patch = noise(rng, 1.8)
@@ -146,7 +150,7 @@ def grass(rng: Rng):
     return rgb * (1 - k) + _ramp(t, np.stack([dry * 0.4, dry])) * k, blades
 
 
-def dirt(rng: Rng):
+def dirt(rng: Rng) -> Image:
     """Earth, sand or snow."""
     a, b = noise(rng, 1.5), noise(rng, 0.5)
     v = rng.choice([0.45, 0.7, 0.97])
@@ -154,7 +158,7 @@ def dirt(rng: Rng):
     return _speckle(rng, _ramp(0.5 * a + 0.5 * b, cols), 0.2), 0.6 * b + 0.4 * a
 
 
-def litter(rng: Rng):
+def litter(rng: Rng) -> Image:
     """Fallen leaves, mulch, ivy."""
     d, v = _cells(rng, int(rng.integers(300, 1500)))
     hue = rng.choice([0.06, 0.1, 0.25])
@@ -163,15 +167,15 @@ def litter(rng: Rng):
     return _ramp(v, cols) * e[..., None], e * (0.5 + 0.5 * v)
 
 
-def foliage(rng: Rng):
+def foliage(rng: Rng) -> Image:
     """Leaf surface, used on leaves and hedges: greens, at times autumn colours."""
-    hue = rng.choice([rng.uniform(0.17, 0.3), rng.uniform(0.03, 0.14)], p=[0.87, 0.13])
-    cols = np.stack([hsv(hue + rng.normal(0, 0.02), rng.uniform(0.35, 0.8), x) for x in (0.15, 0.35, 0.6)])
+    hue = rng.choice([rng.uniform(0.16, 0.28), rng.uniform(0.04, 0.14)], p=[0.88, 0.12])
+    cols = np.stack([hsv(hue + rng.normal(0, 0.02), rng.uniform(0.25, 0.62), x) for x in (0.15, 0.35, 0.6)])
     n = noise(rng, 0.7)
     return _ramp(np.clip(n * 2 - 0.5, 0, 1), cols), n
 
 
-def bark(rng: Rng):
+def bark(rng: Rng) -> Image:
     """Bark: streaks along v."""
     n = noise(rng, 0.9, (1.0, 0.25))
     cols = np.stack([_earth(rng, (0.08, 0.2)), _earth(rng, (0.3, 0.6))])
@@ -184,14 +188,16 @@ def _wood_colours(rng: Rng) -> np.ndarray:
     return np.stack([hsv(h, s, v * 0.62), hsv(h + 0.01, s * 0.9, v * 0.85), hsv(h + 0.02, s * 0.75, v)])
 
 
-def wood(rng: Rng):
+def wood(rng: Rng) -> Image:
     """A wooden surface with grain along v."""
     n = noise(rng, 1.1, (1.0, 0.06)) * 0.6 + noise(rng, 0.7, (1.0, 0.03)) * 0.4
     rings = 0.5 + 0.5 * np.sin((n + np.linspace(0, 1, SIZE)[None]) * 2 * np.pi * rng.integers(2, 8))
     return _ramp(0.55 * n + 0.45 * rings * rng.random(), _wood_colours(rng)), n * 0.15
 
 
-def _brick_layout(rows: int, cols: int, shift: float, gap: float, rng: Rng):
+def _brick_layout(
+    rows: int, cols: int, shift: float, gap: float, rng: Rng
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Joints mask (True in the joint), value per brick, both (SIZE, SIZE), rows × cols with running bond `shift`."""
     y = (np.arange(SIZE) + 0.5) / SIZE * rows
     x = (np.arange(SIZE) + 0.5) / SIZE * cols
@@ -204,7 +210,7 @@ def _brick_layout(rows: int, cols: int, shift: float, gap: float, rng: Rng):
     return edge < gap, value, np.clip(edge / max(gap * 2, 1e-6), 0, 1)
 
 
-def planks(rng: Rng):
+def planks(rng: Rng) -> Image:
     """Floor boards, parquet."""
     rows, cols = int(rng.integers(4, 14)), int(rng.integers(1, 4))
     joint, v, edge = _brick_layout(rows, cols, rng.choice([0.5, 0.37, 0.0]), rng.uniform(0.001, 0.004), rng)
@@ -213,7 +219,7 @@ def planks(rng: Rng):
     return np.where(joint[..., None], rgb * 0.35, rgb).transpose(1, 0, 2), (edge * 0.4 + n * 0.08).T
 
 
-def bricks(rng: Rng):
+def bricks(rng: Rng) -> Image:
     """A brick or block wall."""
     rows = int(2 * rng.integers(3, 9))
     cols = max(1, int(rows / rng.uniform(1.5, 4)))
@@ -227,7 +233,7 @@ def bricks(rng: Rng):
     return np.where(joint[..., None], mortar[None, None] * (0.8 + 0.4 * n)[..., None], rgb), edge * 0.8 + n * 0.2
 
 
-def tiles(rng: Rng):
+def tiles(rng: Rng) -> Image:
     """Tiles: floor, bathroom, or coloured facade tiles of many shades."""
     rows = int(rng.integers(2, 20))
     joint, v, edge = _brick_layout(rows, rows, 0.0, rng.uniform(0.0015, 0.006), rng)
@@ -242,7 +248,7 @@ def tiles(rng: Rng):
     return np.where(joint[..., None], _grey(rng, (0.25, 0.9))[None, None], rgb), edge * 0.6
 
 
-def paving(rng: Rng):
+def paving(rng: Rng) -> Image:
     """Paving slabs, stone blocks."""
     rows = int(rng.integers(2, 9))
     joint, v, edge = _brick_layout(
@@ -254,7 +260,7 @@ def paving(rng: Rng):
     return np.where(joint[..., None], rgb * rng.uniform(0.2, 0.6), rgb), edge * 0.7 + n * 0.2
 
 
-def cobble(rng: Rng):
+def cobble(rng: Rng) -> Image:
     """Rounded stones, rubble walls."""
     d, v = _cells(rng, int(rng.integers(30, 250)), rng.uniform(0.4, 1.0))
     e = np.clip(1.15 - d / np.percentile(d, 97), 0, 1)
@@ -263,7 +269,7 @@ def cobble(rng: Rng):
     return rgb * (np.clip(e * 3, 0.2, 1) * (0.75 + 0.5 * n))[..., None], np.clip(e * 2, 0, 1) + 0.2 * n
 
 
-def carpet(rng: Rng):
+def carpet(rng: Rng) -> Image:
     """Pile carpet or felt: fine grain, at times a pattern."""
     n = noise(rng, 0.05)
     rgb = any_colour(rng, 0.7)[None, None] * (0.6 + 0.8 * n)[..., None]
@@ -277,7 +283,7 @@ def carpet(rng: Rng):
     return rgb, n * 0.6
 
 
-def fabric(rng: Rng):
+def fabric(rng: Rng) -> Image:
     """Woven cloth."""
     k = int(rng.integers(24, 64))
     x = np.arange(SIZE) / SIZE * 2 * np.pi * k
@@ -286,7 +292,7 @@ def fabric(rng: Rng):
     return any_colour(rng, 0.7)[None, None] * (0.7 + 0.2 * weave + 0.25 * n)[..., None], weave * 0.4
 
 
-def stripes(rng: Rng):
+def stripes(rng: Rng) -> Image:
     """Stripes of several colours (cloth, awnings, wallpaper), or plaid."""
     k = int(rng.integers(3, 16))
     cols = np.stack([any_colour(rng) for _ in range(int(rng.integers(2, 5)))])
@@ -299,7 +305,7 @@ def stripes(rng: Rng):
     return rgb * (0.85 + 0.3 * n)[..., None], n * 0.2
 
 
-def wallpaper(rng: Rng):
+def wallpaper(rng: Rng) -> Image:
     """A repeated ornament."""
     k = int(rng.integers(2, 7))
     x = np.arange(SIZE) / SIZE * 2 * np.pi * k
@@ -310,7 +316,7 @@ def wallpaper(rng: Rng):
     return a * (1 - t) + b * t, t[..., 0] * 0.1
 
 
-def marble(rng: Rng):
+def marble(rng: Rng) -> Image:
     """Marble, or polished stone."""
     w = noise(rng, 1.8)
     vein = 1 - np.abs(2 * ((w * rng.uniform(2, 6)) % 1.0) - 1)
@@ -318,7 +324,7 @@ def marble(rng: Rng):
     return _ramp(t, np.stack([any_colour(rng, 0.25), any_colour(rng, 0.25)])), w * 0.05
 
 
-def metal(rng: Rng):
+def metal(rng: Rng) -> Image:
     """Brushed or painted metal with rust and scratches."""
     n = noise(rng, 0.8, (0.05, 1.0))
     rust = np.clip((noise(rng, 1.5) - rng.uniform(0.5, 1.0)) * 6, 0, 1)[..., None]
@@ -328,7 +334,7 @@ def metal(rng: Rng):
     ) * rust, n * 0.1
 
 
-def corrugated(rng: Rng):
+def corrugated(rng: Rng) -> Image:
     """Sheet metal or blinds: shaded ribs across u."""
     k = int(rng.integers(6, 30))
     x = np.arange(SIZE) / SIZE * k
@@ -341,7 +347,7 @@ def corrugated(rng: Rng):
     )
 
 
-def speckled(rng: Rng):
+def speckled(rng: Rng) -> Image:
     """Terrazzo, granite, speckle."""
     d, v = _cells(rng, int(rng.integers(200, 1500)))
     spot = (d < rng.uniform(2, 6)) & (v > rng.uniform(0.2, 0.8))
@@ -351,7 +357,7 @@ def speckled(rng: Rng):
     return _speckle(rng, rgb, 0.15), noise(rng, 1) * 0.1
 
 
-def camo(rng: Rng):
+def camo(rng: Rng) -> Image:
     """Large blotches of a few colours: camouflage, murals, graffiti, abstract art."""
     n = noise(rng, 1.7)
     cols = np.stack([any_colour(rng, rng.uniform(0.3, 1)) for _ in range(5)])
@@ -366,7 +372,7 @@ def _write(img: np.ndarray, text: str, at: tuple[int, int], size: float, colour:
     img[mask > 127] = colour
 
 
-def poster(rng: Rng):
+def poster(rng: Rng) -> Image:
     """A poster, sign, package or screen: colour fields, shapes and lines of text."""
     img = np.broadcast_to(any_colour(rng), (SIZE, SIZE, 3)).astype(np.float32).copy()
     for _ in range(int(rng.integers(1, 6))):
@@ -384,10 +390,10 @@ def poster(rng: Rng):
         _write(img, word, at, size, any_colour(rng))
     if rng.random() < 0.3:
         img = 0.5 * img + 0.5 * _ramp(noise(rng, 1.6), np.stack([any_colour(rng) for _ in range(4)]))
-    return img, np.zeros((SIZE, SIZE), np.float32)
+    return img[::-1], np.zeros((SIZE, SIZE), np.float32)
 
 
-def facade(rng: Rng):
+def facade(rng: Rng) -> Image:
     """Rows of windows on a wall, for far buildings; one tile is a few windows wide."""
     nx, ny = int(rng.integers(2, 7)), int(rng.integers(2, 6))
     base, _ = (bricks, plaster, concrete, tiles)[int(rng.integers(0, 4))](rng)
@@ -406,7 +412,7 @@ def facade(rng: Rng):
     return img[::-1], np.zeros((SIZE, SIZE), np.float32)
 
 
-def goods(rng: Rng):
+def goods(rng: Rng) -> Image:
     """Book spines, boxes, bottles on a shelf seen from the front."""
     img = np.full((SIZE, SIZE, 3), 0.02, np.float32)
     rows = int(rng.integers(2, 5))
@@ -424,7 +430,7 @@ def goods(rng: Rng):
     return img[::-1], np.zeros((SIZE, SIZE), np.float32)
 
 
-def cardboard(rng: Rng):
+def cardboard(rng: Rng) -> Image:
     """Cardboard with tape and print."""
     n = noise(rng, 1.2, (0.3, 1))
     img = _ramp(n, np.stack([hsv(0.08, 0.45, 0.5), hsv(0.09, 0.4, 0.72)])) * rng.uniform(0.6, 1.2)
@@ -432,7 +438,7 @@ def cardboard(rng: Rng):
     img[y : y + 18] *= rng.uniform(0.7, 1.3)
     if rng.random() < 0.7:
         _write(img, "".join(chr(int(k)) for k in rng.integers(65, 91, 5)), (20, 60), 1.6, np.full(3, 0.03))
-    return img, n * 0.05
+    return img[::-1], n * 0.05
 
 
 # category: (function, how many in the bank, width of a tile in metres, specular F0, roughness)
@@ -470,6 +476,9 @@ CATEGORIES = {
 }
 
 
+DYED = {"plain", "plaster", "fabric", "carpet", "metal", "corrugated", "tiles", "speckled", "marble", "wallpaper"}
+
+
 @dataclass
 class Bank:
     """All textures of one process.
@@ -488,11 +497,11 @@ class Bank:
         self,
         rng: Rng,
         category: str,
-        tint=None,
+        tint: ArrayLike | None = None,
         scale: float = 1.0,
         spec: float | None = None,
         rough: float | None = None,
-        emission=(0.0, 0.0, 0.0),
+        emission: ArrayLike = (0.0, 0.0, 0.0),
         macro: float | None = None,
         stretch: bool = False,
         mean: float | None = None,
@@ -502,16 +511,23 @@ class Bank:
 
         tint: linear RGB factor (random if None); scale: size of the pattern against its natural size; spec:
         reflectance at normal incidence; rough: GGX alpha; macro: strength of slow variation over metres;
-        stretch: texture covers 0..1 of the mesh's own uv instead of metres; mean: wished mean albedo; outside: lit by the sky even in a
-        scene of a closed room (what is seen through its windows).
+        stretch: texture covers 0..1 of the mesh's own uv instead of metres; mean: wished mean albedo;
+        outside: lit by the sky even in a scene of a closed room (what is seen through its windows).
         """
         name = str(rng.choice(category.split("|")))
         _, _, metres, f0, alpha = CATEGORIES[name]
         tile = int(rng.choice(self.members[name]))
+        contrast = rng.uniform(0.5, 1.25)
+        saturation = rng.uniform(0.5, 1.1)
         if tint is None:
             tint = rng.uniform(0.75, 1.15) * (1 + rng.normal(0, 0.06, 3))
-        contrast = rng.uniform(0.5, 1.25)
-        saturation = rng.uniform(0.5, 1.15)
+            if name in DYED and rng.random() < 0.7:  # a colour of its own, or a bank would have but a few
+                colour = any_colour(rng, 0.35 if name in ("plaster", "wallpaper", "marble") else 0.6)
+                colour = 0.15 * colour.mean() + 0.85 * colour
+                tint = tint * colour / colour.mean()
+                saturation *= rng.choice([0.0, 0.3])
+                if mean is None:
+                    mean = float(np.clip(colour.mean(), 0.03, 0.85))
         grey = np.full((3, 3), 1 / 3)
         m = saturation * np.eye(3) + (1 - saturation) * grey
         average = m @ self.mean[tile]

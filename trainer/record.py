@@ -1,0 +1,90 @@
+"""Makes a recording for the demo: a robot's drive through a generated scene, with camera, LiDAR and true depth.
+
+python -m trainer record --out recordings/warehouse
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from marigold_ros.config import Unusable
+from marigold_ros.geometry import Camera
+from marigold_ros.recordings import Frame, write_frames
+
+MAX_BYTES = 10_000_000
+# A moment in the past that is the same for every run, so that a recording can be made again byte for byte.
+_START_NS = 1_750_000_000_000_000_000
+# The LiDAR turns all around, the camera looks ahead: what it cannot see is not worth the bytes.
+_SECTOR_DEG = 110.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Render and write one recording; exit status 1 when it came out larger than may be bundled."""
+    parser = argparse.ArgumentParser(prog="python -m trainer record", description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder of the recording; an old one is replaced")
+    parser.add_argument("--family", default="warehouse", help="kind of scene (default warehouse)")
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--frames", type=int, default=80)
+    parser.add_argument("--rate", type=float, default=10.0, help="frames per second (default 10)")
+    parser.add_argument("--speed", type=float, default=0.8, help="metres per second (default 0.8)")
+    parser.add_argument("--width", type=int, default=640)
+    parser.add_argument("--height", type=int, default=480)
+    parser.add_argument("--samples", type=int, default=64, help="light paths per pixel (default 64)")
+    arguments = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    camera, camera_from_lidar = _mounting(arguments.width, arguments.height)
+    count = write_frames(arguments.out, _frames(arguments), camera, camera_from_lidar)
+    size = sum(path.stat().st_size for path in arguments.out.iterdir())
+    print(f"{arguments.out}: {count} frames, {size / 1e6:.1f} MB")
+    if size > MAX_BYTES:
+        problem = f"{arguments.out}: {size} bytes; at most {MAX_BYTES} may be bundled: fewer --frames are needed"
+        print(f"trainer: {problem}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _mounting(width: int, height: int) -> tuple[Camera, np.ndarray]:
+    from trainer.scenes.sequence import CAMERA_FROM_LIDAR, intrinsics
+
+    k = intrinsics(width, height)
+    return Camera(width, height, *map(float, (k[0, 0], k[1, 1], k[0, 2], k[1, 2]))), CAMERA_FROM_LIDAR
+
+
+def _frames(arguments: argparse.Namespace) -> Iterator[Frame]:
+    from trainer.scenes.sequence import render_sequence
+
+    began_s = time.monotonic()
+    drive = render_sequence(
+        arguments.seed,
+        arguments.frames,
+        width=arguments.width,
+        height=arguments.height,
+        spp=arguments.samples,
+        family=arguments.family,
+        rate_hz=arguments.rate,
+        speed=arguments.speed,
+    )
+    for number, (rgb, depth_m, points, _, stamp_s) in enumerate(drive, 1):
+        if not np.isfinite(depth_m).any():
+            raise Unusable(f"--seed {arguments.seed}: frame {number} sees nothing; choose another seed")
+        known_m = np.where(np.isfinite(depth_m), depth_m, np.nan).astype(np.float32)  # the sky has no depth
+        yield Frame(_START_NS + round(stamp_s * 1e9), rgb, known_m, in_sector(points))
+        print(f"\r{number} of {arguments.frames} frames, {time.monotonic() - began_s:.0f} s", end="", file=sys.stderr)
+    print(file=sys.stderr)
+
+
+def in_sector(points: np.ndarray) -> np.ndarray:
+    """Those of the (N, 3) LiDAR points (x forward) that lie in the sector ahead, rounded to millimetres."""
+    azimuth = np.arctan2(points[:, 1], points[:, 0])
+    ahead = points[np.abs(azimuth) <= np.radians(_SECTOR_DEG / 2)]
+    # LiDARs do not measure finer, and the zeros compress.
+    return np.round(ahead.astype(np.float64), 3).astype(np.float32)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
