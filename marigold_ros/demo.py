@@ -8,7 +8,6 @@ Foxglove stay behind.
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import time
@@ -216,8 +215,8 @@ def run(arguments: argparse.Namespace) -> int:
     with Recording(arguments.recording) as recording:
         camera_from_lidar, length_s = recorded_extrinsic(recording), recording.duration_s / arguments.rate
     environment = processes.private_environment(processes.free_domain())
-    os.environ.update(environment)
-    rclpy.init(args=[])
+    processes.adopt(environment)
+    rclpy.init(args=[], domain_id=int(environment["ROS_DOMAIN_ID"]))
     with ExitStack() as cleanup:
         cleanup.callback(rclpy.try_shutdown)
         watcher = Watcher()
@@ -245,7 +244,9 @@ def _play(
         return f"the node did not become active ({watcher.message})"
     print(watcher.engine, flush=True)
     recorder = start("recorder", ["--out", str(arguments.out / "recording"), *RECORDED])
-    player = start("player", [str(arguments.recording), "--rate", str(arguments.rate), "--wait-for", IMAGE, RANGE, GROUND_TRUTH])
+    player = start(
+        "player", [str(arguments.recording), "--rate", str(arguments.rate), "--wait-for", IMAGE, RANGE, GROUND_TRUTH]
+    )
     with Display("marigold_ros: camera + LiDAR -> metric depth") as display:
 
         def show() -> None:

@@ -8,7 +8,6 @@ loaded beside numpy 2 at all.
 
 from __future__ import annotations
 
-import array
 import sys
 
 import cv2
@@ -212,22 +211,20 @@ def colour_image(pixels: np.ndarray, encoding: str, header: Header) -> Image:
 def _image(pixels: np.ndarray, encoding: str, header: Header) -> Image:
     height, width = pixels.shape[:2]
     step = pixels.strides[0]
-    return Image(
-        header=header,
-        height=height,
-        width=width,
-        encoding=encoding,
-        is_bigendian=_NATIVE_IS_BIG,
-        step=step,
-        data=_bytes(pixels),
+    message = Image(
+        header=header, height=height, width=width, encoding=encoding, is_bigendian=_NATIVE_IS_BIG, step=step
     )
+    _append(message, pixels)
+    return message
 
 
-def _bytes(values: np.ndarray) -> array.array:
-    """The bytes of a contiguous array as the one type that rclpy takes without looking at every element."""
-    data = array.array("B")
-    data.frombytes(values.reshape(-1).view(np.uint8))
-    return data
+def _append(message: Image | PointCloud2, values: np.ndarray) -> None:
+    """Add the bytes of a contiguous array to the message's data.
+
+    Through the array that the message made itself: what is assigned to `data` is copied once more by Jazzy, and looked
+    through byte by byte by Humble unless it is an array.array.
+    """
+    message.data.frombytes(values.reshape(-1).view(np.uint8))
 
 
 def camera_info(camera: Camera, header: Header) -> CameraInfo:
@@ -248,7 +245,7 @@ def camera_info(camera: Camera, header: Header) -> CameraInfo:
 class CloudWriter:
     """Turns depth images of one camera into clouds with fields x, y, z, rgb of 4 bytes each (16 per point).
 
-    The rays and the buffer of the organized cloud are made once; a message from `organized` is valid until the next.
+    The rays and the organized cloud are made once; what `organized` returns is overwritten by its next call.
     """
 
     def __init__(self, camera: Camera) -> None:
@@ -256,8 +253,8 @@ class CloudWriter:
         rays = pixel_rays(camera)
         self._x, self._y = rays[:1, :, 0].copy(), rays[:, :1, 1].copy()
         shape = (camera.height, camera.width)
-        self._data = array.array("B", bytes(16 * camera.height * camera.width))
-        self._points = np.frombuffer(self._data, np.float32).reshape(*shape, 4)
+        self._organized = _cloud(Header(), *shape, np.zeros((*shape, 4), np.float32), is_dense=False)
+        self._points = np.frombuffer(self._organized.data, np.float32).reshape(*shape, 4)
         self._bgr0 = np.zeros((*shape, 4), np.uint8)
         self._planes = np.empty((2, *shape), np.float32)
 
@@ -268,7 +265,8 @@ class CloudWriter:
         np.multiply(depth_m, self._y, out=y)
         # One pass over the memory; four strided assignments take four times as long.
         cv2.merge([x, y, depth_m, _packed(rgb, self._bgr0)], self._points)
-        return self._cloud(header, *depth_m.shape, self._data, is_dense=False)
+        self._organized.header = header
+        return self._organized
 
     def strided(self, depth_m: np.ndarray, rgb: np.ndarray, stride: int, header: Header) -> PointCloud2:
         """The known points of every `stride`-th row and column, as one row."""
@@ -276,25 +274,19 @@ class CloudWriter:
         z, rgb = depth_m[every, every], np.ascontiguousarray(rgb[every, every])
         colours = _packed(rgb, np.zeros((*z.shape, 4), np.uint8))
         points = np.stack([z * self._x[:, every], z * self._y[every], z, colours], axis=-1)[np.isfinite(z)]
-        return self._cloud(header, 1, len(points), _bytes(points), is_dense=True)
+        return _cloud(header, 1, len(points), points, is_dense=True)
 
-    @staticmethod
-    def _cloud(header: Header, height: int, width: int, data: array.array, *, is_dense: bool) -> PointCloud2:
-        fields = [
-            PointField(name=name, offset=4 * i, datatype=PointField.FLOAT32, count=1)
-            for i, name in enumerate(("x", "y", "z", "rgb"))
-        ]
-        return PointCloud2(
-            header=header,
-            height=height,
-            width=width,
-            fields=fields,
-            is_bigendian=_NATIVE_IS_BIG,
-            point_step=16,
-            row_step=16 * width,
-            data=data,
-            is_dense=is_dense,
-        )
+
+def _cloud(header: Header, height: int, width: int, points: np.ndarray, *, is_dense: bool) -> PointCloud2:
+    """A cloud of (…, 4) float32 x, y, z, rgb."""
+    message = PointCloud2(header=header, height=height, width=width, is_bigendian=_NATIVE_IS_BIG, is_dense=is_dense)
+    message.fields = [
+        PointField(name=name, offset=4 * i, datatype=PointField.FLOAT32, count=1)
+        for i, name in enumerate(("x", "y", "z", "rgb"))
+    ]
+    message.point_step, message.row_step = 16, 16 * width
+    _append(message, points)
+    return message
 
 
 def _packed(rgb: np.ndarray, bgr0: np.ndarray) -> np.ndarray:

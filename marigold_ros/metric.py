@@ -165,7 +165,7 @@ def fit_metric(relative: np.ndarray, anchors: Anchors, space: str, config: FitCo
 
 def _cell_balance(pixels: np.ndarray) -> np.ndarray:
     """(N,) factors that let the anchors of one image cell count as at most `_CELL_CAP` together."""
-    cells = (np.maximum(pixels, 0) // _CELL_PX).astype(np.intp)
+    cells = (np.maximum(pixels, 0) * np.float32(1.0 / _CELL_PX)).astype(np.intp)  # `//` is twenty times slower
     index = cells[:, 1] * (cells[:, 0].max() + 1) + cells[:, 0]
     return np.minimum(1.0, _CELL_CAP / np.bincount(index)[index])
 

@@ -40,8 +40,8 @@ def draw(shot: Shot, title: str, footnote: str, path: Path) -> None:
     from matplotlib.figure import Figure
 
     height, width = shot.rgb.shape[:2]
-    flat = width > 2 * height  # three such images beside each other would be stripes
-    figure = Figure(figsize=(16, 14.5 if flat else 9.2), dpi=110, facecolor=_BACKGROUND)
+    flat = width > 2 * height  # three of these beside each other would be stripes
+    figure = Figure(figsize=(16, 7.6 if flat else 9.2), dpi=110, facecolor=_BACKGROUND)
     figure.text(0.045, 0.972, title, color=_TEXT, fontsize=19, fontweight="bold", va="top")
     figure.text(0.045, 0.018, footnote, color=_FAINT, fontsize=10.5, va="bottom")
     image, depth, error, side = _axes(figure, flat)
@@ -55,10 +55,10 @@ def draw(shot: Shot, title: str, footnote: str, path: Path) -> None:
 
 
 def _axes(figure: Any, flat: bool) -> list[Any]:
-    """The four panels: three views of the image, then the cloud over the whole width."""
+    """The four panels: three views of the image, and the cloud."""
     frame = {"left": 0.045, "right": 0.975, "top": 0.9, "bottom": 0.1}
     if flat:
-        grid = figure.add_gridspec(4, 1, height_ratios=(1, 1, 1, 0.9), hspace=0.3, **frame)
+        grid = figure.add_gridspec(2, 2, hspace=0.3, wspace=0.08, **frame)
         cells = list(grid)
     else:
         grid = figure.add_gridspec(2, 3, height_ratios=(1, 0.8), hspace=0.36, wspace=0.06, **frame)
@@ -89,7 +89,7 @@ def _picture(axes: Any, title: str) -> None:
 
 def _colour_bar(axes: Any, mappable: Any, label: str) -> None:
     # An inset keeps the panels the same size whether they have a bar or not.
-    inset = axes.inset_axes((0.0, -0.075, 1.0, 0.034))
+    inset = axes.inset_axes((0.0, -0.09, 1.0, 0.034))
     bar = axes.figure.colorbar(mappable, cax=inset, orientation="horizontal")
     bar.set_label(label, color=_FAINT, fontsize=10)
     bar.outline.set_visible(False)

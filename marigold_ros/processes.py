@@ -42,6 +42,11 @@ def private_environment(domain: int) -> dict[str, str]:
     return environment
 
 
+def adopt(environment: Mapping[str, str]) -> None:
+    """Use the DDS profile of `environment` in this process too; before its first ROS node, or it has no effect."""
+    os.environ.update({name: environment[name] for name in PROFILE_VARIABLES})
+
+
 def ros_arguments(parameters: Mapping[str, Any], remappings: Mapping[str, str]) -> list[str]:
     """The command line that gives a node its parameters and topics."""
     arguments = ["--ros-args"]

@@ -63,7 +63,8 @@ class TfExtrinsic:
             ) from None
         self._errors = tf2_ros.TransformException
         self._fixed_frame = fixed_frame
-        self._buffer = tf2_ros.Buffer(node=node)
+        # Without the node: it would add a service at every configure, and its own handling of time jumps is broken.
+        self._buffer = tf2_ros.Buffer()
         self._listener: Any = tf2_ros.TransformListener(self._buffer, node)
 
     def camera_from_lidar(self, camera_frame: str, image_ns: int, lidar_frame: str, scan_ns: int) -> np.ndarray:

@@ -1,23 +1,19 @@
 """Fixtures for the tests that need ROS: real rclpy and real DDS with the shipped profile, in a domain of their own."""
 
 import os
-from pathlib import Path
 
 import pytest
-
-PROJECT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session")
 def ros_domain():
     """A ROS domain that nobody else uses, on this machine only; node processes inherit it."""
     rclpy = pytest.importorskip("rclpy")
-    profile = str(PROJECT / "config" / "fastdds.xml")
-    os.environ["FASTRTPS_DEFAULT_PROFILES_FILE"] = os.environ["FASTDDS_DEFAULT_PROFILES_FILE"] = profile
-    os.environ["ROS_DOMAIN_ID"] = str(10 + os.getpid() % 90)
+    from marigold_ros.processes import free_domain, private_environment
+
+    os.environ.update(private_environment(free_domain()))
     humble = os.environ.get("ROS_DISTRO") == "humble"
     os.environ.update({"ROS_LOCALHOST_ONLY": "1"} if humble else {"ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"})
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])])
     rclpy.init()
     yield
     rclpy.try_shutdown()

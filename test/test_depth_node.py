@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("rclpy")
+from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.msg import Parameter, ParameterValue
 from rcl_interfaces.srv import DescribeParameters, SetParameters
@@ -394,6 +395,18 @@ def test_it_goes_all_the_way_down_and_up_again(listening, node):
     assert state(listening) == "inactive"
     assert change(listening, "activate")
     listening.frame_answered(PREFIX + "depth", PREFIX)
+
+
+def test_an_impossible_transition_does_not_end_the_node(listening, node):
+    request = ChangeState.Request()
+    request.transition.id = Transition.TRANSITION_CONFIGURE  # while active
+    client = listening.node.create_client(ChangeState, "/robot/depth_node/change_state")
+    listening.spin_until(client.service_is_ready, "the service")
+    client.call_async(request)  # rclpy raises instead of answering
+    listening.frame_answered(PREFIX + "depth", PREFIX)
+    assert node.running()
+    assert state(listening) == "active"
+    assert "cannot change the state" in node.log
 
 
 def test_without_autostart_it_waits_for_a_manager(robot, start_node):

@@ -246,7 +246,7 @@ def test_vae_scores(vae_run, scenes_folder):
 
 def test_training_learns_one_image(tmp_path, recipe, vae_run):
     write_scene(tmp_path / "one", "000000")
-    phase = Phase("a", batch=2, lr=(2e-3, 2e-3), sizes=((64, 32, 1.0),), steps=60)
+    phase = Phase("a", batch=2, lr=(2e-3, 2e-3), sizes=((64, 32, 1.0),), steps=30)
     still = replace(
         recipe,
         nano=replace(recipe.nano, phases=(phase,), train_decoder=True),

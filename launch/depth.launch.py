@@ -1,0 +1,87 @@
+"""Start depth_node, which configures and activates itself.
+
+Arguments that are left empty keep what `params_file` says. The Fast DDS profile is set unless the environment already
+names one; every other process that exchanges images with the node needs it too (see config/fastdds.xml).
+
+Under a lifecycle manager instead (Nav2): set node.autostart false in `params_file`, and give the manager
+`node_names: [depth_node]` and `bond_timeout: 0.0`, since rclpy nodes have no bond.
+"""
+
+import os
+from pathlib import Path
+
+from launch import LaunchContext, LaunchDescription
+from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import Node
+
+# In the sources and in the install tree alike.
+CONFIG = Path(__file__).resolve().parent.parent / "config"
+TOPICS = ("image", "camera_info", "range", "depth", "points")
+PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
+
+ARGUMENTS = {
+    "namespace": ("", "Namespace of the node and its topics."),
+    "params_file": (str(CONFIG / "depth.yaml"), "Parameter file; config/depth.yaml lists every parameter."),
+    "image": ("image", "Camera image (sensor_msgs/Image, or CompressedImage with image.transport 'compressed')."),
+    "camera_info": ("camera_info", "The camera's sensor_msgs/CameraInfo."),
+    "range": ("range", "LiDAR (sensor_msgs/PointCloud2, or LaserScan with range.type 'laserscan')."),
+    "depth": ("depth", "Where the depth image goes."),
+    "points": ("points", "Where the point cloud goes."),
+    "checkpoint": ("", "Overrides model.checkpoint."),
+    "engine": ("", "Overrides model.engine."),
+    "use_sim_time": ("false", "Take the time from /clock."),
+    "log_level": ("info", "Log level of the node."),
+    "rviz": ("false", "Open RViz on the outputs."),
+    "fixed_frame": ("base_link", "RViz' fixed frame."),
+}
+
+
+def generate_launch_description() -> LaunchDescription:
+    declared = [
+        DeclareLaunchArgument(name, default_value=default, description=description)
+        for name, (default, description) in ARGUMENTS.items()
+    ]
+    return LaunchDescription([*declared, *_profile(), OpaqueFunction(function=_nodes)])
+
+
+def _profile() -> list:
+    """Set the DDS profile for everything that this launch file starts."""
+    if any(os.environ.get(name) for name in PROFILE_VARIABLES):
+        return []
+    return [SetEnvironmentVariable(name, str(CONFIG / "fastdds.xml")) for name in PROFILE_VARIABLES]
+
+
+def _nodes(context: LaunchContext) -> list:
+    given = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
+    overrides = {f"model.{key}": given[key] for key in ("checkpoint", "engine") if given[key]}
+    overrides["use_sim_time"] = _is_true(given["use_sim_time"])
+    remappings = [(topic, given[topic]) for topic in TOPICS if given[topic] != topic]
+    nodes = [
+        Node(
+            package="marigold_ros",
+            executable="depth_node",
+            name="depth_node",
+            namespace=given["namespace"],
+            parameters=[given["params_file"], overrides],
+            remappings=remappings,
+            arguments=["--ros-args", "--log-level", given["log_level"]],
+            output="screen",
+        )
+    ]
+    if _is_true(given["rviz"]):
+        nodes.append(
+            Node(
+                package="rviz2",
+                executable="rviz2",
+                namespace=given["namespace"],
+                arguments=["-d", str(CONFIG / "depth.rviz"), "-f", given["fixed_frame"]],
+                remappings=remappings,
+                parameters=[{"use_sim_time": overrides["use_sim_time"]}],
+            )
+        )
+    return nodes
+
+
+def _is_true(text: str) -> bool:
+    return text.lower() in ("true", "1")

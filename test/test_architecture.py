@@ -1,0 +1,148 @@
+"""The borders of design.md §3, enforced: who may import what, and nothing happens at import."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parent.parent
+PACKAGE = PROJECT / "marigold_ros"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+TRAINER = sorted((PROJECT / "trainer").rglob("*.py"))
+ROS = {
+    "ament_index_python",
+    "builtin_interfaces",
+    "cv_bridge",
+    "diagnostic_msgs",
+    "geometry_msgs",
+    "launch",
+    "launch_ros",
+    "lifecycle_msgs",
+    "rcl_interfaces",
+    "rclpy",
+    "sensor_msgs",
+    "sensor_msgs_py",
+    "std_msgs",
+    "tf2_msgs",
+    "tf2_ros",
+}
+HEAVY = {"torch", "diffusers", "openvino", "tensorrt", "onnx", "onnxruntime", "transformers"}
+# What may know ROS: the node's own modules, and the programs that play, record and show.
+NODE_RIM = {"messages", "parameters", "transforms", "scans", "outputs", "diagnostics", "frames", "depth_node"}
+PROGRAMS = {"player", "recorder", "demo", "driver", "kitti", "benchmark"}
+CORE = {"config", "geometry", "anchors", "metric", "checkpoints", "network", "export", "estimator", "pipeline"}
+ALLOWED = {
+    "config": set(),
+    "complaints": set(),
+    "worker": set(),
+    "geometry": {"numpy", "cv2"},
+    "anchors": {"numpy"},
+    "metric": {"numpy"},
+    "pipeline": {"numpy"},
+    "visual": {"numpy", "cv2"},
+}
+
+
+def imports(path: Path, *, top_level_only: bool = False) -> set[str]:
+    """First and, of our own packages, second part of every imported name."""
+    tree = ast.parse(path.read_text())
+    nodes = list(module_level(tree)) if top_level_only else list(ast.walk(tree))
+    names = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def module_level(tree: ast.Module):
+    """The nodes that run when the module is imported; function bodies and what only type checkers see are left out."""
+    waiting = list(tree.body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            continue
+        yield node
+        waiting.extend(ast.iter_child_nodes(node))
+
+
+def packages(names: set[str]) -> set[str]:
+    return {name.split(".")[0] for name in names}
+
+
+def modules_of(paths, names: set[str]):
+    return [path for path in paths if path.stem in names]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_only_the_rim_imports_ros(path):
+    if path.stem not in NODE_RIM | PROGRAMS:
+        assert not packages(imports(path)) & ROS
+
+
+@pytest.mark.parametrize("name", sorted(CORE))
+def test_the_core_is_there(name):
+    assert (PACKAGE / f"{name}.py").is_file()
+
+
+@pytest.mark.parametrize("path", modules_of(SOURCES, NODE_RIM), ids=lambda p: p.stem)
+def test_the_node_loads_no_network_library_at_import(path):
+    assert not packages(imports(path)) & HEAVY
+    assert not imports(path, top_level_only=True) & {
+        f"marigold_ros.{module}" for module in ("estimator", "network", "export", "checkpoints", "engines")
+    }
+
+
+@pytest.mark.parametrize("name", sorted(ALLOWED))
+def test_modules_import_no_more_than_they_may(name):
+    found = packages(imports(PACKAGE / f"{name}.py")) - set(sys.stdlib_module_names)
+    assert found <= ALLOWED[name] | {"marigold_ros"}
+
+
+def test_config_stands_on_the_standard_library_alone():
+    assert packages(imports(PACKAGE / "config.py")) <= set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize("path", modules_of(SOURCES, CORE), ids=lambda p: p.stem)
+def test_the_core_does_not_know_the_trainer_nor_the_rim(path):
+    names = imports(path)
+    assert "trainer" not in packages(names)
+    assert not names & {f"marigold_ros.{module}" for module in NODE_RIM | PROGRAMS}
+
+
+@pytest.mark.parametrize("path", TRAINER, ids=lambda p: p.name)
+def test_the_trainer_does_not_know_ros(path):
+    assert not packages(imports(path)) & ROS
+
+
+def test_messages_meet_arrays_in_one_place():
+    """Of the node's modules, only `messages` and `diagnostics` (percentiles) touch both numpy and message classes."""
+    for path in modules_of(SOURCES, NODE_RIM - {"messages", "diagnostics"}):
+        names = packages(imports(path))
+        assert not ({"sensor_msgs", "geometry_msgs"} & names and "numpy" in names), path.name
+
+
+def test_there_is_no_drawer_for_odds_and_ends():
+    assert not [p for p in SOURCES + TRAINER if p.stem in {"utils", "util", "helpers", "misc", "common"}]
+
+
+@pytest.mark.parametrize("path", SOURCES + TRAINER, ids=lambda p: str(p.relative_to(PROJECT)))
+def test_nothing_happens_at_import(path):
+    """At module level there are only definitions, constants, imports, and the call of `main` for programs."""
+    for statement in ast.parse(path.read_text()).body:
+        if isinstance(statement, ast.If):
+            assert "__name__" in ast.dump(statement.test) or "TYPE_CHECKING" in ast.dump(statement.test), path.name
+            continue
+        if isinstance(statement, ast.Expr):
+            assert isinstance(statement.value, ast.Constant), f"{path.name}:{statement.lineno} runs at import"
+        assert not isinstance(statement, (ast.For, ast.While, ast.With)), f"{path.name}:{statement.lineno}"
+
+
+@pytest.mark.parametrize("path", SOURCES + TRAINER, ids=lambda p: str(p.relative_to(PROJECT)))
+def test_nobody_reads_the_environment_at_import(path):
+    for node in module_level(ast.parse(path.read_text())):
+        assert not (isinstance(node, ast.Attribute) and node.attr in {"environ", "getenv"}), f"line {node.lineno}"

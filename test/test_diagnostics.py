@@ -1,0 +1,126 @@
+"""What the node says of itself."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy")
+from marigold_ros.anchors import Anchors
+from marigold_ros.diagnostics import ERROR, OK, WARN, Diagnostics
+from marigold_ros.geometry import Camera
+from marigold_ros.metric import MetricFit
+from marigold_ros.pipeline import FrameDepth
+
+CAMERA = Camera(4, 3, 1.0, 1.0, 0.0, 0.0)
+EMPTY = np.zeros((3, 4), np.float32)
+ANCHORS = Anchors(np.zeros((5, 2)), np.ones(5), np.ones(5), seen=8)
+FIT = MetricFit("inverse_depth", 2.0, -0.5, anchors=5, inliers=4, residual=0.03)
+
+
+class Watched:
+    """Diagnostics on a clock that only moves when told."""
+
+    def __init__(self):
+        self.now = 0.0
+        self.diagnostics = Diagnostics("/node: depth", clock=lambda: self.now)
+
+    def status(self, state="active", listened=True, dropped=0):
+        (status,) = self.diagnostics.message(state, listened, dropped).status
+        return status, {pair.key: pair.value for pair in status.values}
+
+
+@pytest.fixture
+def watched():
+    return Watched()
+
+
+def good(**stages):
+    return FrameDepth(EMPTY, CAMERA, EMPTY, EMPTY, FIT, 0.0, ANCHORS, None, stages)
+
+
+def without_fit():
+    return FrameDepth(EMPTY, CAMERA, EMPTY, anchors=ANCHORS, problem="no scan")
+
+
+def test_rates_and_latencies_are_those_of_the_last_seconds(watched):
+    for i in range(21):
+        watched.now = i * 0.1
+        watched.diagnostics.count("image")
+        watched.diagnostics.frame(good(network=0.04, fit=0.002), 0, 0.05 if i < 20 else 0.5, metric=True)
+    status, values = watched.status(dropped=3)
+    assert (status.level, status.name, status.message) == (OK, "/node: depth", "10.0 frames per second")
+    assert (values["image rate (Hz)"], values["published rate (Hz)"]) == ("10.00", "10.00")
+    assert (values["latency stamp to publish p50 (ms)"], values["network time p95 (ms)"]) == ("50.0", "40.0")
+    assert (values["images dropped"], values["published total"]) == ("3", "21")
+
+
+def test_a_topic_that_stops_fades_out(watched):
+    for i in range(21):
+        watched.now = i * 0.1
+        watched.diagnostics.count("image")
+    watched.now = 9.0
+    assert float(watched.status()[1]["image rate (Hz)"]) < 3.0
+    watched.now = 30.0
+    status, values = watched.status()
+    assert values["image rate (Hz)"] == "0.00"
+    assert (status.level, status.message[:9]) == (WARN, "no images")
+
+
+def test_the_fit_and_its_evidence_are_shown(watched):
+    watched.diagnostics.frame(good(), 0, 0.05, metric=True)
+    _, values = watched.status()
+    expected = {"anchors used": "5", "anchors rejected": "3", "scale": "2", "shift": "-0.5", "fit age (s)": "0.000"}
+    assert expected.items() <= values.items()
+    assert values["residual (relative)"] == "0.0300"
+
+
+def test_metric_depth_that_is_off_says_since_when(watched):
+    watched.diagnostics.count("image")
+    for stamp_s in (100, 101):
+        watched.diagnostics.frame(without_fit(), stamp_s * 10**9, 0.05, metric=True)
+    status, values = watched.status()
+    assert (status.level, status.message) == (WARN, "no metric depth since 100.000: no scan")
+    assert values["metric off since (s)"] == "100.000"
+    watched.diagnostics.frame(good(), 102 * 10**9, 0.05, metric=True)
+    assert watched.status()[0].level == OK
+
+
+def test_relative_depth_alone_is_no_problem(watched):
+    watched.diagnostics.count("image")
+    watched.diagnostics.frame(FrameDepth(EMPTY, CAMERA, EMPTY), 0, 0.05, metric=False)
+    assert watched.status()[0].level == OK
+
+
+def test_the_worst_problem_is_the_status_until_it_is_solved(watched):
+    watched.diagnostics.count("image")
+    watched.diagnostics.problem("camera_info", "no camera info")
+    watched.diagnostics.problem("frame", "out of memory", ERROR)
+    status, _ = watched.status()
+    assert (status.level, status.message) == (ERROR, "out of memory; no camera info")
+    watched.diagnostics.solved("frame", "unheard of")
+    assert watched.status()[0].level == WARN
+
+
+def test_nobody_listening_and_not_being_active_are_fine(watched):
+    watched.diagnostics.count("image")
+    assert "the network rests" in watched.status(listened=False)[0].message
+    assert watched.status(state="inactive")[0].message == "inactive"
+
+
+def test_the_hardware_is_named(watched):
+    watched.diagnostics.describe(engine="OpenVINO on a CPU", checkpoint="nano")
+    status, values = watched.status()
+    assert status.hardware_id == "OpenVINO on a CPU"
+    assert values["checkpoint"] == "nano"
+
+
+def test_stamps_of_another_clock_are_not_sold_as_latency(watched):
+    watched.diagnostics.frame(good(), 0, 1.7e9, metric=True)
+    assert "use_sim_time" in watched.status()[1]["latency"]
+
+
+def test_a_new_configuration_starts_at_zero(watched):
+    watched.diagnostics.count("image")
+    watched.diagnostics.problem("frame", "old", ERROR)
+    watched.diagnostics.reset()
+    assert watched.status(state="inactive")[0].level == OK
+    assert watched.status()[1]["image total"] == "0"

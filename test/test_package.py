@@ -1,0 +1,204 @@
+"""The package as others get it: recognised and installed by colcon, installed by pip, complete and consistent."""
+
+import ast
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+import zipfile
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+import marigold_ros
+from marigold_ros.places import shared
+from marigold_ros.processes import free_domain, private_environment
+
+PROJECT = Path(__file__).resolve().parent.parent
+PROGRAMS = ("depth_node", "benchmark", "demo", "player", "recorder", "kitti", "export")
+SHARED = (
+    "package.xml",
+    "launch/depth.launch.py",
+    "launch/demo.launch.py",
+    "config/depth.yaml",
+    "config/fastdds.xml",
+    "checkpoints/nano/model_index.json",
+    "checkpoints/nano/model.onnx",
+    "checkpoints/nano/unet/config.json",
+    "checkpoints/nano/vae/config.json",
+    "recordings/warehouse/metadata.yaml",
+)
+# The names of rosdep for what is not a ROS package; what is not here has the name it is imported by.
+ROSDEP = {
+    "cv2": "python3-opencv",
+    "matplotlib": "python3-matplotlib",
+    "numpy": "python3-numpy",
+    "psutil": "python3-psutil",
+    "yaml": "python3-yaml",
+}
+# Has no rosdep key: pip install 'marigold_ros[...]', as the README says.
+FROM_PIP = {
+    "PIL",
+    "diffusers",
+    "onnx",
+    "onnxscript",
+    "openvino",
+    "rich",
+    "rosbags",
+    "safetensors",
+    "torch",
+    "transformers",
+}
+
+needs_colcon = pytest.mark.skipif(find_spec("colcon_core") is None, reason="colcon is not installed")
+
+
+def colcon(*arguments):
+    command = [sys.executable, "-m", "colcon", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def install(tmp_path_factory):
+    """The install tree of `colcon build`."""
+    folder = tmp_path_factory.mktemp("colcon")
+    colcon(
+        "--log-base", folder / "log", "build", "--base-paths", PROJECT,
+        "--build-base", folder / "build", "--install-base", folder / "install",
+    )  # fmt: skip
+    return folder / "install"
+
+
+def in_install(install, program, *arguments, **kwargs):
+    """Run an installed program in a shell that has sourced the install tree, from a folder without our sources."""
+    script = f'. "{install}/local_setup.sh" && exec "{install}/marigold_ros/lib/marigold_ros/{program}" "$@"'
+    environment = private_environment(free_domain())
+    environment["PYTHONPATH"] = ""
+    environment["COLCON_CURRENT_PREFIX"] = str(install)
+    command = ["sh", "-c", script, program, *arguments]
+    return subprocess.Popen(
+        command, cwd=install, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs
+    )
+
+
+@needs_colcon
+def test_colcon_takes_the_project_for_a_ros_python_package():
+    assert "marigold_ros\t" in (listed := colcon("list", "--base-paths", PROJECT))
+    assert "(ros.ament_python)" in listed
+
+
+@needs_colcon
+def test_colcon_installs_everything_where_ros_looks_for_it(install):
+    prefix = install / "marigold_ros"
+    assert (prefix / "share/ament_index/resource_index/packages/marigold_ros").is_file()
+    assert [name for name in SHARED if not (prefix / "share/marigold_ros" / name).is_file()] == []
+    for program in PROGRAMS:
+        assert os.access(prefix / "lib/marigold_ros" / program, os.X_OK), program
+    assert not list(prefix.rglob("__pycache__/*.launch*"))
+
+
+@needs_colcon
+def test_installed_programs_run_from_the_install_tree(install):
+    for program in ("player", "export"):
+        process = in_install(install, program, "--help")
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, output
+        assert "usage:" in output
+
+
+@needs_colcon
+def test_the_installed_node_runs_with_the_installed_checkpoint(install):
+    process = in_install(install, "depth_node", "--ros-args", "-p", "range.type:=none", "-p", "range.extrinsic:=static")
+    # A watchdog by the kernel: readline below waits for as long as the node is silent.
+    deadline = time.monotonic() + 120
+    lines = []
+    try:
+        while time.monotonic() < deadline and not any("ready after" in line for line in lines):
+            line = process.stdout.readline()
+            if not line:
+                break
+            lines.append(line)
+    finally:
+        process.send_signal(signal.SIGINT)
+        rest, _ = process.communicate(timeout=30)
+    output = "".join(lines) + rest
+    assert re.search(r"nano on .*ready after", output), output
+    assert process.returncode == 0, output
+
+
+def test_pip_installs_everything_too(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(tmp_path),
+        ".",
+    ]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
+    data = f"marigold_ros-{marigold_ros.__version__}.data/data/share/marigold_ros/"
+    assert [name for name in SHARED if data + name not in names] == []
+    assert "marigold_ros/engines/openvino_engine.py" in names
+    assert "trainer/__main__.py" in names
+
+
+def test_the_version_is_the_same_everywhere():
+    manifest = ElementTree.parse(PROJECT / "package.xml").getroot()
+    setup = re.search(r'version="([^"]+)"', (PROJECT / "setup.py").read_text()).group(1)
+    assert manifest.findtext("version") == setup == marigold_ros.__version__
+
+
+def imported_packages(folder):
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                yield from (alias.name.split(".")[0] for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                yield node.module.split(".")[0]
+
+
+def test_every_import_is_declared_and_every_declaration_used():
+    manifest = ElementTree.parse(PROJECT / "package.xml").getroot()
+    declared = {element.text for element in manifest.findall("exec_depend")}
+    imported = set(imported_packages(PROJECT / "marigold_ros")) | set(imported_packages(PROJECT / "launch"))
+    imported -= set(sys.stdlib_module_names) | {"marigold_ros"} | FROM_PIP
+    assert {ROSDEP.get(name, name) for name in imported} == declared
+
+
+def test_every_program_has_its_main():
+    setup = (PROJECT / "setup.py").read_text()
+    for program in PROGRAMS:
+        assert f'f"{program} = {{NAME}}.{program}:main"' in setup
+        tree = ast.parse((PROJECT / "marigold_ros" / f"{program}.py").read_text())
+        assert "main" in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def test_files_of_the_package_are_found_and_missing_ones_named():
+    assert shared("config/fastdds.xml").is_file()
+    with pytest.raises(ValueError, match=r"config/nothing\.yaml: belongs to marigold_ros"):
+        shared("config/nothing.yaml")
+
+
+def test_readme_names_only_commands_and_files_that_exist():
+    text = (PROJECT / "README.md").read_text()
+    targets = re.findall(r"^([a-z]+):", (PROJECT / "Makefile").read_text(), re.M)
+    assert {t for t in re.findall(r"\bmake (\w+)", text) if t not in targets} == set()
+    for module in re.findall(r"python -m (marigold_ros\.\w+|trainer)\b", text):
+        assert find_spec(module) is not None
+    for program in re.findall(r"ros2 run marigold_ros (\w+)", text):
+        assert program in PROGRAMS
+    for link in re.findall(r"\]\((?!http|#)([^)#]+)", text):
+        assert (PROJECT / link).exists(), link
+    assert not re.search(r"TODO|TBD|PLACEHOLDER|XXX", text)

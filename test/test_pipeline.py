@@ -1,0 +1,122 @@
+"""The way of a frame without ROS, before a scene whose relative depth is known."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from marigold_ros.config import Config, FitConfig, Unusable
+from marigold_ros.geometry import Camera, backproject, pixel_rays
+from marigold_ros.pipeline import Pipeline, Scan
+
+CAMERA = Camera(64, 48, 50.0, 50.0, 31.5, 23.5)
+DEPTH_M = np.broadcast_to(np.linspace(2.0, 10.0, 64, dtype=np.float32), (48, 64))
+RGB = np.zeros((48, 64, 3), np.uint8)
+CONFIG = Config(fit=FitConfig(hold_s=1.0))
+SECOND = 1_000_000_000
+
+
+class Scene:
+    """Answers with DEPTH_M under an unknown scale and shift; remembers what it saw."""
+
+    space = "depth"
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, rgb):
+        self.seen.append(rgb)
+        return (DEPTH_M - 2.0) / 8.0
+
+
+def scan() -> Scan:
+    points = backproject(DEPTH_M, pixel_rays(CAMERA))[::4, ::4].reshape(-1, 3)
+    camera_from_lidar = np.eye(4)
+    camera_from_lidar[:3, 3] = 0.3, -0.1, 0.2
+    return Scan(points - camera_from_lidar[:3, 3].astype(np.float32), camera_from_lidar)
+
+
+def no_scan() -> Scan:
+    raise Unusable("no scan today")
+
+
+def test_relative_depth_becomes_metres():
+    frame = Pipeline(Scene())(RGB, CAMERA, 0, scan, CONFIG)
+    np.testing.assert_allclose(frame.depth_m, DEPTH_M, rtol=1e-4)
+    assert frame.problem is None
+    assert (frame.fit_age_s, frame.fit.inliers) == (0.0, len(frame.anchors))
+
+
+def test_every_stage_is_timed():
+    frame = Pipeline(Scene())(RGB, CAMERA, 0, scan, CONFIG)
+    assert set(frame.stage_s) == {"rectify", "network", "anchors", "fit"}
+    assert all(seconds >= 0 for seconds in frame.stage_s.values())
+
+
+def test_the_scan_is_looked_for_after_the_network():
+    scene = Scene()
+
+    def late_scan():
+        assert scene.seen
+        return scan()
+
+    assert Pipeline(scene)(RGB, CAMERA, 0, late_scan, CONFIG).depth_m is not None
+
+
+def test_without_metric_nobody_asks_for_scans():
+    frame = Pipeline(Scene())(RGB, CAMERA, 0, no_scan, CONFIG, metric=False)
+    assert frame.depth_m is None
+    assert frame.problem is None
+
+
+def test_the_last_fit_is_held_and_then_given_up():
+    pipeline = Pipeline(Scene())
+    pipeline(RGB, CAMERA, 0, scan, CONFIG)
+    held = pipeline(RGB, CAMERA, SECOND, no_scan, CONFIG)
+    np.testing.assert_allclose(held.depth_m, DEPTH_M, rtol=1e-4)
+    assert (held.problem, held.fit_age_s) == ("no scan today", 1.0)
+    over = pipeline(RGB, CAMERA, SECOND + 1, no_scan, CONFIG)
+    assert over.depth_m is None
+    assert over.fit is None
+    assert over.relative is not None
+
+
+def test_a_refusal_is_passed_on():
+    few = replace(scan(), points=scan().points[:5])
+    frame = Pipeline(Scene())(RGB, CAMERA, 0, lambda: few, CONFIG)
+    assert frame.depth_m is None
+    assert "fit.min_anchors=20" in frame.problem
+
+
+def test_a_fit_is_not_carried_back_in_time():
+    pipeline = Pipeline(Scene())
+    pipeline(RGB, CAMERA, 10 * SECOND, scan, CONFIG)
+    assert pipeline(RGB, CAMERA, 10 * SECOND - 1, no_scan, CONFIG).depth_m is None
+
+
+def test_distorted_images_reach_the_network_rectified():
+    scene, distorted = Scene(), replace(CAMERA, distortion=(-0.3, 0.05, 0.0, 0.0, 0.0))
+    rgb = np.random.default_rng(0).integers(0, 255, RGB.shape, np.uint8)
+    frame = Pipeline(scene)(rgb, distorted, 0, scan, CONFIG)
+    assert frame.camera == CAMERA
+    assert not np.array_equal(scene.seen[0], rgb)
+    assert frame.rgb is scene.seen[0]
+
+
+def test_the_camera_may_change_in_between():
+    pipeline = Pipeline(Scene())
+    pipeline(RGB, replace(CAMERA, distortion=(-0.3, 0.05, 0.0, 0.0, 0.0)), 0, scan, CONFIG)
+    frame = pipeline(RGB, CAMERA, 1, scan, CONFIG)
+    assert frame.rgb is RGB
+
+
+def test_range_problems_are_sentences_not_exceptions():
+    frame = Pipeline(Scene())(RGB, CAMERA, 0, no_scan, CONFIG)
+    assert frame.problem == "no scan today"
+
+
+@pytest.mark.parametrize("points", [np.empty((0, 3), np.float32), np.full((50, 3), np.nan, np.float32)])
+def test_scans_without_points_give_no_metres(points):
+    frame = Pipeline(Scene())(RGB, CAMERA, 0, lambda: Scan(points, np.eye(4)), CONFIG)
+    assert frame.depth_m is None
+    assert len(frame.anchors) == 0

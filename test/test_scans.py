@@ -1,0 +1,104 @@
+"""The scan nearest in time, read once, and what happens to those that cannot be read."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy")
+from std_msgs.msg import Header
+
+from marigold_ros.config import Unusable
+from marigold_ros.scans import ScanBuffer
+
+MS = 1_000_000
+
+
+class Message:
+    def __init__(self, at_ms, readable=True):
+        self.header = Header(frame_id="lidar")
+        self.header.stamp.sec, self.header.stamp.nanosec = divmod(at_ms * MS, 1000 * MS)
+        self.at_ms, self.readable = at_ms, readable
+
+
+class Buffer:
+    """A ScanBuffer whose points are the message's time, with a list of what was decoded and what was complained of."""
+
+    def __init__(self):
+        self.decoded, self.complaints = [], []
+        self.scans = ScanBuffer(self.decode, self.complaints.append)
+
+    def decode(self, message):
+        self.decoded.append(message.at_ms)
+        if not message.readable:
+            raise Unusable("cannot be read")
+        return np.full((1, 3), message.at_ms, np.float32)
+
+    def nearest_ms(self, at_ms, max_age_s=0.2):
+        return round(self.scans.nearest(at_ms * MS, max_age_s).stamp_ns / MS)
+
+
+@pytest.fixture
+def buffer():
+    return Buffer()
+
+
+def test_the_nearest_in_time_is_found_before_and_after(buffer):
+    for at_ms in range(1000, 2000, 100):
+        buffer.scans.add(Message(at_ms))
+    assert buffer.nearest_ms(1449) == 1400
+    assert buffer.nearest_ms(1451) == 1500
+
+
+def test_a_scan_is_read_once(buffer):
+    buffer.scans.add(Message(1000))
+    for at_ms in (1000, 1030, 1060):
+        buffer.nearest_ms(at_ms)
+    assert buffer.decoded == [1000]
+
+
+def test_scans_that_nobody_needs_are_never_read(buffer):
+    for at_ms in range(1000, 5000, 100):
+        buffer.scans.add(Message(at_ms))
+    buffer.nearest_ms(4900)
+    assert buffer.decoded == [4900]
+
+
+@pytest.mark.parametrize(("at_ms", "word"), [(1300, "older"), (700, "newer")])
+def test_too_far_in_time_is_refused(buffer, at_ms, word):
+    buffer.scans.add(Message(1000))
+    with pytest.raises(Unusable, match=f"0.300 s {word} than the image"):
+        buffer.nearest_ms(at_ms)
+
+
+def test_an_empty_buffer_says_what_to_check(buffer):
+    with pytest.raises(Unusable, match="no scan; check the topic"):
+        buffer.nearest_ms(0)
+
+
+def test_an_unreadable_scan_is_reported_once_and_the_next_nearest_serves(buffer):
+    buffer.scans.add(Message(950))
+    buffer.scans.add(Message(1000, readable=False))
+    assert buffer.nearest_ms(1000) == 950
+    assert buffer.nearest_ms(1000) == 950
+    assert list(map(str, buffer.complaints)) == ["cannot be read"]
+
+
+def test_when_none_can_be_read_the_reason_is_the_reading(buffer):
+    buffer.scans.add(Message(1000, readable=False))
+    with pytest.raises(Unusable, match="cannot be read"):
+        buffer.nearest_ms(1000)
+
+
+def test_a_scan_from_the_past_means_that_time_started_again(buffer):
+    buffer.scans.add(Message(5000))
+    buffer.scans.add(Message(1000))
+    with pytest.raises(Unusable, match=r"4\.000 s older"):
+        buffer.nearest_ms(5000)
+
+
+def test_scans_of_a_future_that_was_left_are_forgotten(buffer):
+    buffer.scans.add(Message(1000))
+    buffer.scans.add(Message(5000))
+    buffer.scans.forget_after(1500 * MS)
+    with pytest.raises(Unusable, match="older"):
+        buffer.nearest_ms(5000)
+    assert buffer.nearest_ms(1000) == 1000
