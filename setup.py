@@ -42,14 +42,14 @@ setup(
     data_files=shared_files(),
     zip_safe=False,
     # ROS' own Python packages (rclpy, messages) come from the ROS installation, or from the wheels of 'ros' below.
-    install_requires=["setuptools", "numpy", "opencv-python-headless", "pyyaml"],
+    install_requires=["setuptools", "numpy", "opencv-python-headless"],
     extras_require={
         "openvino": OPENVINO,
         "torch": TORCH,
         "export": TORCH + ONNX,
-        "trainer": [*TORCH, *ONNX, "mitsuba>=3.6", "matplotlib>=3.8", "rosbags>=0.11"],
+        "trainer": [*TORCH, *ONNX, "mitsuba>=3.6", "matplotlib>=3.8", "pyyaml", "rosbags>=0.11"],
         "demo": [*OPENVINO, *RECORDINGS, "psutil"],
-        "ros": ["ros-rclpy[fastrtps]==7.1.6", "ros-common-interfaces==5.3.6", "cv-bridge==1.13.0.post0"],
+        "ros": ["ros-rclpy[fastrtps]==7.1.6", "ros-common-interfaces==5.3.6"],
         "dev": ["pytest", "ruff", "colcon-common-extensions"],
     },
     entry_points={

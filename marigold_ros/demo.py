@@ -241,12 +241,12 @@ def _play(
     node = start("depth_node", processes.ros_arguments(parameters, remappings))
     spin_until(watcher, lambda: watcher.node_is_active or node.poll() is not None, _START_S)
     if not watcher.node_is_active:
-        return f"the node did not become active ({watcher.message})"
+        return "the node did not become active"
     print(watcher.engine, flush=True)
     recorder = start("recorder", ["--out", str(arguments.out / "recording"), *RECORDED])
-    player = start(
-        "player", [str(arguments.recording), "--rate", str(arguments.rate), "--wait-for", IMAGE, RANGE, GROUND_TRUTH]
-    )
+    # Two listen to each: the recorder, and the node or, to the truth, the watcher.
+    waiting = ["--wait", "15", "--listeners", "2", "--wait-for", IMAGE, CAMERA_INFO, RANGE, GROUND_TRUTH]
+    player = start("player", [str(arguments.recording), "--rate", str(arguments.rate), *waiting])
     with Display("marigold_ros: camera + LiDAR -> metric depth") as display:
 
         def show() -> None:

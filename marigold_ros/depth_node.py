@@ -10,10 +10,12 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
+from lifecycle_msgs.srv import ChangeState
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
@@ -25,7 +27,7 @@ from marigold_ros import parameters
 from marigold_ros.config import Config, ModelConfig, Unusable
 from marigold_ros.diagnostics import ERROR, Diagnostics
 from marigold_ros.frames import FrameProcessor
-from marigold_ros.outputs import Outputs, qos, qos_overrides
+from marigold_ros.outputs import Outputs, naming, qos, qos_overrides
 from marigold_ros.transforms import Extrinsic, make_extrinsic
 from marigold_ros.worker import NewestOnly
 
@@ -54,6 +56,9 @@ class DepthNode(LifecycleNode):
             self.destroy_node()
             raise
         self.add_on_set_parameters_callback(parameters.on_set(lambda: self._config, self._set_config))
+        for service in self.services:
+            if service.srv_type is ChangeState:
+                service.callback = partial(self._change_state, service.callback)
         self._load_estimator = load_estimator
         self._label = "unconfigured"
         self._dropped = 0
@@ -113,6 +118,17 @@ class DepthNode(LifecycleNode):
         self._label = "unconfigured"
         return SUCCESS
 
+    def _change_state(
+        self, change: Callable[..., ChangeState.Response], request: ChangeState.Request, response: ChangeState.Response
+    ) -> ChangeState.Response:
+        """Refuse a transition that the state does not have; rclpy raises instead, which would end the node."""
+        try:
+            return change(request, response)
+        except RuntimeError as problem:
+            self.get_logger().error(f"cannot change the state from {self._label}: {problem}")
+            response.success = False
+            return response
+
     def _transition(
         self, label: str, *steps: Callable[[], object], undo: Callable[[], None] | None = None
     ) -> TransitionCallbackReturn:
@@ -121,8 +137,9 @@ class DepthNode(LifecycleNode):
             for step in steps:
                 step()
         except Exception as problem:
-            text = str(problem) if isinstance(problem, Unusable) else traceback.format_exc()
-            self.get_logger().error(f"cannot become {label}: {text}")
+            if self.context.ok():  # otherwise ROS was shut down under the transition, and that is no error
+                text = str(problem) if isinstance(problem, Unusable) else traceback.format_exc()
+                self.get_logger().error(f"cannot become {label}: {text}")
             if undo is not None:
                 undo()
             self._diagnostics.problem("transition", f"cannot become {label}: {problem}", ERROR)
@@ -173,7 +190,10 @@ class DepthNode(LifecycleNode):
 
     def _subscribe(self, kind: type, topic: str, callback: Callable[[Any], None], depth: int) -> None:
         profile = qos(self._config.image.reliability, depth)
-        subscription = self.create_subscription(kind, topic, callback, profile, qos_overriding_options=qos_overrides())
+        with naming(topic):
+            subscription = self.create_subscription(
+                kind, topic, callback, profile, qos_overriding_options=qos_overrides()
+            )
         self._inputs.append(subscription)
 
     def _on_image(self, message: Any) -> None:
@@ -206,6 +226,10 @@ def main(argv: list[str] | None = None, load_estimator: Callable[[ModelConfig], 
         return 1
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
+    except Exception:
+        if rclpy.ok():
+            raise
+        # Told to stop in the middle of a transition: rclpy then raises whatever comes first.
     finally:
         if node is not None:
             node.close()

@@ -43,6 +43,7 @@ class Diagnostics:
             self._latencies_s: deque[float] = deque(maxlen=_WINDOW_FRAMES)
             self._stages_s: dict[str, deque[float]] = {}
             self._problems.clear()
+            self._facts.clear()
             self._frame: FrameDepth | None = None
             self._metric_off_since_ns: int | None = None
 
@@ -70,7 +71,7 @@ class Diagnostics:
 
     def frame(self, frame: FrameDepth, stamp_ns: int, latency_s: float, metric: bool) -> None:
         """Note an answered image; `metric` says whether metres were asked for."""
-        self.count("published")
+        self.count("processed")
         with self._lock:
             self._latencies_s.append(latency_s)
             for stage, seconds in frame.stage_s.items():
@@ -114,7 +115,7 @@ class Diagnostics:
     def _numbers(self, dropped: int) -> dict[str, str]:
         """The measured key-values."""
         numbers = {f"{event} rate (Hz)": f"{self._rate(event):.2f}" for event in ("image", "scan", "published")}
-        numbers |= {f"{event} total": str(self._counts[event]) for event in ("image", "published")}
+        numbers |= {f"{event} total": str(self._counts[event]) for event in ("image", "processed", "published")}
         numbers["images dropped"] = str(dropped)
         numbers["messages unusable"] = str(self._counts["unusable"])
         numbers["frames failed"] = str(self._counts["failed"])

@@ -106,10 +106,12 @@ class FrameProcessor:
         decode_s: float,
     ) -> None:
         start = time.perf_counter()
-        self._outputs.publish(frame, message.header, wanted, config.output)
+        published = self._outputs.publish(frame, message.header, wanted, config.output)
         frame.stage_s.update(decode=decode_s, publish=time.perf_counter() - start)
         latency_s = (self._node.get_clock().now().nanoseconds - image_ns) * 1e-9
         self._diagnostics.solved("frame")
+        if published:
+            self._diagnostics.count("published")
         self._diagnostics.frame(frame, image_ns, latency_s, wanted.metric)
         if wanted.metric and frame.problem is not None:
             consequence = "the last fit is held" if frame.depth_m is not None else "no metric depth"

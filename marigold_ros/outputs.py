@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from rclpy.lifecycle import LifecycleNode
@@ -12,7 +14,7 @@ from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from std_msgs.msg import Header
 
 from marigold_ros import messages
-from marigold_ros.config import OutputConfig
+from marigold_ros.config import OutputConfig, Unusable
 from marigold_ros.pipeline import FrameDepth
 from marigold_ros.visual import colour_map
 
@@ -26,6 +28,16 @@ def qos_overrides() -> QoSOverridingOptions:
     """Lets the user change a topic's QoS by parameters `qos_overrides./topic.subscription.reliability` and so on."""
     kinds = (QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH, QoSPolicyKind.RELIABILITY, QoSPolicyKind.DURABILITY)
     return QoSOverridingOptions(kinds)
+
+
+@contextmanager
+def naming(topic: str) -> Iterator[None]:
+    """Turn what rclpy raises for a topic that cannot be made into a sentence that names the topic."""
+    try:
+        yield
+    except Exception as problem:
+        text = f"topic {topic!r} cannot be made: {problem}; check its remapping and qos_overrides parameters"
+        raise Unusable(text) from problem
 
 
 def info_topic(depth_topic: str) -> str:
@@ -65,11 +77,15 @@ class Outputs:
         self._profile = settings.reliability
         self._cloud: messages.CloudWriter | None = None
         self._publishers: list[LifecyclePublisher] = []
-        self._depth = self._publisher(Image, "depth")
-        self._info = self._publisher(CameraInfo, info_topic(self._depth.topic_name))
-        self._points = self._publisher(PointCloud2, "points")
-        self._relative = self._publisher(Image, "relative_depth")
-        self._visual = self._publisher(Image, "depth/visual")
+        try:
+            self._depth = self._publisher(Image, "depth")
+            self._info = self._publisher(CameraInfo, info_topic(self._depth.topic_name))
+            self._points = self._publisher(PointCloud2, "points")
+            self._relative = self._publisher(Image, "relative_depth")
+            self._visual = self._publisher(Image, "depth/visual")
+        except Unusable:
+            self.close()
+            raise
 
     def wanted(self) -> Wanted:
         """Which outputs have subscribers now; the camera info alone is no reason to work."""
@@ -80,8 +96,8 @@ class Outputs:
             visual=self._visual.get_subscription_count() > 0,
         )
 
-    def publish(self, frame: FrameDepth, header: Header, wanted: Wanted, settings: OutputConfig) -> None:
-        """Publish one frame; without a fit nothing in metres."""
+    def publish(self, frame: FrameDepth, header: Header, wanted: Wanted, settings: OutputConfig) -> bool:
+        """Publish one frame, without a fit nothing in metres; returns whether anything was published."""
         if frame.depth_m is not None:
             if wanted.depth:
                 convert = messages.millimetre_image if settings.depth_encoding == "16UC1" else messages.float_image
@@ -94,6 +110,7 @@ class Outputs:
                 self._visual.publish(messages.colour_image(picture, "bgr8", header))
         if wanted.relative:
             self._relative.publish(messages.float_image(frame.relative, header))
+        return wanted.relative or frame.depth_m is not None
 
     def close(self) -> None:
         """Remove the topics."""
@@ -102,7 +119,10 @@ class Outputs:
 
     def _publisher(self, kind: type, topic: str) -> LifecyclePublisher:
         profile = qos(self._profile, depth=2)
-        publisher = self._node.create_lifecycle_publisher(kind, topic, profile, qos_overriding_options=qos_overrides())
+        with naming(topic):
+            publisher = self._node.create_lifecycle_publisher(
+                kind, topic, profile, qos_overriding_options=qos_overrides()
+            )
         self._publishers.append(publisher)
         return publisher
 

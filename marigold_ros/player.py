@@ -89,11 +89,11 @@ class Player(Node):
             self._publishers_of[topic] = self.create_publisher(type(message), topic, qos)
         return _Item(topic, offset_ns, message)
 
-    def wait_for_listeners(self, topics: Sequence[str], patience_s: float) -> bool:
-        """Wait until somebody listens to every one of `topics` (those that are played); False if nobody did in time."""
+    def wait_for_listeners(self, topics: Sequence[str], count: int, patience_s: float) -> bool:
+        """Wait until each of `topics` (those that are played) has `count` subscribers; False if not in time."""
         publishers = [self._publishers_of[topic] for topic in topics if topic in self._publishers_of]
         deadline = time.monotonic() + patience_s
-        while not all(publisher.get_subscription_count() for publisher in publishers):
+        while any(publisher.get_subscription_count() < count for publisher in publishers):
             if time.monotonic() > deadline or not rclpy.ok():
                 return False
             time.sleep(0.05)
@@ -146,6 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--wait", type=float, default=5.0, metavar="S", help="seconds to wait for --wait-for")
     parser.add_argument("--wait-for", nargs="*", default=None, metavar="TOPIC",
                         help="start when somebody listens to these topics (default: the image)")  # fmt: skip
+    parser.add_argument("--listeners", type=int, default=1, help="how many must listen to each of them (default 1)")
     argv = sys.argv[1:] if argv is None else list(argv)
     arguments = parser.parse_args(remove_ros_args(["", *argv])[1:])
     if arguments.rate <= 0:
@@ -155,8 +156,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         with Recording(arguments.recording) as recording:
             player = Player(recording, arguments.raw)
         wanted = [t for t in player.topics if "image" in t] if arguments.wait_for is None else arguments.wait_for
-        if not player.wait_for_listeners(wanted, arguments.wait):
-            player.get_logger().warning(f"nobody listens to {', '.join(wanted)}; playing all the same")
+        if not player.wait_for_listeners(wanted, arguments.listeners, arguments.wait):
+            missing = f"fewer than {arguments.listeners} listen to {', '.join(wanted)}"
+            player.get_logger().warning(f"{missing} after {arguments.wait:.0f} s; playing all the same")
         sent = player.play(arguments.rate)
         while arguments.loop and rclpy.ok():
             sent += player.play(arguments.rate)

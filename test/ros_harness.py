@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
-from flat_scene_node import depth_m
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField
+
+from flat_scene_node import depth_m
 
 TEST = Path(__file__).resolve().parent
 FLAT_SCENE = [str(TEST / "flat_scene_node.py")]
@@ -63,19 +64,31 @@ class Robot:
         self.executor.add_node(self.node)
         self.stamp_ns = 1_700_000_000_000_000_000
         self.answers: dict[str, dict[int, object]] = {}
-        self.status = None
+        self.statuses, self.statuses_seen = {}, 0
         self._publishers, self._subscriptions, self._clients = {}, {}, {}
         self.node.create_subscription(DiagnosticArray, "/diagnostics", self._on_status, 10)
 
     def _on_status(self, message):
-        self.status = message.status[0]
+        for status in message.status:
+            self.statuses[status.name.removesuffix(": depth")] = status
+        self.statuses_seen += 1
 
-    def spin_until(self, condition, what, seconds=20.0):
+    def spin_until(self, condition, what, seconds=60.0):
         """Spin until `condition` holds; the deadline is generous because test machines are busy."""
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, f"waited {seconds} s in vain for {what}"
             self.executor.spin_once(timeout_sec=0.02)
+
+    def send_until(self, send, condition, what, seconds=60.0):
+        """Call `send` again and again, with a moment to act upon it each time, until `condition` holds."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, f"waited {seconds} s in vain for {what}"
+            send()
+            until = time.monotonic() + 0.3
+            while time.monotonic() < until and not condition():
+                self.executor.spin_once(timeout_sec=0.02)
 
     def listen(self, **topics):
         """Subscribe to topics given as name=type ('__' stands for '/'), unless already subscribed."""
@@ -120,7 +133,7 @@ class Robot:
                 self.send(prefix + topic, message)
         return stamp_ns
 
-    def frame_answered(self, topic="depth", prefix="", seconds=20.0, **changed):
+    def frame_answered(self, topic="depth", prefix="", seconds=60.0, **changed):
         """Send new frames, one after the other, until one is answered on `topic`; returns that answer."""
         deadline, answers, sent = time.monotonic() + seconds, self.answers[topic], []
         while not (found := [s for s in sent if s in answers]):
@@ -131,7 +144,7 @@ class Robot:
                 self.executor.spin_once(timeout_sec=0.02)
         return answers[found[-1]]
 
-    def call(self, kind, service, request, seconds=20.0):
+    def call(self, kind, service, request, seconds=60.0):
         """The response of a service."""
         if service not in self._clients:
             self._clients[service] = self.node.create_client(kind, service)
@@ -141,9 +154,13 @@ class Robot:
         self.spin_until(future.done, f"response of {service}", seconds)
         return future.result()
 
-    def values(self) -> dict[str, str]:
-        """The key-values of the newest status."""
-        return {pair.key: pair.value for pair in self.status.values}
+    def status(self, node="/robot/depth_node") -> str:
+        """What the node's newest diagnostics say; '' before the first."""
+        return self.statuses[node].message if node in self.statuses else ""
+
+    def values(self, node="/robot/depth_node") -> dict[str, str]:
+        """The key-values of the node's newest diagnostics."""
+        return {pair.key: pair.value for pair in self.statuses[node].values} if node in self.statuses else {}
 
 
 def nanoseconds(stamp) -> int:

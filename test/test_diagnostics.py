@@ -45,6 +45,7 @@ def test_rates_and_latencies_are_those_of_the_last_seconds(watched):
     for i in range(21):
         watched.now = i * 0.1
         watched.diagnostics.count("image")
+        watched.diagnostics.count("published")
         watched.diagnostics.frame(good(network=0.04, fit=0.002), 0, 0.05 if i < 20 else 0.5, metric=True)
     status, values = watched.status(dropped=3)
     assert (status.level, status.name, status.message) == (OK, "/node: depth", "10.0 frames per second")

@@ -75,16 +75,13 @@ def install(tmp_path_factory):
     return folder / "install"
 
 
-def in_install(install, program, *arguments, **kwargs):
-    """Run an installed program in a shell that has sourced the install tree, from a folder without our sources."""
+def in_install(install, log, program, *arguments):
+    """Start an installed program in a shell that has sourced the install tree, from a folder without our sources."""
     script = f'. "{install}/local_setup.sh" && exec "{install}/marigold_ros/lib/marigold_ros/{program}" "$@"'
-    environment = private_environment(free_domain())
-    environment["PYTHONPATH"] = ""
-    environment["COLCON_CURRENT_PREFIX"] = str(install)
+    environment = private_environment(free_domain()) | {"PYTHONPATH": "", "COLCON_CURRENT_PREFIX": str(install)}
     command = ["sh", "-c", script, program, *arguments]
-    return subprocess.Popen(
-        command, cwd=install, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs
-    )
+    with log.open("w") as output:
+        return subprocess.Popen(command, cwd=install, env=environment, stdout=output, stderr=subprocess.STDOUT)
 
 
 @needs_colcon
@@ -104,32 +101,26 @@ def test_colcon_installs_everything_where_ros_looks_for_it(install):
 
 
 @needs_colcon
-def test_installed_programs_run_from_the_install_tree(install):
-    for program in ("player", "export"):
-        process = in_install(install, program, "--help")
-        output, _ = process.communicate(timeout=60)
-        assert process.returncode == 0, output
-        assert "usage:" in output
+@pytest.mark.parametrize("program", ["player", "export"])
+def test_installed_programs_run_from_the_install_tree(install, tmp_path, program):
+    process = in_install(install, tmp_path / "log", program, "--help")
+    assert process.wait(60) == 0
+    assert "usage:" in (tmp_path / "log").read_text()
 
 
 @needs_colcon
-def test_the_installed_node_runs_with_the_installed_checkpoint(install):
-    process = in_install(install, "depth_node", "--ros-args", "-p", "range.type:=none", "-p", "range.extrinsic:=static")
-    # A watchdog by the kernel: readline below waits for as long as the node is silent.
-    deadline = time.monotonic() + 120
-    lines = []
+def test_the_installed_node_runs_with_the_installed_checkpoint(install, tmp_path):
+    log = tmp_path / "log"
+    process = in_install(install, log, "depth_node", "--ros-args", "-p", "range.type:=none")
     try:
-        while time.monotonic() < deadline and not any("ready after" in line for line in lines):
-            line = process.stdout.readline()
-            if not line:
-                break
-            lines.append(line)
-    finally:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not re.search(r"ready after|cannot become", log.read_text()):
+            time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        rest, _ = process.communicate(timeout=30)
-    output = "".join(lines) + rest
-    assert re.search(r"nano on .*ready after", output), output
-    assert process.returncode == 0, output
+        assert process.wait(30) == 0, log.read_text()
+    finally:
+        process.kill()
+    assert re.search(r"nano on .*ready after", log.read_text()), log.read_text()
 
 
 def test_pip_installs_everything_too(tmp_path):

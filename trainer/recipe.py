@@ -66,7 +66,7 @@ class OptimiserRecipe:
     betas: tuple[float, float] = (0.9, 0.98)
     clip_norm: float = 1.0
     warmup_steps: int = 150
-    ema: float = 0.999
+    ema: float = 0.995
 
 
 @dataclass(frozen=True)
@@ -86,14 +86,14 @@ class NanoRecipe:
 
     phases: tuple[Phase, ...] = ()
     train_encoder: bool = True
-    train_decoder: bool = False
+    train_decoder: bool = True
     far_m: float = 150.0
     sky_weight: float = 0.3
     relative_power: float = 0.75
     weight_spread: float = 8.0
     gradient: float = 0.5
     gradient_scales: int = 4
-    anchor: float = 0.1
+    anchor: float = 0.3
     outside: float = 1.0
 
 
@@ -101,19 +101,19 @@ class NanoRecipe:
 class AugmentRecipe:
     """How samples are varied; chances unless the recipe file says otherwise."""
 
-    zoom: tuple[float, float] = (0.65, 1.0)
-    aspect: float = 0.15
+    zoom: tuple[float, float] = (0.8, 1.0)
+    aspect: float = 0.1
     flip: float = 0.5
-    other_shape: float = 0.15
-    colour: float = 0.7
-    grey: float = 0.05
-    haze: float = 0.1
-    shadow: float = 0.15
-    glare: float = 0.07
-    vignette: float = 0.15
-    blur: float = 0.2
-    noise: float = 0.35
-    jpeg: float = 0.25
+    other_shape: float = 0.1
+    colour: float = 0.5
+    grey: float = 0.03
+    haze: float = 0.06
+    shadow: float = 0.1
+    glare: float = 0.05
+    vignette: float = 0.1
+    blur: float = 0.15
+    noise: float = 0.25
+    jpeg: float = 0.2
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Recipe:
     """Everything that decides a training run, the scenes aside."""
 
     seed: int = 0
-    space: str = "inverse_depth"
+    space: str = "log_depth"
     size: tuple[int, int] = (384, 288)
     threads: int = 0
     rescan_steps: int = 200
