@@ -36,7 +36,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     maintainer="marigold_ros maintainers",
-    maintainer_email="maintainers@users.noreply.h-seed-c70debc0.example",
+    maintainer_email="maintainers@marigold-ros.example",
     python_requires=">=3.10",
     packages=find_packages(include=[NAME, f"{NAME}.*", "trainer", "trainer.*"]),
     data_files=shared_files(),

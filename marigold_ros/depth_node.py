@@ -6,6 +6,7 @@ lifecycle manager (Nav2's needs `bond_timeout: 0.0`, since rclpy has no bond).
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 import traceback
@@ -211,9 +212,31 @@ class DepthNode(LifecycleNode):
         self._diagnostics_publisher.publish(message)
 
 
+class _ToRos(logging.Handler):
+    """Passes on to ROS' log what the core, which knows no ROS, says to Python's."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Log in one of three places, because rclpy ties each place to one severity."""
+        ros, text = get_logger("depth_node"), self.format(record)
+        if record.levelno >= logging.ERROR:
+            ros.error(text)
+        elif record.levelno >= logging.WARNING:
+            ros.warning(text)
+        else:
+            ros.info(text)
+
+
+def _log_to_ros() -> None:
+    core = logging.getLogger("marigold_ros")
+    core.setLevel(logging.INFO)
+    core.propagate = False
+    core.handlers = [_ToRos()]
+
+
 def main(argv: list[str] | None = None, load_estimator: Callable[[ModelConfig], Any] = load_estimator) -> int:
     """Run the node until it is told to stop; 1 when a start value cannot be used."""
     rclpy.init(args=argv)
+    _log_to_ros()
     node = None
     try:
         node = DepthNode(load_estimator)

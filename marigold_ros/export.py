@@ -43,6 +43,11 @@ def cache_folder(setting: str) -> Path:
     return Path(base).expanduser() / "marigold_ros"
 
 
+def cached_file(info: CheckpointInfo, cache: Path) -> Path:
+    """Where `cache` keeps the checkpoint's exported network; its checksum lies beside it as .sha256."""
+    return cache / f"{info.name}-{info.digest[:16]}-v{_EXPORT_VERSION}.onnx"
+
+
 def onnx_file(info: CheckpointInfo, cache: Path) -> Path:
     """The checkpoint's ONNX file: its own, else one from `cache`, exported there on first use.
 
@@ -51,7 +56,7 @@ def onnx_file(info: CheckpointInfo, cache: Path) -> Path:
     """
     if info.onnx is not None:
         return info.onnx
-    path = cache / f"{info.name}-{info.digest[:16]}-v{_EXPORT_VERSION}.onnx"
+    path = cached_file(info, cache)
     checksum = path.with_suffix(".sha256")
     if path.is_file() and checksum.is_file():
         if _sha256(path) == checksum.read_text().strip():

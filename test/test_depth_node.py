@@ -1,5 +1,7 @@
 """The node as its own process, over real DDS: frames, bad input, parameters, lifecycle, shutdown."""
 
+import hashlib
+import shutil
 import signal
 import time
 
@@ -521,8 +523,6 @@ def incomplete(folder):
 
 @pytest.mark.parametrize("harm", [damaged, incomplete])
 def test_a_harmed_checkpoint_is_named_and_nothing_is_published(robot, start_node, checkpoint, tmp_path, harm):
-    import shutil
-
     broken = tmp_path / "broken"
     shutil.copytree(checkpoint, broken)
     for exported in broken.glob("**/*.onnx"):
@@ -541,21 +541,48 @@ def test_a_harmed_checkpoint_is_named_and_nothing_is_published(robot, start_node
     assert node.stop() == 0
 
 
-def test_an_unwritable_cache_is_named_and_nothing_is_published(robot, start_node, checkpoint, tmp_path):
-    import shutil
+@pytest.fixture
+def without_onnx(checkpoint, tmp_path):
+    """The checkpoint as most are published: the weights alone."""
+    from marigold_ros.checkpoints import seal
 
     plain = tmp_path / "plain"
-    shutil.copytree(checkpoint, plain, ignore=shutil.ignore_patterns("*.onnx*"))
+    shutil.copytree(checkpoint, plain, ignore=shutil.ignore_patterns("*.onnx"))
+    seal(plain)
+    return plain
+
+
+def test_an_unwritable_cache_is_named_and_nothing_is_published(robot, start_node, without_onnx, tmp_path):
     (tmp_path / "file").write_text("in the way")
     node = start_node(
         program=REAL,
-        parameters={**STATIC, "model.checkpoint": plain, "model.cache_dir": tmp_path / "file" / "cache"},
+        parameters={**STATIC, "model.checkpoint": without_onnx, "model.cache_dir": tmp_path / "file" / "cache"},
         arguments=["-r", "__node:=cacheless"],
     )
-    robot.spin_until(lambda: "cannot become inactive" in node.log, "the reason", seconds=60.0)
-    assert "cache" in node.log
+    robot.spin_until(lambda: "cannot become inactive" in node.log, "the reason")
+    assert "set model.cache_dir to a folder that can" in node.log
     assert "Traceback" not in node.log
     assert state(robot, "/cacheless") == "unconfigured"
+    assert node.stop() == 0
+
+
+def test_a_cached_network_cut_in_half_is_exported_again(robot, start_node, checkpoint, without_onnx, tmp_path):
+    from marigold_ros.checkpoints import describe
+    from marigold_ros.export import cached_file
+
+    cached = cached_file(describe(without_onnx), tmp_path)
+    whole = (checkpoint / "model.onnx").read_bytes()
+    cached.write_bytes(whole[: len(whole) // 2])
+    cached.with_suffix(".sha256").write_text(hashlib.sha256(whole).hexdigest())
+    node = start_node(
+        program=REAL,
+        parameters={**STATIC, "model.checkpoint": without_onnx, "model.cache_dir": tmp_path},
+        arguments=["-r", "__ns:=/halved"],
+    )
+    robot.listen(__halved__relative_depth=Image)
+    answer = floats(robot.frame_answered("/halved/relative_depth", "/halved/", seconds=180.0))
+    assert answer.shape == (HEIGHT, WIDTH)
+    assert f"{cached} is damaged" in node.log
     assert node.stop() == 0
 
 

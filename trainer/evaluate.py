@@ -2,7 +2,8 @@
 
 Predictions are aligned by scale and shift in the checkpoint's own space, over the pixels whose depth is known, in two
 ways: 'robust' minimises the absolute relative depth error (reweighted least squares), 'plain' is unweighted least
-squares. The baseline is the best plane of inverse depth a u + b v + c, fitted to the same pixels by the same criterion.
+squares. The baseline is the plane of inverse depth a u + b v + c fitted to the same pixels, by whichever of the two
+criteria serves it better on the frame.
 """
 
 from __future__ import annotations
@@ -60,9 +61,13 @@ def evaluate_frame(frame: Frame, relative: np.ndarray, space: str) -> FrameScore
         raise Unusable(f"frame {frame.name}: depth is known at {known.sum()} pixels: too few to evaluate")
     robust, plain = (aligned(relative, frame.depth_m, known, space, robust) for robust in (True, False))
     near = score(robust, frame.depth_m, known & (frame.depth_m < NEAR_M))
-    blind, blind_plain = (blind_depth(frame.depth_m, known, robust) for robust in (True, False))
-    scores = (score(predicted, frame.depth_m, known) for predicted in (robust, plain, blind, blind_plain))
-    return FrameScores(frame.name, *scores, near=near.abs_rel)
+    of_robust, of_plain = (score(predicted, frame.depth_m, known) for predicted in (robust, plain))
+    fits = (blind_depth(frame.depth_m, known, robust) for robust in (True, False))
+    blind, blind_plain = (score(predicted, frame.depth_m, known) for predicted in fits)
+    # A plane may pass through zero, where the robust criterion, linear in 1/z, hardly sees the error in z. The
+    # baseline gets the better of the two fits, the network does not.
+    blind = min(blind, blind_plain, key=lambda scores: scores.abs_rel)
+    return FrameScores(frame.name, of_robust, of_plain, blind, blind_plain, near=near.abs_rel)
 
 
 def aligned(relative: np.ndarray, depth_m: np.ndarray, known: np.ndarray, space: str, robust: bool) -> np.ndarray:

@@ -91,7 +91,7 @@ class NanoRecipe:
     sky_weight: float = 0.3
     relative_power: float = 0.75
     weight_spread: float = 8.0
-    gradient: float = 0.5
+    gradient: float = 0.2
     gradient_scales: int = 4
     anchor: float = 0.3
     outside: float = 1.0
