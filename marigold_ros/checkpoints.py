@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from marigold_ros.config import Unusable
+from marigold_ros.metric import SPACES
+from marigold_ros.places import shared
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from marigold_ros.network import SingleStepDepth
 
 BUNDLED = ("nano",)
-SPACES = ("depth", "inverse_depth", "log_depth")
 OWN_FILE = "marigold_ros.json"
 ONNX_FILE = "model.onnx"
 PROMPT_FILE = "empty_prompt.safetensors"
@@ -64,7 +65,7 @@ class CheckpointInfo:
 def find_checkpoint(name: str) -> Path:
     """The folder of checkpoint `name`: a bundled name or a path to a folder."""
     if name in BUNDLED:
-        return _bundled(name)
+        return shared(f"checkpoints/{name}/model_index.json").parent
     folder = Path(name).expanduser()
     if not name or not folder.is_dir():
         allowed = ", ".join(map(repr, BUNDLED))
@@ -72,21 +73,6 @@ def find_checkpoint(name: str) -> Path:
             f"checkpoint {name!r}: no such folder; give {allowed} (bundled) or a folder in diffusers' format"
         )
     return folder
-
-
-def _bundled(name: str) -> Path:
-    # A source checkout has checkpoints/ beside the package. colcon, venvs and dist-packages have share/ somewhere
-    # above site-packages (<prefix>/lib/python3.x/site-packages, <prefix>/local/lib/... on Debian).
-    package = Path(__file__).resolve().parent
-    tried = [package.parent / "checkpoints" / name]
-    tried += [up / "share" / "marigold_ros" / "checkpoints" / name for up in package.parents]
-    for folder in tried:
-        if (folder / "model_index.json").is_file():
-            return folder
-    raise Unusable(
-        f"checkpoint {name!r}: is bundled but was found neither in {tried[0]} nor in share/marigold_ros/checkpoints "
-        "of any folder above; install the package again or give the path of a checkpoint folder"
-    )
 
 
 def describe(folder: Path) -> CheckpointInfo:
@@ -249,7 +235,7 @@ def seal(folder: Path) -> None:
     own = _read_json(folder / OWN_FILE)
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix in (".json", ".safetensors", ".onnx"))
     own["manifest"] = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
         for path in files
         if path.name != OWN_FILE
     }
@@ -272,7 +258,7 @@ def _check_files(folder: Path, manifest: dict[str, dict[str, Any]] | None) -> st
     for path in sorted({*needed, *listed}):
         if not path.is_file():
             raise Unusable(f"checkpoint file {path}: is missing; copy the checkpoint again")
-        found = _sha256(path)
+        found = sha256_of(path)
         _check_listed(path, found, listed.get(path))
         if path in needed:
             digest.update(f"{path.relative_to(folder).as_posix()} {found}\n".encode())
@@ -334,7 +320,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Hex sha256 of a file of any size."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

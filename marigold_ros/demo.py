@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import rclpy
-from diagnostic_msgs.msg import DiagnosticArray
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.utilities import remove_ros_args
@@ -45,7 +45,7 @@ from marigold_ros.scores import Scores, score
 
 DEPTH, DEPTH_INFO, POINTS, VISUAL = "/depth", "/depth/camera_info", "/points", "/depth/visual"
 RECORDED = (IMAGE, CAMERA_INFO, RANGE, GROUND_TRUTH, DEPTH, DEPTH_INFO, POINTS, VISUAL, "/diagnostics")
-_START_S, _PLAYER_START_S, _TAIL_S = 180.0, 20.0, 1.5
+_START_S, _RECORDER_START_S, _PLAYER_START_S, _TAIL_S = 180.0, 10.0, 20.0, 1.5
 _REDRAW_S, _PLAIN_LINE_S = 0.25, 1.0
 _KEPT = 30
 LATENCY = "latency p50 / p95"
@@ -58,6 +58,7 @@ class Watcher(Node):
         super().__init__("watcher")
         self.facts: dict[str, str] = {}
         self.message = ""
+        self.node_has_failed = False
         self.scores: list[Scores] = []
         self.arrivals_s: deque[float] = deque(maxlen=_KEPT)
         self.depths = 0
@@ -93,6 +94,7 @@ class Watcher(Node):
             # What was measured stays on the table when the last message, sent after the stream ended, lacks it.
             self.facts.update({pair.key: pair.value for pair in status.values})
             self.message = status.message
+            self.node_has_failed = status.level == DiagnosticStatus.ERROR
 
     @property
     def node_is_active(self) -> bool:
@@ -239,11 +241,14 @@ def _play(
     remappings = {"image": IMAGE, "camera_info": CAMERA_INFO, "range": RANGE}
     parameters = node_parameters(camera_from_lidar, arguments.checkpoint)
     node = start("depth_node", processes.ros_arguments(parameters, remappings))
-    spin_until(watcher, lambda: watcher.node_is_active or node.poll() is not None, _START_S)
+    decided = lambda: watcher.node_is_active or watcher.node_has_failed or node.poll() is not None  # noqa: E731
+    spin_until(watcher, decided, _START_S)
     if not watcher.node_is_active:
         return "the node did not become active"
     print(watcher.engine, flush=True)
     recorder = start("recorder", ["--out", str(arguments.out / "recording"), *RECORDED])
+    # It finds what is published within a moment; the first frames should not be missing.
+    spin_until(watcher, lambda: watcher.count_subscribers(POINTS) > 0, _RECORDER_START_S)
     # Two listen to each: the recorder, and the node or, to the truth, the watcher.
     waiting = ["--wait", "15", "--listeners", "2", "--wait-for", IMAGE, CAMERA_INFO, RANGE, GROUND_TRUTH]
     player = start("player", [str(arguments.recording), "--rate", str(arguments.rate), *waiting])

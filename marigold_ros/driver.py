@@ -11,7 +11,7 @@ from typing import IO, Any
 
 import numpy as np
 import rclpy
-from diagnostic_msgs.msg import DiagnosticArray
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -50,6 +50,7 @@ class Driver(Node):
         self.clouds: deque[PointCloud2] = deque(maxlen=10)
         self.arrivals_s: dict[int, float] = {}
         self.facts: dict[str, str] = {}
+        self.node_has_failed = False
         self._image = self.create_publisher(Image, _TOPICS["image"], _RELIABLE)
         self._info = self.create_publisher(CameraInfo, _TOPICS["camera_info"], _RELIABLE)
         self._range = self.create_publisher(PointCloud2, _TOPICS["range"], _RELIABLE)
@@ -67,6 +68,7 @@ class Driver(Node):
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         for status in message.status:
+            self.node_has_failed = status.level == DiagnosticStatus.ERROR
             self.facts = {pair.key: pair.value for pair in status.values} | {"status": status.message}
 
     def spin_until(self, done: Callable[[], bool], timeout_s: float) -> bool:
@@ -133,7 +135,8 @@ def driven_node(parameters: Mapping[str, Any], log: IO | None = None, points: bo
     driver = Driver(context, points)
     process = processes.start("marigold_ros.depth_node", processes.ros_arguments(parameters, _TOPICS), environment, log)
     try:
-        driver.spin_until(lambda: driver.is_connected() or process.poll() is not None, _START_S)
+        decided = lambda: driver.is_connected() or driver.node_has_failed or process.poll() is not None  # noqa: E731
+        driver.spin_until(decided, _START_S)
         if not driver.is_connected():
             raise Unusable(f"the node did not become active: {driver.facts.get('status', 'it said nothing')}")
         yield driver, process

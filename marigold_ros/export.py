@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import logging
 import os
 import sys
@@ -21,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from marigold_ros.checkpoints import CheckpointInfo, describe, find_checkpoint, load_network
+from marigold_ros.checkpoints import CheckpointInfo, describe, find_checkpoint, load_network, sha256_of
 from marigold_ros.config import Unusable
 
 if TYPE_CHECKING:
@@ -59,13 +58,13 @@ def onnx_file(info: CheckpointInfo, cache: Path) -> Path:
     path = cached_file(info, cache)
     checksum = path.with_suffix(".sha256")
     if path.is_file() and checksum.is_file():
-        if _sha256(path) == checksum.read_text().strip():
+        if sha256_of(path) == checksum.read_text().strip():
             return path
         log.warning("%s is damaged (its checksum differs): exporting it again", path)
     log.info("exporting %s to %s: about half a minute, once", info.name, path)
     export_onnx(info, path)
     with _written_beside(checksum) as beside:
-        beside.write_text(_sha256(path))
+        beside.write_text(sha256_of(path))
     return path
 
 
@@ -164,14 +163,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         exporter.setLevel(level)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def main(argv: list[str] | None = None) -> int:

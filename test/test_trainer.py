@@ -1,6 +1,7 @@
 """The trainer: recipes, batches, losses, resuming, evaluation."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from marigold_ros.checkpoints import describe, load_network  # noqa: E402
 from marigold_ros.config import Unusable  # noqa: E402
 from trainer import evaluate as ev  # noqa: E402
 from trainer.augment import Cut, cut, vary  # noqa: E402
+from trainer.card import package_run  # noqa: E402
 from trainer.data import Scenes, make_batch  # noqa: E402
 from trainer.loop import read_state  # noqa: E402
 from trainer.losses import Target, depth_loss, fit_scale_shift, full_range, make_target  # noqa: E402
@@ -39,6 +41,7 @@ TINY = {
     "vae": {"phases": [{"name": "v", "steps": 3, "batch": 4, "lr": [1e-3, 1e-3], "sizes": [[64, 32, 1]]}]},
     "nano": {
         "phases": [
+            {"name": "l", "target": "latent", "steps": 2, "batch": 2, "lr": [1e-3, 1e-3], "sizes": [[64, 32, 1]]},
             {"name": "a", "steps": 3, "batch": 2, "lr": [1e-3, 5e-4], "sizes": [[64, 32, 1], [32, 32, 1]]},
             {"name": "b", "steps": 3, "batch": 2, "lr": [5e-4, 1e-4], "sizes": [[64, 64, 1]]},
         ]
@@ -111,6 +114,10 @@ def test_default_recipe_is_complete_and_known():
         (
             {"nano.phases": [{"name": "x", "steps": 1, "batch": 1, "lr": [1, 1], "sizes": [[65, 64, 1]]}]},
             "65x64",
+        ),
+        (
+            {"nano.phases": [{"name": "x", "steps": 1, "batch": 1, "lr": [1, 1], "sizes": [], "target": "y"}]},
+            "target='y'",
         ),
     ],
 )
@@ -279,7 +286,7 @@ def test_interrupted_run_equals_an_uninterrupted_one(tmp_path, scenes_folder, re
     whole, parts = read_state(nano_run), read_state(tmp_path)
     assert same(whole["network"], parts["network"])
     assert same(whole["average"], parts["average"])
-    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 6
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 8
 
 
 def test_killed_run_goes_on(tmp_path, scenes_folder, recipe, vae_run):
@@ -287,7 +294,7 @@ def test_killed_run_goes_on(tmp_path, scenes_folder, recipe, vae_run):
 
     long = recipe.as_dict()
     long["save_minutes"] = 0.0
-    long["nano"]["phases"][0]["steps"] = 12
+    long["nano"]["phases"][1]["steps"] = 12
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(strip(long)))
     command = [sys.executable, "-m", "trainer", "nano", "--scenes", scenes_folder, "--vae", vae_run]
     command = [*map(str, command), "--recipe", str(tmp_path / "r.yaml"), "--run", str(tmp_path / "run")]
@@ -297,7 +304,7 @@ def test_killed_run_goes_on(tmp_path, scenes_folder, recipe, vae_run):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert subprocess.run(command, check=False).returncode == 0
-    assert read_state(tmp_path / "run")["progress"]["step"] == 15
+    assert read_state(tmp_path / "run")["progress"]["step"] == 17
 
 
 def strip(tree):
@@ -310,6 +317,12 @@ def strip(tree):
 def test_new_run_needs_a_vae(tmp_path, scenes_folder, recipe):
     with pytest.raises(Unusable, match="--vae"):
         train_nano(tmp_path, recipe, Scenes(scenes_folder / "train"), None, None)
+
+
+def test_latent_phases_need_the_vae_run_when_resumed_too(tmp_path, scenes_folder, recipe, nano_run):
+    shutil.copytree(nano_run, tmp_path / "run")
+    with pytest.raises(Unusable, match="--vae"):
+        train_nano(tmp_path / "run", recipe, Scenes(scenes_folder / "train"), None, None)
 
 
 def test_damaged_state_is_named(tmp_path, scenes_folder, recipe):
@@ -378,3 +391,15 @@ def test_evaluation_of_a_checkpoint_on_scenes(tmp_path, nano_run, scenes_folder,
     assert "held-out (6)" in ev.table(results)
     values = ev.as_json(results, describe(tmp_path / "tiny"))
     assert np.isfinite(values["held_out"]["robust"]["abs_rel"])
+
+
+def test_package_writes_checkpoint_card_and_numbers(tmp_path, nano_run, scenes_folder, monkeypatch):
+    monkeypatch.setenv(ev.DATA_VARIABLE, str(tmp_path))
+    (tmp_path / "notes.md").write_text("## Limits\n\nTiny.\n")
+    table = package_run(nano_run, tmp_path / "tiny", scenes_folder, tmp_path / "notes.md", onnx=False)
+    text = (tmp_path / "tiny" / "README.md").read_text()
+    assert table in text
+    assert "Seed 0; 8 steps" in text
+    assert text.endswith("Tiny.\n")
+    assert json.loads((tmp_path / "tiny" / "evaluation.json").read_text())["held_out"]["count"] == 6
+    assert describe(tmp_path / "tiny").space == "log_depth"

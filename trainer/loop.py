@@ -31,8 +31,9 @@ from trainer.recipe import Phase, Recipe
 STATE_FILE = "state.pt"
 LOG_FILE = "log.jsonl"
 
-# Loss of one batch: rgb (N, H, W, 3) uint8 and depth_m (N, H, W) float32 on the device -> total, parts for the log.
-LossFunction = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
+# Loss of one batch: rgb (N, H, W, 3) uint8, depth_m (N, H, W) float32, both on the device, and the phase -> total,
+# parts for the log.
+LossFunction = Callable[[Tensor, Tensor, Phase], tuple[Tensor, dict[str, Tensor]]]
 
 
 @dataclass
@@ -113,7 +114,8 @@ class Training:
         rgb, depth_m = make_batch(scenes, phase, self.recipe.augment, self.recipe.seed, self.at.step)
         # Whatever a loss draws is then a function of seed and step too, and need not be saved.
         torch.manual_seed((self.recipe.seed << 32) + self.at.step)
-        total, parts = self.loss(torch.from_numpy(rgb).to(self.device), torch.from_numpy(depth_m).to(self.device))
+        batch = (torch.from_numpy(array).to(self.device) for array in (rgb, depth_m))
+        total, parts = self.loss(*batch, phase)
         for group in self.optimiser.param_groups:
             group["lr"] = self._learning_rate(phase)
         total.backward()

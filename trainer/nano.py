@@ -12,9 +12,9 @@ from marigold_ros.network import SingleStepDepth
 from trainer.architecture import build_network, build_unet, constant_prompt
 from trainer.data import Scenes
 from trainer.loop import STATE_FILE, Training, autocast, pick_device, read_state
-from trainer.losses import depth_loss, make_target
-from trainer.recipe import Recipe, recipe_from
-from trainer.vae import load_vae, new_vae
+from trainer.losses import Target, depth_loss, full_range, make_target
+from trainer.recipe import Phase, Recipe, recipe_from
+from trainer.vae import load_vae, load_weights, new_vae
 
 
 def train_nano(folder: Path, recipe: Recipe, scenes: Scenes, vae_run: Path | None, start_from: Path | None) -> bool:
@@ -29,13 +29,51 @@ def train_nano(folder: Path, recipe: Recipe, scenes: Scenes, vae_run: Path | Non
     network.vae.decoder.requires_grad_(recipe.nano.train_decoder)
     network.vae.post_quant_conv.requires_grad_(recipe.nano.train_decoder)
     device = pick_device()
+    teacher = _teacher(recipe, network, vae_run, device)
 
-    def loss(rgb: Tensor, depth_m: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(rgb: Tensor, depth_m: Tensor, phase: Phase) -> tuple[Tensor, dict[str, Tensor]]:
+        target = make_target(depth_m, recipe.space, recipe.nano)
+        image = network.normalise(rgb).contiguous()
+        if phase.target == "latent":
+            with autocast(device):
+                latent = network.predict(network.encode(image))
+                with torch.no_grad():
+                    wanted = teacher.encode(_picture(target, network.flip))
+            return latent_loss(latent, wanted)
         with autocast(device):
-            prediction = network.forward_normalised(network.normalise(rgb).contiguous())
-        return depth_loss(prediction, make_target(depth_m, recipe.space, recipe.nano), recipe.nano)
+            prediction = network.forward_normalised(image)
+        return depth_loss(prediction, target, recipe.nano)
 
     return Training(folder, recipe, recipe.nano.phases, network, loss).run(scenes)
+
+
+def _teacher(
+    recipe: Recipe, network: SingleStepDepth, vae_run: Path | None, device: torch.device
+) -> SingleStepDepth | None:
+    """A network with the first stage's encoder, which says what latent a depth map has; None where none is asked for.
+
+    The run's own encoder would not do: it is being trained to see images.
+    """
+    if all(phase.target != "latent" for phase in recipe.nano.phases):
+        return None
+    if vae_run is None:
+        raise Unusable("recipe: a phase has target 'latent', which needs the run of the first stage; give --vae RUN")
+    vae = load_weights(vae_run)
+    vae.register_to_config(scaling_factor=network.vae.config.scaling_factor)
+    return build_network(vae, network.unet, network.prompt, recipe.space).to(device)
+
+
+def _picture(target: Target, flip: bool) -> Tensor:
+    """(N, 3, H, W) the map that the decoder is to draw."""
+    picture = full_range(target)
+    return (-picture if flip else picture)[:, None].expand(-1, 3, -1, -1).contiguous()
+
+
+def latent_loss(latent: Tensor, wanted: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """L1 + L2 of latents (N, C, h, w), and its parts for the log."""
+    error = latent.float() - wanted.float()
+    parts = {"latent_l1": error.abs().mean(), "latent_l2": error.square().mean()}
+    return parts["latent_l1"] + parts["latent_l2"], {name: part.detach() for name, part in parts.items()}
 
 
 def _first_network(

@@ -10,9 +10,10 @@ from typing import Any
 
 import yaml
 
-from marigold_ros.checkpoints import SPACES
 from marigold_ros.config import Unusable
+from marigold_ros.metric import SPACES
 
+TARGETS = ("depth", "latent")
 DEFAULT = Path(__file__).resolve().parent.parent / "config" / "train" / "nano.yaml"
 
 
@@ -22,6 +23,8 @@ class Phase:
 
     It lasts `steps`, or `minutes` of training time; lr goes geometrically from the first to the second value.
     sizes: (width, height, chance) of the shapes batches have, pixels.
+    target: 'depth', end to end through the decoder, or 'latent', the VAE's latent of the normalised depth map, which
+    costs no decoder and teaches a new U-Net the decoder's language several times faster (stage 'nano' only).
     """
 
     name: str
@@ -30,8 +33,11 @@ class Phase:
     sizes: tuple[tuple[int, int, float], ...]
     steps: int | None = None
     minutes: float | None = None
+    target: str = "depth"
 
     def __post_init__(self) -> None:
+        if self.target not in TARGETS:
+            raise Unusable(f"phase {self.name!r}: target={self.target!r}: must be one of {', '.join(TARGETS)}")
         object.__setattr__(self, "lr", tuple(float(v) for v in self.lr))
         object.__setattr__(self, "sizes", tuple((int(w), int(h), float(c)) for w, h, c in self.sizes))
         if (self.steps is None) == (self.minutes is None):

@@ -9,13 +9,13 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from marigold_ros.checkpoints import SPACES
+from marigold_ros.metric import SPACES
 from trainer.architecture import build_vae
 from trainer.augment import Cut, cut
 from trainer.data import Scenes
 from trainer.loop import Training, autocast, pick_device, read_state
 from trainer.losses import full_range, make_target
-from trainer.recipe import Recipe, recipe_from
+from trainer.recipe import Phase, Recipe, recipe_from
 
 
 def train_vae(folder: Path, recipe: Recipe, scenes: Scenes) -> bool:
@@ -24,7 +24,7 @@ def train_vae(folder: Path, recipe: Recipe, scenes: Scenes) -> bool:
     vae = new_vae(recipe)
     device = pick_device()
 
-    def loss(rgb: Tensor, depth_m: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(rgb: Tensor, depth_m: Tensor, phase: Phase) -> tuple[Tensor, dict[str, Tensor]]:
         picture = _mixed(rgb, depth_m, recipe)
         with autocast(device):
             posterior = vae.encode(picture).latent_dist
@@ -48,13 +48,18 @@ def new_vae(recipe: Recipe) -> AutoencoderKL:
 
 def load_vae(folder: Path, scenes: Scenes) -> AutoencoderKL:
     """The trained VAE of the run in `folder`, scaled so that latents of `scenes` have unit standard deviation."""
-    state = read_state(folder)
-    recipe = recipe_from(state["recipe"], str(folder))
-    vae = new_vae(recipe)
-    vae.load_state_dict(state["average"])
-    deviation = latent_deviation(vae, scenes, recipe)
+    vae = load_weights(folder)
+    deviation = latent_deviation(vae, scenes, recipe_from(read_state(folder)["recipe"], str(folder)))
     vae.register_to_config(scaling_factor=round(1.0 / deviation, 5))
     return vae
+
+
+def load_weights(folder: Path) -> AutoencoderKL:
+    """The trained VAE of the run in `folder`, not scaled."""
+    state = read_state(folder)
+    vae = new_vae(recipe_from(state["recipe"], str(folder)))
+    vae.load_state_dict(state["average"])
+    return vae.requires_grad_(False)
 
 
 @torch.inference_mode()
