@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-from marigold_ros import checkpoints  # noqa: E402
+from marigold_ros import places  # noqa: E402
 from marigold_ros.checkpoints import describe, find_checkpoint, load_network, seal, single_step  # noqa: E402
 from marigold_ros.config import Unusable  # noqa: E402
 from small_checkpoint import write_small_checkpoint  # noqa: E402
@@ -96,7 +96,7 @@ def test_bundled_checkpoint_is_found_in_install_trees(folder, tmp_path, monkeypa
     package = tmp_path / "prefix" / place / "marigold_ros"
     package.mkdir(parents=True)
     bundled = tmp_path / "prefix" / "share" / "marigold_ros" / "checkpoints" / "nano"
-    monkeypatch.setattr(checkpoints, "__file__", str(package / "checkpoints.py"))
+    monkeypatch.setattr(places, "__file__", str(package / "places.py"))
     with pytest.raises(Unusable, match="nano"):
         find_checkpoint("nano")
     shutil.copytree(folder, bundled)
