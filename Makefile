@@ -54,7 +54,7 @@ clean:
 
 # $(call make_venv,FOLDER): a virtual environment without anything of the calling shell's ROS or Python settings.
 define make_venv
-$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 13) else "Python %d.%d: 3.10 to 3.13 is needed; name another one: make PYTHON=python3.12 ..." % v)' && \
+$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 13) else "Python %d.%d: 3.10 to 3.13 is needed; name another one: make PYTHON=python3.12 ..." % v)' || exit 1; \
 $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "This Python cannot make virtual environments: sudo apt-get install python3-venv (or make PYTHON=...)" >&2; exit 1; }; \
 rm -rf $(1) && $(PYTHON) -m venv $(1)
 endef

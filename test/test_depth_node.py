@@ -15,14 +15,16 @@ from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.msg import Parameter, ParameterValue
 from rcl_interfaces.srv import DescribeParameters, SetParameters
 from rclpy.qos import ReliabilityPolicy
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan, PointCloud2
 
 from flat_scene_node import FAR_M, NEAR_M, depth_m, relative_depth
 from ros_harness import (
+    FOCAL_PX,
     HEIGHT,
     REAL,
     STATIC,
     TEST,
+    TRANSLATION_M,
     WIDTH,
     cloud_of,
     compressed_image,
@@ -273,6 +275,36 @@ def test_time_that_goes_backwards_starts_anew(listening, node):
     depth = listening.frame_answered(PREFIX + "depth", PREFIX)
     np.testing.assert_allclose(floats(depth), depth_m(WIDTH, HEIGHT), rtol=1e-3)
     assert node.log.count("time went back by") == 1
+
+
+def scan_of_the_flat_scene() -> LaserScan:
+    """What a 2D LiDAR at the tests' mounting measures of the flat scene, whose depth is the same in every row.
+
+    A pixel u has the depth z(u) = a + b u, so that a beam at angle t meets it where z - t_z = r cos t and
+    -((u - c_x) / f z - t_x) = r sin t; u is found by looking up the angles of all pixels.
+    """
+    u = np.linspace(0, WIDTH - 1, 2000)
+    z = NEAR_M + (FAR_M - NEAR_M) * u / (WIDTH - 1)
+    forward, left = z - TRANSLATION_M[2], TRANSLATION_M[0] - (u - (WIDTH - 1) / 2) / FOCAL_PX * z
+    angles = np.arctan2(left, forward)
+    order = np.argsort(angles)
+    scan = LaserScan(angle_min=-0.4, angle_max=0.4, angle_increment=0.01, range_min=0.1, range_max=30.0)
+    beams = scan.angle_min + np.arange(81) * scan.angle_increment
+    ranges = np.interp(beams, angles[order], np.hypot(forward, left)[order])
+    ranges[::9] = np.inf
+    scan.ranges = ranges.tolist()
+    scan.header.frame_id = "lidar"
+    return scan
+
+
+def test_a_2d_lidar_gives_metres_too(robot, start_node):
+    node = start_node(
+        parameters={**STATIC, "range.type": "laserscan", "fit.min_anchors": 10}, arguments=["-r", "__ns:=/flat"]
+    )
+    robot.listen(__flat__depth=Image)
+    answer = floats(robot.frame_answered("/flat/depth", "/flat/", range=scan_of_the_flat_scene))
+    np.testing.assert_allclose(answer, depth_m(WIDTH, HEIGHT), rtol=0.02)
+    assert node.stop() == 0
 
 
 def test_compressed_images_good_and_corrupt(robot, start_node):
