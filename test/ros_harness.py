@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
+from lifecycle_msgs.srv import ChangeState
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField
@@ -145,14 +146,23 @@ class Robot:
         return answers[found[-1]]
 
     def call(self, kind, service, request, seconds=60.0):
-        """The response of a service."""
+        """The response of a service.
+
+        A server that has just been found may answer before it has found the client, and the answer is lost: what can
+        be asked twice is asked again.
+        """
         if service not in self._clients:
             self._clients[service] = self.node.create_client(kind, service)
-        client = self._clients[service]
+        client, futures = self._clients[service], []
         self.spin_until(client.service_is_ready, f"service {service}", seconds)
-        future = client.call_async(request)
-        self.spin_until(future.done, f"response of {service}", seconds)
-        return future.result()
+        deadline = time.monotonic() + seconds
+        while not any(future.done() for future in futures):
+            assert time.monotonic() < deadline, f"waited {seconds} s in vain for the response of {service}"
+            futures.append(client.call_async(request))
+            patience = deadline if kind is ChangeState else min(deadline, time.monotonic() + 5.0)
+            while time.monotonic() < patience and not any(future.done() for future in futures):
+                self.executor.spin_once(timeout_sec=0.02)
+        return next(future.result() for future in futures if future.done())
 
     def status(self, node="/robot/depth_node") -> str:
         """What the node's newest diagnostics say; '' before the first."""

@@ -348,12 +348,12 @@ def test_scores_of_a_hand_worked_case():
     frame = ev.Frame("hand", np.zeros((8, 4, 3), np.uint8), depth)
     relative = -1 / np.nan_to_num(depth, nan=1.0) * 0.3 + 0.5
     scores = ev.evaluate_frame(frame, relative, "inverse_depth")
-    assert scores.robust.abs_rel < 1e-6
+    assert scores.best.abs_rel < 1e-6
     assert scores.plain.abs_rel < 1e-6
-    assert scores.robust.delta1 == 1
+    assert scores.best.delta1 == 1
     assert scores.near < 1e-6
     # Plain least squares of (1, 2, 4) on (0, 1, 3): z = 1 + p exactly; on (0, 3, 3): residuals 0, -1, 1.
-    plain = ev.aligned(np.array([0.0, 3.0, 3.0]), np.array([1.0, 2.0, 4.0]), np.ones(3, bool), "depth", robust=False)
+    plain = ev.aligned(np.array([0.0, 3.0, 3.0]), np.array([1.0, 2.0, 4.0]), np.ones(3, bool), "depth", best=False)
     np.testing.assert_allclose(plain, [1.0, 3.0, 3.0], atol=1e-6)
 
 
@@ -361,8 +361,18 @@ def test_plane_is_what_the_blind_baseline_fits():
     v, u = np.mgrid[:20, :30]
     depth = (1 / (0.1 + 0.01 * v + 0.002 * u)).astype(np.float32)
     known = np.ones_like(depth, bool)
-    for robust in (True, False):
-        np.testing.assert_allclose(ev.blind_depth(depth, known, robust), depth, rtol=1e-4)
+    for best in (True, False):
+        np.testing.assert_allclose(ev.blind_depth(depth, known, best), depth, rtol=1e-4)
+
+
+def test_best_fit_has_the_least_abs_rel_and_survives_outliers():
+    rng = np.random.default_rng(0)
+    depth = rng.uniform(1, 30, 400)
+    p = -1 / depth
+    p[:40] = rng.uniform(-1, 0, 40)
+    design = np.stack([p, np.ones(400)], axis=1)
+    np.testing.assert_allclose(ev.fit(design, depth, "inverse_depth", best=True), [1, 0], atol=1e-3)
+    assert abs(ev.fit(design, depth, "inverse_depth", best=False)[0] - 1) > 0.1
 
 
 def test_beyond_infinity_counts_as_far_not_as_unknown():
@@ -390,7 +400,7 @@ def test_evaluation_of_a_checkpoint_on_scenes(tmp_path, nano_run, scenes_folder,
     assert len(results["held-out"]) == 6
     assert "held-out (6)" in ev.table(results)
     values = ev.as_json(results, describe(tmp_path / "tiny"))
-    assert np.isfinite(values["held_out"]["robust"]["abs_rel"])
+    assert np.isfinite(values["held_out"]["best"]["abs_rel"])
 
 
 def test_package_writes_checkpoint_card_and_numbers(tmp_path, nano_run, scenes_folder, monkeypatch):
@@ -402,4 +412,4 @@ def test_package_writes_checkpoint_card_and_numbers(tmp_path, nano_run, scenes_f
     assert "Seed 0; 8 steps" in text
     assert text.endswith("Tiny.\n")
     assert json.loads((tmp_path / "tiny" / "evaluation.json").read_text())["held_out"]["count"] == 6
-    assert describe(tmp_path / "tiny").space == "log_depth"
+    assert describe(tmp_path / "tiny").space == "inverse_depth"

@@ -45,11 +45,10 @@ parameters; float16; working size {recipe["size"][0]}×{recipe["size"][1]}.
 
 {numbers}
 
-AbsRel, δ1 and RMSE after scale and shift in `{recipe["space"]}` that minimise the absolute relative depth error over
-all pixels of known depth; 'near' is AbsRel below 5 m; 'plain' uses unweighted least squares in the same space. The
-image-blind baseline is the best plane of inverse depth over the image, fitted to the same pixels by the better of the
-two criteria on each frame. Indoor: five PrimeSense frames; kitti: two frames against the Velodyne. Both were used for
-evaluation only.
+AbsRel, δ1 and RMSE after the scale and shift in `{recipe["space"]}` that give the least AbsRel over all pixels of known
+depth; 'near' is AbsRel below 5 m; 'plain' is after unweighted least squares in the same space. The image-blind baseline
+is a plane of inverse depth over the image, fitted to the same pixels in the same two ways. Indoor: five PrimeSense
+frames; kitti: two frames against the Velodyne. Both were used for evaluation only.
 
 ```
 python -m trainer evaluate --checkpoint nano --scenes DIR

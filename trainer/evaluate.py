@@ -1,9 +1,8 @@
 """How good a checkpoint is, on held-out generated scenes and on real frames, beside a baseline that sees no image.
 
 Predictions are aligned by scale and shift in the checkpoint's own space, over the pixels whose depth is known, in two
-ways: 'robust' minimises the absolute relative depth error (reweighted least squares), 'plain' is unweighted least
-squares. The baseline is the plane of inverse depth a u + b v + c fitted to the same pixels, by whichever of the two
-criteria serves it better on the frame.
+ways: 'best' minimises AbsRel itself (reweighted least squares), 'plain' is unweighted least squares in the space. The
+baseline is the plane of inverse depth a u + b v + c fitted to the same pixels in the same two ways.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from tqdm import tqdm
 from marigold_ros.checkpoints import CheckpointInfo, describe
 from marigold_ros.config import ModelConfig, Unusable
 from marigold_ros.estimator import load_estimator
-from marigold_ros.metric import fit_affine, from_space, log_slope, to_space
+from marigold_ros.metric import from_space, log_slope, to_space
 from marigold_ros.scores import Scores, score
 from trainer.data import load_sample
 
-ITERATIONS = 10
+ITERATIONS = 15
 FARTHEST_M = 120.0
 NEAREST_M = 0.05
 NEAR_M = 5.0
@@ -47,7 +46,7 @@ class FrameScores:
     """Scores of one frame; near: AbsRel of pixels nearer than 5 m."""
 
     name: str
-    robust: Scores
+    best: Scores
     plain: Scores
     blind: Scores
     blind_plain: Scores
@@ -59,41 +58,49 @@ def evaluate_frame(frame: Frame, relative: np.ndarray, space: str) -> FrameScore
     known = np.isfinite(frame.depth_m) & (frame.depth_m > 0)
     if known.sum() < 10:
         raise Unusable(f"frame {frame.name}: depth is known at {known.sum()} pixels: too few to evaluate")
-    robust, plain = (aligned(relative, frame.depth_m, known, space, robust) for robust in (True, False))
-    near = score(robust, frame.depth_m, known & (frame.depth_m < NEAR_M))
-    of_robust, of_plain = (score(predicted, frame.depth_m, known) for predicted in (robust, plain))
-    fits = (blind_depth(frame.depth_m, known, robust) for robust in (True, False))
-    blind, blind_plain = (score(predicted, frame.depth_m, known) for predicted in fits)
-    # A plane may pass through zero, where the robust criterion, linear in 1/z, hardly sees the error in z. The
-    # baseline gets the better of the two fits, the network does not.
-    blind = min(blind, blind_plain, key=lambda scores: scores.abs_rel)
-    return FrameScores(frame.name, of_robust, of_plain, blind, blind_plain, near=near.abs_rel)
+    best, plain = (aligned(relative, frame.depth_m, known, space, way) for way in (True, False))
+    near = score(best, frame.depth_m, known & (frame.depth_m < NEAR_M))
+    blind, blind_plain = (blind_depth(frame.depth_m, known, way) for way in (True, False))
+    scores = (score(predicted, frame.depth_m, known) for predicted in (best, plain, blind, blind_plain))
+    return FrameScores(frame.name, *scores, near=near.abs_rel)
 
 
-def aligned(relative: np.ndarray, depth_m: np.ndarray, known: np.ndarray, space: str, robust: bool) -> np.ndarray:
-    """(H, W) metres: `relative` after the best scale and shift over the `known` pixels."""
-    p, z = relative[known], depth_m[known]
-    if robust:
-        scale, shift = fit_affine(p, z, space, iterations=ITERATIONS)
-    else:
-        scale, shift = fit_affine(p, z, space, weight=log_slope(z.astype(np.float64), space) ** -2)
+def aligned(relative: np.ndarray, depth_m: np.ndarray, known: np.ndarray, space: str, best: bool) -> np.ndarray:
+    """(H, W) metres: `relative` after scale and shift fitted to the `known` pixels."""
+    design = np.stack([relative[known].astype(np.float64), np.ones(np.count_nonzero(known))], axis=1)
+    scale, shift = fit(design, depth_m[known].astype(np.float64), space, best)
     return limited(scale * relative.astype(np.float64) + shift, space)
 
 
-def blind_depth(depth_m: np.ndarray, known: np.ndarray, robust: bool) -> np.ndarray:
-    """(H, W) metres: the plane of inverse depth over the image that fits `known` pixels best, without the image."""
-    rows, columns = np.nonzero(known)
-    z = depth_m[known].astype(np.float64)
-    y = to_space(z, "inverse_depth")
-    slope = log_slope(z, "inverse_depth") if robust else np.ones_like(z)
+def blind_depth(depth_m: np.ndarray, known: np.ndarray, best: bool) -> np.ndarray:
+    """(H, W) metres: the plane of inverse depth over the image fitted to the `known` pixels, without the image."""
     height, width = depth_m.shape
-    design = np.stack([columns / width, rows / height, np.ones_like(z)], axis=1)
-    plane = _weighted_solve(design, y, slope**2)
-    for _ in range(ITERATIONS if robust else 0):
-        error = np.abs(slope * (design @ plane - y))
-        plane = _weighted_solve(design, y, slope**2 / np.maximum(error, 1e-3))
+    rows, columns = np.nonzero(known)
+    design = np.stack([columns / width, rows / height, np.ones(len(rows))], axis=1)
+    plane = fit(design, depth_m[known].astype(np.float64), "inverse_depth", best)
     v, u = np.mgrid[:height, :width]
     return limited(u / width * plane[0] + v / height * plane[1] + plane[2], "inverse_depth")
+
+
+def fit(design: np.ndarray, depth_m: np.ndarray, space: str, best: bool) -> np.ndarray:
+    """(K,) coefficients c such that (N, K) design @ c is `depth_m` (N,) in `space`.
+
+    By unweighted least squares, or, `best`, with the least AbsRel that reweighting finds. Weights come from the true
+    error in metres, not from its linear part in the space: near y = 0 of inverse depth the two are far apart.
+    """
+    y, slope = to_space(depth_m, space), log_slope(depth_m, space)
+    found, lowest = _weighted_solve(design, y, np.ones_like(y)), np.inf
+    if not best:
+        return found
+    for weight in (np.ones_like(y), slope**2):
+        for _ in range(ITERATIONS):
+            candidate = _weighted_solve(design, y, weight)
+            off = design @ candidate - y
+            error = np.abs(limited(off + y, space) / depth_m - 1)
+            if error.mean() < lowest:
+                found, lowest = candidate, error.mean()
+            weight = error / np.maximum(np.abs(off), 1e-3 / slope) ** 2
+    return found
 
 
 def _weighted_solve(design: np.ndarray, y: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -188,7 +195,7 @@ def evaluate(
 
 
 def mean(scores: list[FrameScores], part: str, measure: str) -> float:
-    """Mean over frames of e.g. part 'robust', measure 'abs_rel'."""
+    """Mean over frames of e.g. part 'best', measure 'abs_rel'."""
     return float(np.mean([getattr(getattr(frame, part), measure) for frame in scores]))
 
 
@@ -208,7 +215,7 @@ def table(results: dict[str, list[FrameScores]]) -> str:
 
 def _row(name: str, scores: list[FrameScores]) -> str:
     near = [frame.near for frame in scores if np.isfinite(frame.near)]
-    values = [mean(scores, "robust", measure) for measure in ("abs_rel", "delta1", "rmse_m")]
+    values = [mean(scores, "best", measure) for measure in ("abs_rel", "delta1", "rmse_m")]
     values += [mean(scores, "blind", "abs_rel"), float(np.mean(near)) if near else np.nan]
     values += [mean(scores, "plain", "abs_rel"), mean(scores, "blind_plain", "abs_rel")]
     return f"| {name} | " + " | ".join(f"{value:.3f}" for value in values) + " |"
@@ -221,7 +228,7 @@ def as_json(results: dict[str, list[FrameScores]], info: CheckpointInfo) -> dict
         if name != "held-out":
             out["frames"] += [asdict(frame) for frame in scores]
             continue
-        parts = ("robust", "plain", "blind", "blind_plain")
+        parts = ("best", "plain", "blind", "blind_plain")
         measures = ("abs_rel", "delta1", "rmse_m")
         out["held_out"] = {part: {m: mean(scores, part, m) for m in measures} for part in parts}
         out["held_out"]["near_abs_rel"] = float(np.nanmean([frame.near for frame in scores]))
@@ -241,7 +248,7 @@ def contact_sheet(checkpoint: Path, frames: list[Frame], path: Path, engine: str
 
 def _sheet_row(frame: Frame, relative: np.ndarray, space: str) -> np.ndarray:
     known = np.isfinite(frame.depth_m) & (frame.depth_m > 0)
-    metres = aligned(relative, frame.depth_m, known, space, robust=True)
+    metres = aligned(relative, frame.depth_m, known, space, best=True)
     low, high = np.percentile(1 / frame.depth_m[known], (2, 98))
 
     def colours(depth_m: np.ndarray) -> np.ndarray:

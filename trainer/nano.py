@@ -83,7 +83,8 @@ def _first_network(
     if (Path(folder) / STATE_FILE).is_file():
         return _empty_network(recipe, read_state(folder)["network_config"])
     if start_from is not None:
-        return load_run(start_from, averaged=False)[0]
+        network = load_run(start_from)[0]
+        return build_network(network.vae, network.unet, network.prompt, recipe.space)
     if vae_run is None:
         raise Unusable(f"training run {folder}: is new and has no VAE; give --vae RUN, made by 'python -m trainer vae'")
     vae = load_vae(vae_run, scenes)

@@ -127,7 +127,7 @@ class Recipe:
     """Everything that decides a training run, the scenes aside."""
 
     seed: int = 0
-    space: str = "log_depth"
+    space: str = "inverse_depth"
     size: tuple[int, int] = (384, 288)
     threads: int = 0
     rescan_steps: int = 200
