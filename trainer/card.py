@@ -58,12 +58,11 @@ python -m trainer evaluate --checkpoint nano --scenes DIR
 
 {_command(facts)}
 Seed {recipe["seed"]}; {progress["step"]} steps in {minutes:.0f} minutes on {facts["device"]}, shared with other
-work; {last.get("samples", "?")} scenes; {trained:.1f} million trained parameters; last
-training loss {last.get("loss", "?")}.
-Python {versions["python"]}, torch {versions["torch"]}.
+work; {last.get("samples", "?")} scenes; {trained:.1f} million trained parameters; last training loss
+{last.get("loss", "?")}. Python {versions["python"]}, torch {versions["torch"]}.
 
-| phase | length | batch | learning rate | sizes (width, height, chance) |
-|---|---|---|---|---|
+| phase | target | length | batch | learning rate | sizes (width, height, chance) |
+|---|---|---|---|---|---|
 {phases}
 
 All other knobs: `config/train/nano.yaml`.
@@ -71,7 +70,9 @@ All other knobs: `config/train/nano.yaml`.
 
 
 def _command(facts: dict) -> str:
-    arguments = " ".join(facts["command"][1:])
+    # Where the folders lay on the machine that trained is nobody's business.
+    words = (Path(word).name if Path(word).is_absolute() else word for word in facts["command"][1:])
+    arguments = " ".join(words)
     return f"```\npython -m trainer {arguments}\n```\n"
 
 
@@ -79,7 +80,7 @@ def _phase(phase: dict) -> str:
     length = f"{phase['minutes']} minutes" if phase["steps"] is None else f"{phase['steps']} steps"
     sizes = ", ".join(f"{w}×{h} ({chance})" for w, h, chance in phase["sizes"])
     rates = " → ".join(f"{rate:g}" for rate in phase["lr"])
-    return f"| {phase['name']} | {length} | {phase['batch']} | {rates} | {sizes} |"
+    return f"| {phase['name']} | {phase['target']} | {length} | {phase['batch']} | {rates} | {sizes} |"
 
 
 def last_line(run: Path) -> dict:

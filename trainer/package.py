@@ -43,16 +43,21 @@ def write_checkpoint(
     (beside / "README.md").write_text(card, encoding="utf-8")
     seal(beside)
     if onnx:
-        # A process of its own: exporting leaves torch's tracing state and half a gigabyte behind.
-        output = beside / ONNX_FILE
-        subprocess.run(
-            [sys.executable, "-m", "marigold_ros.export", "--checkpoint", str(beside), "--output", str(output)],
-            check=True,
-        )
+        _export(beside)
         seal(beside)
+    for path in beside.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors writes files that only their owner may read
     _check_size(beside)
     describe(beside)
     _swap(beside, folder)
+
+
+def _export(folder: Path) -> None:
+    """Write model.onnx; in a process of its own: exporting leaves torch's tracing state and half a gigabyte behind."""
+    command = [sys.executable, "-m", "marigold_ros.export", "--checkpoint", str(folder)]
+    done = subprocess.run([*command, "--output", str(folder / ONNX_FILE)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Unusable(f"checkpoint {folder}: cannot be exported to ONNX: {done.stderr.strip()[-2000:]}")
 
 
 def _model_index(space: str, size: tuple[int, int]) -> dict:
