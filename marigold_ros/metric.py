@@ -79,24 +79,6 @@ def log_slope(depth_m: np.ndarray, space: str) -> np.ndarray:
     return {"depth": 1.0 / depth_m, "inverse_depth": depth_m, "log_depth": np.ones_like(depth_m)}[space]
 
 
-def fit_affine(
-    relative: np.ndarray, depth_m: np.ndarray, space: str, weight: np.ndarray | None = None, iterations: int = 0
-) -> tuple[float, float]:
-    """Scale and shift (float64) that minimise the weighted relative depth error of (N,) `relative` to (N,) `depth_m`.
-
-    `iterations` rounds of reweighting turn squared into absolute error. The scale may come out negative or, when
-    `relative` is constant, zero; callers judge. This is the alignment of evaluation; robots use `fit_metric`.
-    """
-    p, y = relative.astype(np.float64), to_space(depth_m.astype(np.float64), space)
-    slope = log_slope(depth_m.astype(np.float64), space)
-    base = slope**2 if weight is None else slope**2 * weight
-    scale, shift = _solve(p, y, base)
-    for _ in range(iterations):
-        error = np.abs(slope * (scale * p + shift - y))
-        scale, shift = _solve(p, y, base / np.maximum(error, 1e-3))
-    return scale, shift
-
-
 def _solve(p: np.ndarray, y: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
     """Weighted least squares of y on p; a constant p gives scale 0."""
     total = weight.sum()

@@ -13,7 +13,6 @@ from marigold_ros.metric import (
     MetricFit,
     Refusal,
     apply_fit,
-    fit_affine,
     fit_metric,
     from_space,
     sample,
@@ -115,24 +114,6 @@ def test_beyond_the_limit_is_unknown_not_a_wall(space):
     assert np.isnan(depth_m).any()
     assert np.nanmax(depth_m) <= 10.0
     assert np.nanmin(depth_m) > 0
-
-
-def test_fit_affine_is_weighted_least_squares_on_relative_error():
-    rng = np.random.default_rng(5)
-    relative, depth_m = rng.random(50), rng.uniform(1, 20, 50)
-    for space in SPACES:
-        slope = {"depth": 1 / depth_m, "inverse_depth": depth_m, "log_depth": np.ones(50)}[space]
-        matrix = slope[:, None] * np.stack([relative, np.ones(50)], 1)
-        oracle = np.linalg.lstsq(matrix, slope * to_space(depth_m, space), rcond=None)[0]
-        np.testing.assert_allclose(fit_affine(relative, depth_m, space), oracle)
-
-
-def test_reweighting_finds_the_fit_that_most_pixels_agree_with():
-    relative = np.linspace(0, 1, 101)
-    depth_m = 2 + 3 * relative
-    depth_m[::5] *= 3
-    scale, shift = fit_affine(relative, depth_m, "depth", iterations=30)
-    np.testing.assert_allclose([scale, shift], [3, 2], rtol=0.02)
 
 
 def test_an_unknown_space_is_refused_by_name():
