@@ -34,15 +34,21 @@ class Anchors:
         return len(self.depth_m)
 
 
-def find_anchors(points: np.ndarray, camera_from_lidar: np.ndarray, camera: Camera, limits: RangeConfig) -> Anchors:
+def find_anchors(
+    points: np.ndarray,
+    camera_from_lidar: np.ndarray,
+    camera: Camera,
+    limits: RangeConfig,
+    unseen: np.ndarray | None = None,
+) -> Anchors:
     """Project a scan into the image.
 
     `points`: (N, 3) float32 metres in the LiDAR's frame (rows with NaN, and exact zeros, which drivers send for "no
     return", are ignored); `camera_from_lidar`: (4, 4) into the camera's optical frame; `camera`: undistorted. Points
-    outside the image, or not between `limits.min_depth_m` and `limits.max_depth_m` along the optical axis, are
-    dropped; more than `limits.max_points` are thinned out evenly over the image. Points that nearer neighbours
-    suggest are hidden from the camera get a smaller weight; they are never deleted, so one raindrop cannot delete a
-    wall.
+    outside the image, at its `unseen` pixels, (H, W) bool, or not between `limits.min_depth_m` and
+    `limits.max_depth_m` along the optical axis, are dropped; more than `limits.max_points` are thinned out evenly over
+    the image. Points that nearer neighbours suggest are hidden from the camera get a smaller weight; they are never
+    deleted, so one raindrop cannot delete a wall.
     """
     squared = np.einsum("ij,ij->i", points, points)
     points = points[np.isfinite(squared) & (squared > 0)]
@@ -52,6 +58,10 @@ def find_anchors(points: np.ndarray, camera_from_lidar: np.ndarray, camera: Came
         inside &= (pixels[:, 0] >= -0.5) & (pixels[:, 0] <= camera.width - 0.5)
         inside &= (pixels[:, 1] >= -0.5) & (pixels[:, 1] <= camera.height - 0.5)
     pixels, depth_m = pixels[inside].astype(np.float32), depth_m[inside].astype(np.float32)
+    if unseen is not None:
+        column, row = np.rint(pixels).astype(np.intp).T
+        hit = ~unseen[np.clip(row, 0, camera.height - 1), np.clip(column, 0, camera.width - 1)]
+        pixels, depth_m = pixels[hit], depth_m[hit]
     weight = _visibility(pixels, depth_m, camera)
     if len(depth_m) > limits.max_points:
         kept = _spread_evenly(pixels, limits.max_points, camera)

@@ -39,6 +39,9 @@ SIZES = ((640, 480), (1280, 720))
 POINTS = 20_000
 NETWORK = "network"
 REST = "all but the network"
+# The node takes its time when the last output is out; the subscriber has the depth image, the first one, before that.
+ALL_PUBLISHED = "stamp to all outputs published (node, over DDS)"
+DEPTH_ARRIVED = "stamp to depth image alone (subscriber), sent first"
 _NEAR_M, _FAR_M = 2.0, 20.0
 _WARM_UP = 5
 _SETTLED_FRAMES = 200
@@ -193,7 +196,7 @@ def _log() -> Iterator[IO]:
 
 
 def measure_node(model: ModelConfig, scene: Scene, frames: int) -> dict[str, Timing]:
-    """Stamp to publish, and to arrival in another process, of `frames` frames sent one after the other."""
+    """Stamp to all outputs published, and to the depth image in another process, of frames sent one by one."""
     with measured_node(model) as (driver, _):
         _send_frames(driver, scene, _WARM_UP + frames)
         arrivals = list(driver.arrivals_s.values())[_WARM_UP:]
@@ -201,7 +204,7 @@ def measure_node(model: ModelConfig, scene: Scene, frames: int) -> dict[str, Tim
         before = driver.facts
         driver.spin_until(lambda: driver.facts is not before, 3.0)
         own = [float(driver.facts[f"latency stamp to publish {p} (ms)"]) for p in ("p50", "p95")]
-    return {"stamp to publish (node, over DDS)": Timing(*own), "stamp to arrival (subscriber)": timing(arrivals)}
+    return {ALL_PUBLISHED: Timing(*own), DEPTH_ARRIVED: timing(arrivals)}
 
 
 def _send_frames(driver: Driver, scene: Scene, frames: int) -> None:
@@ -258,15 +261,19 @@ def watch_memory(model: ModelConfig, scene: Scene, frames: int) -> dict[str, flo
     return {name: round(size, 1) for name, size in found.items()}
 
 
-def table(columns: Mapping[str, Mapping[str, Timing]]) -> str:
-    """Stages down, image sizes across, p50 and p95 in milliseconds."""
+def table(columns: Mapping[str, Mapping[str, Timing]], working_sizes: Mapping[str, str]) -> str:
+    """Stages down, image sizes across, p50 and p95 in milliseconds; above, the size at which the network ran."""
     names = list(dict.fromkeys(name for column in columns.values() for name in column))
-    head = f"{'ms':<36}" + "".join(f"{size + ' p50':>16}{'p95':>9}" for size in columns)
-    lines = [head, "-" * len(head)]
+    title = "working size"
+    width = max(map(len, [title, *names])) + 2
+    sizes = f"{title:<{width}}" + "".join(f"{working_sizes[size]:>16}{'':>9}" for size in columns)
+    head = f"{'ms':<{width}}" + "".join(f"{size + ' p50':>16}{'p95':>9}" for size in columns)
+    lines = [head, sizes.rstrip(), "-" * len(head)]
     for name in names:
         cells = [column.get(name) for column in columns.values()]
         lines.append(
-            f"{name:<36}" + "".join(f"{'':>25}" if c is None else f"{c.p50_ms:>16.1f}{c.p95_ms:>9.1f}" for c in cells)
+            f"{name:<{width}}"
+            + "".join(f"{'':>25}" if c is None else f"{c.p50_ms:>16.1f}{c.p95_ms:>9.1f}" for c in cells)
         )
     return "\n".join(lines)
 
@@ -276,30 +283,36 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     model = ModelConfig(checkpoint=arguments.checkpoint, engine=arguments.engine, threads=arguments.threads)
     facts: dict[str, Any] = {"hardware": hardware()}
     estimator = load_estimator(model)
-    working = f"{estimator.width}x{estimator.height}"
-    facts |= {"checkpoint": estimator.checkpoint, "engine": estimator.engine, "working size": working, "points": POINTS}
+    facts |= {"checkpoint": estimator.checkpoint, "engine": estimator.engine, "points": POINTS}
     for name, value in (facts["hardware"] | {k: v for k, v in facts.items() if k != "hardware"}).items():
         print(f"{name}: {value}")
     print(flush=True)
+    working = {_size(*size): _size(*estimator.working_size(*size)) for size in SIZES}
+    facts["working sizes"] = working
     scenes = [make_scene(estimator, estimator.space, *size) for size in SIZES]
     if arguments.memory:
         estimator.close()
         facts["node memory (MB)"] = watch_memory(model, scenes[0], arguments.memory)
-        print(f"memory of the node over {arguments.memory} frames at 640x480, MB: {facts['node memory (MB)']}")
+        sizes = f"at 640x480 (working size {working['640x480']})"
+        print(f"memory of the node over {arguments.memory} frames {sizes}, MB: {facts['node memory (MB)']}")
         return facts
     columns: dict[str, dict[str, Timing]] = {}
     for scene in scenes:
-        columns[f"{scene.camera.width}x{scene.camera.height}"] = measure_stages(estimator, scene, arguments.frames)
+        columns[_size(scene.camera.width, scene.camera.height)] = measure_stages(estimator, scene, arguments.frames)
     whole = timing(measure(lambda: estimator(scenes[0].rgb), arguments.frames))
     estimator.close()
     gc.collect()
     if not arguments.no_node:
         for column, scene in zip(columns.values(), scenes, strict=True):
             column.update(measure_node(model, scene, arguments.frames))
-    print(table(columns), flush=True)
+    print(table(columns, working), flush=True)
     facts["stages (ms)"] = {size: {k: asdict(t) for k, t in column.items()} for size, column in columns.items()}
     facts |= _compare(model, scenes[0].rgb, whole, arguments)
     return facts
+
+
+def _size(width: int, height: int) -> str:
+    return f"{width}x{height}"
 
 
 def _compare(model: ModelConfig, rgb: np.ndarray, own: Timing, arguments: argparse.Namespace) -> dict[str, Any]:

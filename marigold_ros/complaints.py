@@ -19,15 +19,12 @@ class Complaints:
         self._say = say
         self._period_s = period_s
         self._clock = clock
-        self._last: dict[tuple[str, str], float] = {}
-        self._silent: dict[tuple[str, str], int] = {}
+        self._last: dict[tuple[str, str, str], float] = {}
+        self._silent: dict[tuple[str, str, str], int] = {}
 
     def __call__(self, thing: str, problem: str, consequence: str) -> None:
-        """Say '`thing`: `problem` (`consequence`)', with the number of times it was kept back since.
-
-        The same problem with another consequence counts as said.
-        """
-        key, now = (thing, _NUMBER.sub("#", problem)), self._clock()
+        """Say '`thing`: `problem` (`consequence`)', with the number of times it was kept back since."""
+        key, now = (thing, _NUMBER.sub("#", problem), consequence), self._clock()
         if now - self._last.get(key, -self._period_s) < self._period_s:
             self._silent[key] += 1
             return

@@ -163,7 +163,7 @@ class RangeConfig:
         length=4, read_only=True,
     )  # fmt: skip
     fixed_frame: str = setting(
-        "", "Frame in which the world stands still (e.g. 'odom'), to move scans to the image's time; '' for none.",
+        "", "Frame in which the world stands still (e.g. 'odom'): tf2 moves scans to the image's time; '' for none.",
         read_only=True,
     )  # fmt: skip
 
@@ -172,6 +172,11 @@ class RangeConfig:
         if self.min_depth_m >= self.max_depth_m:
             raise Unusable(
                 f"range.min_depth_m={self.min_depth_m}: must be less than range.max_depth_m={self.max_depth_m}"
+            )
+        if self.fixed_frame and self.extrinsic == "static":
+            raise Unusable(
+                f"range.fixed_frame={self.fixed_frame!r} with range.extrinsic='static': moving scans to the image's "
+                "time needs tf2; set range.extrinsic to 'tf', or range.fixed_frame to ''"
             )
         norm = sum(v * v for v in self.rotation_xyzw) ** 0.5
         if abs(norm - 1.0) > 1e-3:

@@ -13,7 +13,8 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from marigold_ros import processes, shots
 from marigold_ros.config import Unusable
+from marigold_ros.geometry import quaternion_from_rotation
 from marigold_ros.pictures import draw
 from marigold_ros.places import shared
 from marigold_ros.recordings import (
@@ -37,7 +39,6 @@ from marigold_ros.recordings import (
     TRUTH_STRIDE,
     Recording,
     header_stamp_ns,
-    quaternion_from_rotation,
     recorded_extrinsic,
     truth_from_png,
 )
@@ -147,9 +148,10 @@ class Display:
         self._last_line = ""
         self._live: Any = None
         if sys.stdout.isatty():
-            from rich.live import Live
+            with suppress(ImportError):  # without rich there are lines of text on a terminal, too
+                from rich.live import Live
 
-            self._live = Live(auto_refresh=False)
+                self._live = Live(auto_refresh=False)
 
     def __enter__(self) -> Display:
         if self._live is not None:
@@ -224,7 +226,7 @@ def run(arguments: argparse.Namespace) -> int:
         watcher = Watcher()
         problem = _play(arguments, watcher, _Starter(cleanup, environment, out), camera_from_lidar, length_s)
     if problem:
-        return _failed(problem, out / "depth_node.log")
+        return _failed(problem.text, out / f"{problem.program}.log")
     mcap = _only_mcap(out / "recording", out / "output.mcap")
     shot = shots.from_recording(mcap, camera_from_lidar)
     title = "marigold_ros: camera + 16-beam LiDAR → metric depth, on ROS 2"
@@ -233,10 +235,18 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class _Problem:
+    """What went wrong, and in which program, whose log says more."""
+
+    text: str
+    program: str
+
+
 def _play(
     arguments: argparse.Namespace, watcher: Watcher, start: _Starter, camera_from_lidar: np.ndarray, length_s: float
-) -> str:
-    """Play the recording to the node, show and record what it answers; returns what went wrong, or ''."""
+) -> _Problem | None:
+    """Play the recording to the node, show and record what it answers; returns what went wrong."""
     print("Starting the node ...", flush=True)
     remappings = {"image": IMAGE, "camera_info": CAMERA_INFO, "range": RANGE}
     parameters = node_parameters(camera_from_lidar, arguments.checkpoint)
@@ -244,29 +254,49 @@ def _play(
     decided = lambda: watcher.node_is_active or watcher.node_has_failed or node.poll() is not None  # noqa: E731
     spin_until(watcher, decided, _START_S)
     if not watcher.node_is_active:
-        return "the node did not become active"
+        return _Problem("the node did not become active", "depth_node")
     print(watcher.engine, flush=True)
     recorder = start("recorder", ["--out", str(arguments.out / "recording"), *RECORDED])
     # It finds what is published within a moment; the first frames should not be missing.
-    spin_until(watcher, lambda: watcher.count_subscribers(POINTS) > 0, _RECORDER_START_S)
+    ready = lambda: watcher.count_subscribers(POINTS) > 0 or recorder.poll() is not None  # noqa: E731
+    spin_until(watcher, ready, _RECORDER_START_S)
+    if recorder.poll() is not None:
+        return _died("recorder", recorder)
     # Two listen to each: the recorder, and the node or, to the truth, the watcher.
     waiting = ["--wait", "15", "--listeners", "2", "--wait-for", IMAGE, CAMERA_INFO, RANGE, GROUND_TRUTH]
     player = start("player", [str(arguments.recording), "--rate", str(arguments.rate), *waiting])
+    programs = {"depth_node": node, "recorder": recorder, "player": player}
+    _watch(watcher, programs, _PLAYER_START_S + length_s)
+    return _end(watcher, programs)
+
+
+def _watch(watcher: Watcher, programs: Mapping[str, subprocess.Popen], patience_s: float) -> None:
+    """Show what comes until the first of the programs has ended, and a moment longer."""
     with Display("marigold_ros: camera + LiDAR -> metric depth") as display:
 
         def show() -> None:
             display.show(watcher.rows())
 
-        ended = lambda: player.poll() is not None or node.poll() is not None  # noqa: E731
-        spin_until(watcher, ended, _PLAYER_START_S + length_s, show)
+        ended = lambda: any(program.poll() is not None for program in programs.values())  # noqa: E731
+        spin_until(watcher, ended, patience_s, show)
         spin_until(watcher, lambda: False, _TAIL_S, show)
-    if node.poll() is not None:
-        return f"the node died with status {node.returncode}"
-    processes.stop(recorder)
-    status = processes.stop(node)
+
+
+def _end(watcher: Watcher, programs: Mapping[str, subprocess.Popen]) -> _Problem | None:
+    """Stop the node and the recorder, which should still run; returns what went wrong."""
+    for name, program in programs.items():
+        if program.poll() is not None and (name != "player" or program.returncode):
+            return _died(name, program)
+    # The recorder first: afterwards there is nothing more to record.
+    statuses = {name: processes.stop(programs[name]) for name in ("recorder", "depth_node")}
     if not watcher.depths:
-        return f"no depth image came ({watcher.message})"
-    return f"the node ended with status {status}" if status else ""
+        return _Problem(f"no depth image came ({watcher.message})", "depth_node")
+    failed = [name for name, status in statuses.items() if status]
+    return _Problem(f"the {failed[0]} ended with status {statuses[failed[0]]}", failed[0]) if failed else None
+
+
+def _died(program: str, process: subprocess.Popen) -> _Problem:
+    return _Problem(f"the {program} ended too early, with status {process.returncode}", program)
 
 
 class _Starter:
@@ -284,7 +314,9 @@ class _Starter:
 
 def _only_mcap(folder: Path, target: Path) -> Path:
     """Move the one .mcap of a recording's folder to `target` and drop the folder."""
-    found = next(folder.glob("*.mcap"))
+    found = next(folder.glob("*.mcap"), None)
+    if found is None:
+        raise Unusable(f"{folder}: holds no recording; {target.with_name('recorder.log')} may say why")
     found.replace(target)
     (folder / "metadata.yaml").unlink(missing_ok=True)
     folder.rmdir()
@@ -322,6 +354,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--checkpoint", default="nano", help="another checkpoint (default nano)")
     argv = sys.argv[1:] if argv is None else list(argv)
     arguments = parser.parse_args(remove_ros_args(["", *argv])[1:])
+    if not arguments.rate > 0:  # nan as well
+        parser.error(f"--rate {arguments.rate}: must be greater than 0")
     try:
         arguments.recording = arguments.recording or shared("recordings/warehouse")
         return run(arguments)

@@ -188,6 +188,7 @@ class DepthNode(LifecycleNode):
             self._worker.stop()
             self._dropped = self._worker.dropped
             self._worker = None
+        self._diagnostics.rest()
 
     def _subscribe(self, kind: type, topic: str, callback: Callable[[Any], None], depth: int) -> None:
         profile = qos(self._config.image.reliability, depth)

@@ -69,6 +69,12 @@ class Diagnostics:
             for key in keys:
                 self._problems.pop(key, None)
 
+    def rest(self) -> None:
+        """Nothing is asked for now: what was wrong with frames may have passed since, and nobody would notice."""
+        with self._lock:
+            self._problems = {key: value for key, value in self._problems.items() if key == "transition"}
+            self._metric_off_since_ns = None
+
     def frame(self, frame: FrameDepth, stamp_ns: int, latency_s: float, metric: bool) -> None:
         """Note an answered image; `metric` says whether metres were asked for."""
         self.count("processed")
@@ -101,13 +107,15 @@ class Diagnostics:
         return DiagnosticArray(status=[status])
 
     def _verdict(self, state: str, listened: bool) -> tuple[bytes, str]:
-        if self._problems:
-            ranked = sorted(self._problems.values(), key=lambda problem: problem[0], reverse=True)
+        problems = list(self._problems.values())
+        if state == "active" and self._rate("image") == 0.0:
+            text = "no images; check the topic, its type (image.transport) and its QoS (image.reliability)"
+            problems.insert(0, (WARN, text))
+        if problems:
+            ranked = sorted(problems, key=lambda problem: problem[0], reverse=True)
             return ranked[0][0], "; ".join(text for _, text in ranked)
         if state != "active":
             return OK, state
-        if self._rate("image") == 0.0:
-            return WARN, "no images; check the topic, its type (image.transport) and its QoS (image.reliability)"
         if not listened:
             return OK, "nobody listens; the network rests"
         return OK, f"{self._rate('published'):.1f} frames per second"

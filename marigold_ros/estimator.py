@@ -12,6 +12,9 @@ from marigold_ros.config import ModelConfig, Unusable
 from marigold_ros.export import cache_folder, onnx_file
 from marigold_ros.geometry import resize
 
+# What to install for an engine, the one to prefer first.
+PACKAGES = {"openvino": "openvino", "torch": "torch diffusers safetensors"}
+
 
 class Engine(Protocol):
     """Runs the network at a working size: (h, w, 3) uint8 -> (h, w) float32 in [0, 1], 0 nearest."""
@@ -93,11 +96,11 @@ def load_estimator(config: ModelConfig) -> Estimator:
 def _open_engine(info: CheckpointInfo, config: ModelConfig) -> Engine:
     engine = config.engine
     if engine == "auto":
-        engine = "openvino" if _installed("openvino") else "torch"
+        engine = next((name for name in PACKAGES if _installed(name)), None)
+        if engine is None:
+            raise Unusable("model.engine='auto': no engine is installed; pip install openvino")
     if not _installed(engine):
-        raise Unusable(
-            f"model.engine={config.engine!r}: {engine} is not installed; pip install 'marigold_ros[{engine}]'"
-        )
+        raise Unusable(f"model.engine={engine!r}: is not installed; pip install {PACKAGES[engine]}")
     if engine == "torch":
         from marigold_ros.engines.torch_engine import TorchEngine
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 OPSET = 18
 _IR_VERSION = 10
 # Part of the cache's file names: raise it when the exported graph changes.
-_EXPORT_VERSION = 1
+_EXPORT_VERSION = 2
 
 log = logging.getLogger(__name__)
 
@@ -80,9 +80,9 @@ def export_onnx(info: CheckpointInfo, path: Path) -> None:
     except ImportError as error:
         raise Unusable(
             f"{error.name} is not installed: exporting checkpoint {info.name!r} needs torch, diffusers, onnx and "
-            "onnxscript (pip install 'marigold_ros[torch]')"
+            "onnxscript (pip install torch diffusers safetensors onnx onnxscript)"
         ) from error
-    from marigold_ros.network import folded
+    from marigold_ros.folds import folded
 
     with _written_beside(path) as beside:
         network = folded(load_network(info))

@@ -80,9 +80,11 @@ class FrameProcessor:
         if not wanted.metric:
             self._diagnostics.solved("metric", "range")
         if not wanted.anything:
+            self._diagnostics.rest()
             return
         config, image_ns = self._config(), messages.stamp_ns(message.header)
         self._notice_time(image_ns)
+        self._scans.expect(image_ns)
         start = time.perf_counter()
         compressed = isinstance(message, CompressedImage)
         rgb = messages.rgb_from_compressed(message) if compressed else messages.rgb_from_image(message)

@@ -37,7 +37,7 @@ class Camera:
         if not np.all(np.isfinite(numbers)) or self.fx <= 0 or self.fy <= 0:
             raise Unusable(
                 f"camera intrinsics fx={self.fx}, fy={self.fy}, cx={self.cx}, cy={self.cy}, D={list(self.distortion)}: "
-                "must be finite with positive fx and fy; calibrate the camera (camera_calibration) and publish K"
+                "must be finite with positive fx and fy; calibrate the camera (camera_calibration)"
             )
         if self.is_distorted:
             counts = DISTORTION_MODELS.get(self.distortion_model)
@@ -72,10 +72,6 @@ class Camera:
             cx=(self.cx + 0.5) * sx - 0.5,
             cy=(self.cy + 0.5) * sy - 0.5,
         )
-
-    def cropped(self, left: int, top: int, width: int, height: int) -> Camera:
-        """The camera of the image's rectangle that starts at pixel (left, top)."""
-        return replace(self, width=width, height=height, cx=self.cx - left, cy=self.cy - top)
 
 
 def pixel_rays(camera: Camera) -> np.ndarray:
@@ -138,7 +134,8 @@ class Rectifier:
     """Removes one camera's lens distortion; the look-up maps are made once.
 
     `camera` is the undistorted pinhole camera of the images it returns: the same K and size, so that depth lies
-    pixel on pixel with what `image_proc` publishes for a K-preserving P.
+    pixel on pixel with what `image_proc` publishes for a K-preserving P. `unseen`, (H, W) bool, marks the pixels that
+    the lens did not see (a pincushion's rim); None where there are none.
     """
 
     def __init__(self, distorted: Camera) -> None:
@@ -152,12 +149,29 @@ class Rectifier:
             )
         else:
             self._maps = cv2.initUndistortRectifyMap(matrix, coefficients, None, matrix, size, cv2.CV_16SC2)
+        unseen = self(np.full((distorted.height, distorted.width), 255, np.uint8)) < 128
+        self.unseen = unseen if unseen.any() else None
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """(H, W, 3) uint8 distorted -> (H, W, 3) uint8 rectified; black where the lens did not see."""
+        """(H, W[, 3]) uint8 distorted -> rectified; black where the lens did not see."""
         return cv2.remap(image, *self._maps, interpolation=cv2.INTER_LINEAR)
 
 
 def rectifier(camera: Camera) -> Rectifier | None:
     """A `Rectifier` for a distorted camera, None where there is nothing to remove."""
     return Rectifier(camera) if camera.is_distorted else None
+
+
+def quaternion_from_rotation(rotation: np.ndarray) -> tuple[float, float, float, float]:
+    """(3, 3) rotation matrix -> unit quaternion x, y, z, w with w >= 0."""
+    # The eigenvector of the largest eigenvalue of this matrix: one formula for every angle (Bar-Itzhack).
+    r = np.asarray(rotation, np.float64)
+    k = np.array([
+        [r[0, 0] - r[1, 1] - r[2, 2], 0, 0, 0],
+        [r[1, 0] + r[0, 1], r[1, 1] - r[0, 0] - r[2, 2], 0, 0],
+        [r[2, 0] + r[0, 2], r[2, 1] + r[1, 2], r[2, 2] - r[0, 0] - r[1, 1], 0],
+        [r[2, 1] - r[1, 2], r[0, 2] - r[2, 0], r[1, 0] - r[0, 1], r[0, 0] + r[1, 1] + r[2, 2]],
+    ])  # fmt: skip
+    x, y, z, w = np.linalg.eigh(k)[1][:, -1]
+    sign = -1.0 if w < 0 else 1.0
+    return sign * float(x), sign * float(y), sign * float(z), sign * float(w)

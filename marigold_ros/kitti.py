@@ -23,9 +23,9 @@ from marigold_ros.anchors import Anchors, find_anchors
 from marigold_ros.beams import beam_of_each_point, every_nth_beam, linear_depth, plane_depth
 from marigold_ros.config import RangeConfig, Unusable
 from marigold_ros.driver import Driver, driven_node
-from marigold_ros.geometry import Camera
+from marigold_ros.geometry import Camera, quaternion_from_rotation
+from marigold_ros.kitti_files import read_calibration, read_scan
 from marigold_ros.pictures import Shot, draw
-from marigold_ros.recordings import quaternion_from_rotation
 from marigold_ros.scores import Scores, score
 
 DATA_VARIABLE = "MARIGOLD_ROS_DATA"
@@ -53,49 +53,32 @@ class Row:
 
 
 def data_folder(given: Path | None) -> Path | None:
-    """The folder with kitti/ in it: as given, by the environment, or beside the checkout; None if there is none."""
+    """The folder with kitti/ in it: as given, by the environment, or beside the checkout.
+
+    None where the latter two have none: real frames are not part of the package. A wrong `given` is an error.
+    """
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = given or Path(os.environ.get(DATA_VARIABLE) or beside)
+    if (folder / "kitti").is_dir():
+        return folder
     if given is not None:
-        folder = given
-    else:
-        beside = Path(__file__).resolve().parents[2] / "shared" / "data"
-        folder = Path(os.environ.get(DATA_VARIABLE) or beside)
-    return folder if (folder / "kitti").is_dir() else None
+        raise Unusable(f"--data {given}: has no folder kitti in it; name the folder that holds kitti/000000 and so on")
+    return None
 
 
 def read_frames(folder: Path) -> Iterator[KittiFrame]:
-    """The frames of `folder`/kitti in the order of their names."""
-    for path in sorted((folder / "kitti").iterdir()):
-        if not (path / "calib.txt").is_file():
-            continue
+    """The frames of `folder`/kitti in the order of their names; raises `Unusable` when there are none."""
+    paths = [path.parent for path in sorted((folder / "kitti").glob("*/calib.txt"))]
+    if not paths:
+        raise Unusable(f"{folder / 'kitti'}: has no frames; each is a folder with image.png, velodyne.bin, calib.txt")
+    for path in paths:
         bgr = cv2.imread(str(path / "image.png"))
         if bgr is None:
             raise Unusable(f"{path / 'image.png'}: is no image")
-        camera, camera_from_lidar = calibration((path / "calib.txt").read_text(), bgr.shape[1], bgr.shape[0])
-        points = np.fromfile(path / "velodyne.bin", np.float32).reshape(-1, 4)[:, :3]
+        k, camera_from_lidar = read_calibration(path / "calib.txt")
+        camera = Camera(bgr.shape[1], bgr.shape[0], *map(float, (k[0, 0], k[1, 1], k[0, 2], k[1, 2])))
+        points = read_scan(path / "velodyne.bin")
         yield KittiFrame(path.name, cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), points, camera, camera_from_lidar)
-
-
-def calibration(text: str, width: int, height: int) -> tuple[Camera, np.ndarray]:
-    """Camera 2 and (4, 4) camera_from_lidar out of a calib.txt.
-
-    P2 = K [I | t]: its fourth column is where camera 2 sits beside camera 0, so it belongs into the extrinsic.
-    """
-    entries = {}
-    for line in text.splitlines():
-        name, _, values = line.partition(":")
-        entries[name.strip()] = np.array(values.split(), np.float64)
-    try:
-        p2, rectification = entries["P2"].reshape(3, 4), entries["R0_rect"].reshape(3, 3)
-        velodyne = entries["Tr_velo_to_cam"].reshape(3, 4)
-    except (KeyError, ValueError) as problem:
-        raise Unusable(
-            f"calib.txt: P2 (12), R0_rect (9) and Tr_velo_to_cam (12 numbers) are needed; {problem}"
-        ) from None
-    offset, rotated, moved = np.eye(4), np.eye(4), np.eye(4)
-    offset[:3, 3] = np.linalg.solve(p2[:, :3], p2[:, 3])
-    rotated[:3, :3] = rectification
-    moved[:3] = velodyne
-    return Camera(width, height, p2[0, 0], p2[1, 1], p2[0, 2], p2[1, 2]), offset @ rotated @ moved
 
 
 def split(frame: KittiFrame, beams: int) -> tuple[np.ndarray, Anchors, Anchors]:
@@ -155,6 +138,16 @@ def _draw(
     draw(shot, f"KITTI {frame.name}: metric depth from {beams} of 64 beams", footnote, path)
 
 
+def _evaluate_all(folder: Path, arguments: argparse.Namespace) -> list[Row]:
+    out: Path = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    rows: list[Row] = []
+    for frame in read_frames(folder):
+        picture = None if arguments.no_pictures else out / f"{frame.name}.png"
+        rows += evaluate(frame, arguments.beams, arguments.checkpoint, picture, out / f"{frame.name}.log")
+    return rows
+
+
 def table(rows: Sequence[Row]) -> str:
     """The rows as text."""
     lines = [f"{'frame':<8} {'method':<24} {'AbsRel':>7} {'δ1':>7} {'RMSE':>8} {'points':>7} {'known':>7}"]
@@ -168,7 +161,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Evaluate every frame and print the table; exit status 0 also when there is no data."""
+    """Evaluate every frame and print the table; exit status 0 also when there are no frames and none were named."""
     parser = argparse.ArgumentParser(prog="kitti", description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, default=None, help=f"folder with kitti/ in it (default ${DATA_VARIABLE})")
     parser.add_argument("--beams", type=int, default=16, help="beams of 64 that the node gets (default 16)")
@@ -177,16 +170,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-pictures", action="store_true")
     argv = sys.argv[1:] if argv is None else list(argv)
     arguments = parser.parse_args(remove_ros_args(["", *argv])[1:])
-    folder = data_folder(arguments.data)
-    if folder is None:
-        print(f"kitti: skipped, no KITTI frames here; name the folder that holds kitti/ by --data or ${DATA_VARIABLE}")
-        return 0
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    rows: list[Row] = []
     try:
-        for frame in read_frames(folder):
-            picture = None if arguments.no_pictures else arguments.out / f"{frame.name}.png"
-            rows += evaluate(frame, arguments.beams, arguments.checkpoint, picture, arguments.out / f"{frame.name}.log")
+        folder = data_folder(arguments.data)
+        if folder is None:
+            print(f"kitti: skipped, no KITTI frames; name the folder that holds kitti/ by --data or ${DATA_VARIABLE}")
+            return 0
+        rows = _evaluate_all(folder, arguments)
     except (Unusable, ValueError) as problem:
         print(f"kitti: {problem}", file=sys.stderr)
         return 1

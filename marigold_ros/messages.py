@@ -120,6 +120,11 @@ def camera_from_info(info: CameraInfo, width: int, height: int, *, rectified: bo
         )
     k = (info.p[0], info.p[5], info.p[2], info.p[6]) if rectified else (info.k[0], info.k[4], info.k[2], info.k[5])
     fx, fy, cx, cy = k
+    if not (fx > 0 and fy > 0):
+        name = "P (image.rectified is true)" if rectified else "K"
+        raise Unusable(
+            f"camera info: {name} has fx={fx}, fy={fy}: must be positive; calibrate the camera (camera_calibration)"
+        )
     return Camera(
         width,
         height,

@@ -19,7 +19,7 @@ SPACES = ("depth", "inverse_depth", "log_depth")
 _HYPOTHESES = 96
 _HYPOTHESIS_ANCHORS = 512
 _REFINEMENTS = 8
-# Relative error at which an anchor's influence has fallen to a quarter (Geman-McClure); halved steps from 8x it.
+# Relative error at which an anchor's influence has fallen to a quarter (Geman-McClure); narrowed to it from 4x.
 _KERNEL = 0.1
 # Neighbouring anchors share the network's error: a cell counts as at most this many independent ones.
 _CELL_PX = 64
@@ -43,10 +43,9 @@ class MetricFit:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why no fit could be had: a sentence that names the numbers, and how many anchors there were."""
+    """Why no fit could be had: a sentence that names the numbers."""
 
     reason: str
-    anchors: int
 
 
 def to_space(depth_m: np.ndarray, space: str) -> np.ndarray:
@@ -112,35 +111,33 @@ def fit_metric(relative: np.ndarray, anchors: Anchors, space: str, config: FitCo
     """
     count = len(anchors)
     if count < config.min_anchors:
-        return Refusal(f"{count} anchors in the image: fit.min_anchors={config.min_anchors} are needed", count)
+        return Refusal(f"{count} anchors in the image: fit.min_anchors={config.min_anchors} are needed")
     low, high = np.percentile(anchors.depth_m, (5, 95))
     if high < low * (1.0 + config.min_spread):
         return Refusal(
             f"all anchors lie at about one depth ({low:.2f} to {high:.2f} m): scale and shift cannot be told apart "
-            f"(fit.min_spread={config.min_spread})",
-            count,
+            f"(fit.min_spread={config.min_spread})"
         )
     p = sample(relative, anchors.pixels).astype(np.float64)
     if not np.isfinite(p).all() or np.ptp(p) < 1e-6:
-        return Refusal("the network's answer at the anchors is constant or not finite", count)
+        return Refusal("the network's answer at the anchors is constant or not finite")
     depth_m = anchors.depth_m.astype(np.float64)
     y, slope = to_space(depth_m, space), log_slope(depth_m, space)
     weight = anchors.weight * _cell_balance(anchors.pixels)
 
     start = _best_hypothesis(p, y, slope, weight, config)
     if isinstance(start, str):
-        return Refusal(start, count)
+        return Refusal(start)
     scale, shift = _refined(p, y, slope, weight, *start)
     if scale <= 0:
-        return Refusal(f"the best scale is not positive ({scale:.4g}): wrong extrinsic or wrong checkpoint", count)
+        return Refusal(f"the best scale is not positive ({scale:.4g}): wrong extrinsic or wrong checkpoint")
     predicted_m = from_space(scale * p + shift, space)
     error = np.nan_to_num(np.abs(predicted_m - depth_m) / depth_m, nan=np.inf)
     inliers = int(np.count_nonzero(error <= config.inlier_error))
     if inliers < config.min_inliers * count:
         return Refusal(
             f"only {inliers} of {count} anchors agree with one scale and shift (fit.min_inliers="
-            f"{config.min_inliers}): check the extrinsic and the time stamps",
-            count,
+            f"{config.min_inliers}): check the extrinsic and the time stamps"
         )
     return MetricFit(space, scale, shift, count, inliers, float(np.median(error)))
 

@@ -1,12 +1,11 @@
 """The single-step network as one module: bytes in, relative depth out.
 
-Training, export and the torch engine all run this module, so that what is trained is what runs. The arithmetic is
-that of an end-to-end fine-tuned Marigold: one U-Net evaluation at the last timestep with a zero target latent.
+Training runs this module; engines run its folded copy (`folds`), so that what is trained is what runs. The arithmetic
+is that of an end-to-end fine-tuned Marigold: one U-Net evaluation at the last timestep with a zero target latent.
 """
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING
 
 import torch
@@ -43,19 +42,12 @@ class SingleStepDepth(nn.Module):
         self.x0_scale = float(x0_scale)
         self.latent_scale = float(vae.config.scaling_factor)
         self.flip = bool(flip)
-        self.folded = False
         self.register_buffer("prompt", prompt)
         self.register_buffer("timestep", torch.tensor([timestep]), persistent=False)
 
     def forward(self, rgb: Tensor) -> Tensor:
         """(N, H, W, 3) uint8 to (N, H, W) float32 in [0, 1], 0 nearest; H and W multiples of 32."""
-        signed = self.forward_normalised(self.normalise(rgb))
-        return (signed.float().clamp(-1.0, 1.0) + 1.0) * 0.5
-
-    def normalise(self, rgb: Tensor) -> Tensor:
-        """(N, H, W, 3) uint8 to (N, 3, H, W) in [-1, 1], in the precision of the weights."""
-        image = rgb.permute(0, 3, 1, 2).float() * (1.0 / 127.5) - 1.0
-        return image.to(self.unet.dtype)
+        return to_relative(self.forward_normalised(normalised(rgb, self.unet.dtype)))
 
     def forward_normalised(self, image: Tensor) -> Tensor:
         """(N, 3, H, W) in [-1, 1] to (N, H, W), increasing with distance; [-1, 1] is meant but not enforced.
@@ -70,9 +62,7 @@ class SingleStepDepth(nn.Module):
 
     def predict(self, rgb_latent: Tensor) -> Tensor:
         """Scaled RGB latent to the scaled, denoised target latent."""
-        inputs = rgb_latent
-        if not self.folded:
-            inputs = torch.cat([rgb_latent, torch.zeros_like(rgb_latent)], dim=1)
+        inputs = torch.cat([rgb_latent, torch.zeros_like(rgb_latent)], dim=1)
         prompt = self.prompt.to(rgb_latent.dtype).expand(rgb_latent.shape[0], -1, -1)
         output = self.unet(inputs, self.timestep, prompt, return_dict=False)[0]
         return output * self.x0_scale
@@ -83,33 +73,11 @@ class SingleStepDepth(nn.Module):
         return -decoded if self.flip else decoded
 
 
-def folded(network: SingleStepDepth) -> SingleStepDepth:
-    """A copy for inference only, with the constants of single-step prediction worked into its weights.
-
-    Exact up to rounding: the zero target latent contributes nothing to the U-Net's first convolution, and the mean
-    of the decoder's three output channels is one convolution with the mean of their filters.
-    """
-    lean = copy.deepcopy(network).eval().requires_grad_(False)
-    lean.unet.conv_in = _sliced(lean.unet.conv_in, lean.vae.config.latent_channels)
-    lean.vae.decoder.conv_out = _averaged(lean.vae.decoder.conv_out)
-    lean.folded = True
-    return lean
+def normalised(rgb: Tensor, dtype: torch.dtype) -> Tensor:
+    """(N, H, W, 3) uint8 to (N, 3, H, W) in [-1, 1]."""
+    return (rgb.permute(0, 3, 1, 2).float() * (1.0 / 127.5) - 1.0).to(dtype)
 
 
-def _sliced(conv: nn.Conv2d, channels: int) -> nn.Conv2d:
-    """`conv` for inputs whose channels from `channels` on are zero."""
-    lean = nn.Conv2d(channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding)
-    return _with_weights(lean, conv, conv.weight[:, :channels], conv.bias)
-
-
-def _averaged(conv: nn.Conv2d) -> nn.Conv2d:
-    """`conv` followed by the mean over its output channels."""
-    lean = nn.Conv2d(conv.in_channels, 1, conv.kernel_size, conv.stride, conv.padding)
-    return _with_weights(lean, conv, conv.weight.mean(0, keepdim=True), conv.bias.mean(0, keepdim=True))
-
-
-def _with_weights(lean: nn.Conv2d, like: nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Conv2d:
-    lean = lean.to(device=like.weight.device, dtype=like.weight.dtype).requires_grad_(False)
-    lean.weight.copy_(weight.detach())
-    lean.bias.copy_(bias.detach())
-    return lean
+def to_relative(signed: Tensor) -> Tensor:
+    """Maps meant for [-1, 1] to float32 in [0, 1]."""
+    return (signed.float().clamp(-1.0, 1.0) + 1.0) * 0.5

@@ -79,7 +79,13 @@ class Outputs:
         self._publishers: list[LifecyclePublisher] = []
         try:
             self._depth = self._publisher(Image, "depth")
-            self._info = self._publisher(CameraInfo, info_topic(self._depth.topic_name))
+            info = info_topic(self._depth.topic_name)
+            if info == node.resolve_topic_name("camera_info"):
+                raise Unusable(
+                    f"topic {self._depth.topic_name!r}: its camera info would go to {info!r}, where the camera's own "
+                    "is; remap depth to another namespace, e.g. depth:=/depth"
+                )
+            self._info = self._publisher(CameraInfo, info)
             self._points = self._publisher(PointCloud2, "points")
             self._relative = self._publisher(Image, "relative_depth")
             self._visual = self._publisher(Image, "depth/visual")

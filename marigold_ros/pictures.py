@@ -20,7 +20,7 @@ _MOST_POINTS = 120_000
 class Shot:
     """One frame of a result.
 
-    rgb: (H, W, 3) uint8; depth_m: (H, W) estimated; truth_m: (H, W) or coarser by whole pixels, or None;
+    rgb: (H, W, 3) uint8; depth_m: (H, W) estimated; truth_m: (H, W) or coarser by whole pixels;
     pixels, lidar: (N, 2) and (N, 3) the LiDAR points in the image and in the camera frame; cloud, colours: (M, 3)
     estimated points in the camera frame and their colours, uint8. Metres; NaN unknown.
     """

@@ -88,7 +88,7 @@ class Pipeline:
         if not metric:
             return FrameDepth(rgb, camera, relative, stage_s=stage_s)
         with _timed(stage_s, "anchors"):
-            anchors, problem = _anchors(find_scan, camera, config)
+            anchors, problem = self._anchors(find_scan, camera, config)
         with _timed(stage_s, "fit"):
             new = None
             if anchors is not None:
@@ -97,6 +97,8 @@ class Pipeline:
                 new, problem = None, new.reason
             fit = self._fits.update(stamp_ns, new, config.fit.hold_s)
             depth_m = None if fit is None else apply_fit(fit, relative, config.fit.max_depth_m)
+            if depth_m is not None and self._unseen is not None:
+                depth_m[self._unseen] = np.nan
         return FrameDepth(rgb, camera, relative, depth_m, fit, self._fits.age_s(), anchors, problem, stage_s)
 
     def _rectified(self, rgb: np.ndarray, camera: Camera) -> tuple[np.ndarray, Camera]:
@@ -108,14 +110,20 @@ class Pipeline:
             return rgb, camera
         return self._rectifier(rgb), self._rectifier.camera
 
+    @property
+    def _unseen(self) -> np.ndarray | None:
+        """(H, W) bool: pixels of the rectified image that the lens did not see; what the network says there is air."""
+        return None if self._rectifier is None else self._rectifier.unseen
 
-def _anchors(find_scan: Callable[[], Scan], camera: Camera, config: Config) -> tuple[Anchors | None, str | None]:
-    """The anchors, or None and why there are none."""
-    try:
-        scan = find_scan()
-    except Unusable as problem:
-        return None, str(problem)
-    return find_anchors(scan.points, scan.camera_from_lidar, camera, config.range), None
+    def _anchors(
+        self, find_scan: Callable[[], Scan], camera: Camera, config: Config
+    ) -> tuple[Anchors | None, str | None]:
+        """The anchors, or None and why there are none."""
+        try:
+            scan = find_scan()
+        except Unusable as problem:
+            return None, str(problem)
+        return find_anchors(scan.points, scan.camera_from_lidar, camera, config.range, self._unseen), None
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Plays a recording over DDS, shifted to the present: `ros2 run marigold_ros player RECORDING`.
 
-Unlike `ros2 bag play`, header stamps are moved as well, so that latencies can be measured and tf2 is content; and it
-runs where there is nothing of ROS but rclpy.
+Unlike `ros2 bag play`, header stamps are moved as well, so that latencies can be measured and tf2 is content: all by
+the same time, so that what was measured together stays together. And it runs where there is nothing of ROS but rclpy.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import array
 import importlib
+import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -32,15 +33,18 @@ from marigold_ros.recordings import Recorded, Recording
 _STREAM = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
 _LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 _COMPRESSED = "/compressed"
+# Stamps further than this from the time of recording are of another clock, such as a simulation's.
+_OTHER_CLOCK_NS = 24 * 3600 * 1_000_000_000
 
 
 @dataclass(frozen=True)
 class _Item:
-    """One message to be sent `offset_ns` after the start."""
+    """One message, when it was recorded, and the times in its headers, 0 where unset."""
 
     topic: str
-    offset_ns: int
+    logged_ns: int
     message: Any
+    stamps_ns: tuple[int, ...]
 
 
 def message_class(type: str) -> Any | None:
@@ -61,33 +65,31 @@ class Player(Node):
         self._publishers_of: dict[str, Publisher] = {}
         # All messages are read first: playing must not wait for the disk.
         self._items = self._read(recording)
-        self._length_ns = self._items[-1].offset_ns if self._items else 0
+        self._first_ns = self._items[0].logged_ns
+        # Headers are counted from here: all are moved by the same time, what was measured together stays together.
+        self._origin_ns = self._first_ns - _clock_behind_ns(self._items)
 
     def _read(self, recording: Recording) -> list[_Item]:
         classes = {topic: message_class(type) for topic, type in recording.topics.items()}
         for topic in sorted(topic for topic, found in classes.items() if found is None):
             self.get_logger().warning(f"{topic} is not played: {recording.topics[topic]} is not installed")
-        items: list[_Item] = []
-        first_ns = None
-        for recorded in recording.messages():
-            if classes[recorded.topic] is None:
-                continue
-            first_ns = recorded.stamp_ns if first_ns is None else first_ns
-            message = deserialize_message(recorded.data, classes[recorded.topic])
-            items.append(self._item(recorded, recorded.stamp_ns - first_ns, message))
+        played = recording.messages([topic for topic, found in classes.items() if found is not None])
+        items = [
+            self._item(recorded, deserialize_message(recorded.data, classes[recorded.topic])) for recorded in played
+        ]
         if not items:
             raise Unusable("the recording holds no message of an installed type")
         return items
 
-    def _item(self, recorded: Recorded, offset_ns: int, message: Any) -> _Item:
+    def _item(self, recorded: Recorded, message: Any) -> _Item:
         topic = recorded.topic
         if self._raw and topic.endswith(_COMPRESSED) and "jpeg" in message.format:
             topic, message = topic.removesuffix(_COMPRESSED), decoded_image(message)
         if topic not in self._publishers_of:
-            latched = topic.endswith("tf_static")
-            qos = _LATCHED if latched else _STREAM
+            qos = _LATCHED if _is_latched(topic) else _STREAM
             self._publishers_of[topic] = self.create_publisher(type(message), topic, qos)
-        return _Item(topic, offset_ns, message)
+        stamps = (h.stamp.sec * 1_000_000_000 + h.stamp.nanosec for h in _headers(message))
+        return _Item(topic, recorded.stamp_ns, message, tuple(stamps))
 
     def wait_for_listeners(self, topics: Sequence[str], count: int, patience_s: float) -> bool:
         """Wait until each of `topics` (those that are played) has `count` subscribers; False if not in time."""
@@ -108,12 +110,12 @@ class Player(Node):
         """Play everything once, `rate` times as fast as recorded; returns how many messages were sent."""
         start_ns = time.time_ns()
         for sent, item in enumerate(self._items):
-            due_ns = start_ns + int(item.offset_ns / rate)
+            due_ns = start_ns + int((item.logged_ns - self._first_ns) / rate)
             while (wait_s := (due_ns - time.time_ns()) * 1e-9) > 0:
                 if not rclpy.ok():
                     return sent
                 time.sleep(min(wait_s, 0.1))
-            _set_stamp(item.message, due_ns)
+            _move_stamps(item, self._origin_ns, start_ns, rate)
             self._publishers_of[item.topic].publish(item.message)
         return len(self._items)
 
@@ -129,11 +131,32 @@ def decoded_image(message: Any) -> Any:
     return Image(header=message.header, height=height, width=width, encoding="rgb8", step=3 * width, data=data)
 
 
-def _set_stamp(message: Any, stamp_ns: int) -> None:
-    """Put `stamp_ns` into the message's header, or into those of its transforms."""
-    headers = [message.header] if hasattr(message, "header") else [t.header for t in getattr(message, "transforms", ())]
-    for header in headers:
-        header.stamp.sec, header.stamp.nanosec = divmod(stamp_ns, 1_000_000_000)
+def _is_latched(topic: str) -> bool:
+    return topic.endswith("tf_static")
+
+
+def _headers(message: Any) -> list[Any]:
+    """The message's header, or those of its transforms."""
+    return [message.header] if hasattr(message, "header") else [t.header for t in getattr(message, "transforms", ())]
+
+
+def _clock_behind_ns(items: Sequence[_Item]) -> int:
+    """How far the headers' clock is behind the recording's, 0 unless it is another one: a simulation's, or a replay's.
+
+    What is a little behind is the way of a message from its sensor into the recording, and is kept.
+    """
+    streams = (item for item in items if not _is_latched(item.topic))
+    behind = [item.logged_ns - stamp_ns for item in streams for stamp_ns in item.stamps_ns if stamp_ns]
+    middle = statistics.median_low(behind) if behind else 0
+    return middle if abs(middle) > _OTHER_CLOCK_NS else 0
+
+
+def _move_stamps(item: _Item, origin_ns: int, start_ns: int, rate: float) -> None:
+    """Write into the message's headers when they are if `origin_ns` becomes `start_ns`, `rate` times as fast."""
+    for header, stamp_ns in zip(_headers(item.message), item.stamps_ns, strict=True):
+        if stamp_ns:  # zero says 'no time' (tf2: at all times) and is left alone
+            moved_ns = max(0, start_ns + int((stamp_ns - origin_ns) / rate))  # ROS has no time before 1970
+            header.stamp.sec, header.stamp.nanosec = divmod(moved_ns, 1_000_000_000)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -149,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--listeners", type=int, default=1, help="how many must listen to each of them (default 1)")
     argv = sys.argv[1:] if argv is None else list(argv)
     arguments = parser.parse_args(remove_ros_args(["", *argv])[1:])
-    if arguments.rate <= 0:
+    if not arguments.rate > 0:  # nan as well
         parser.error(f"--rate {arguments.rate}: must be greater than 0")
     rclpy.init(args=argv)
     try:

@@ -6,16 +6,18 @@ Messages are written as they arrive, without being decoded. For where there is n
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import rclpy
-from rclpy.executors import ExternalShutdownException
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import remove_ros_args
 
 from marigold_ros.config import Unusable
@@ -23,6 +25,8 @@ from marigold_ros.player import message_class
 from marigold_ros.recordings import RecordingWriter
 
 _DISCOVERY_PERIOD_S = 0.2
+# How long it may take until a signal is noticed.
+_PATIENCE_S = 0.1
 
 
 class Recorder(Node):
@@ -45,8 +49,9 @@ class Recorder(Node):
     def _subscribe(self, topic: str, type: str, offered: QoSProfile) -> None:
         self._waiting.discard(topic)
         found = message_class(type)
-        if found is None:
-            self.get_logger().warning(f"{topic} is not recorded: {type} is not installed")
+        if found is None or not self._writer.knows(type):
+            missing = "is not installed" if found is None else "is none of ROS' own message types"
+            self.get_logger().warning(f"{topic} is not recorded: {type} {missing}")
             return
         # As reliable as the publisher allows: a recording should miss nothing that could be had.
         reliable = offered.reliability == ReliabilityPolicy.RELIABLE
@@ -68,26 +73,39 @@ class Recorder(Node):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Record until Ctrl-C; exit status 1 when nothing came."""
+    """Record until Ctrl-C or SIGTERM; exit status 1 when nothing came, and then nothing is written or replaced."""
     parser = argparse.ArgumentParser(prog="recorder", description=__doc__.split("\n")[0])
     parser.add_argument("topics", nargs="+", metavar="TOPIC")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the recording; an old one is replaced")
+    text = "folder of the recording; an old one is replaced when the new one ends"
+    parser.add_argument("--out", type=Path, required=True, help=text)
     argv = sys.argv[1:] if argv is None else list(argv)
     arguments = parser.parse_args(remove_ros_args(["", *argv])[1:])
-    rclpy.init(args=argv)
+    told_to_stop = threading.Event()
+    # Not rclpy's handlers: they interrupt whatever runs, be it in the middle of a message or of closing the file.
+    rclpy.init(args=argv, signal_handler_options=SignalHandlerOptions.NO)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: told_to_stop.set())
     try:
-        with RecordingWriter(arguments.out) as writer:
-            recorder = Recorder(arguments.topics, writer)
-            with suppress(KeyboardInterrupt, ExternalShutdownException):
-                rclpy.spin(recorder)
+        counts = record(arguments.topics, arguments.out, told_to_stop)
     except Unusable as problem:
         print(f"recorder: {problem}", file=sys.stderr)
         return 1
     finally:
         rclpy.try_shutdown()
-    for topic, count in recorder.counts.items():
+    for topic, count in counts.items():
         print(f"{topic}: {count} messages")
-    return 0 if any(recorder.counts.values()) else 1
+    return 0 if any(counts.values()) else 1
+
+
+def record(topics: Sequence[str], out: Path, told_to_stop: threading.Event) -> dict[str, int]:
+    """Record `topics` into the folder `out` until `told_to_stop`; returns how many messages of each came."""
+    with RecordingWriter(out) as writer:
+        recorder = Recorder(topics, writer)
+        executor = SingleThreadedExecutor()
+        executor.add_node(recorder)
+        while not told_to_stop.is_set():
+            executor.spin_once(timeout_sec=_PATIENCE_S)
+        return recorder.counts
 
 
 if __name__ == "__main__":

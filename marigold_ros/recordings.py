@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +21,7 @@ from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, W
 from rosbags.typesys import Stores, get_typestore
 
 from marigold_ros.config import Unusable
-from marigold_ros.geometry import Camera, transform_from_quaternion
+from marigold_ros.geometry import Camera, quaternion_from_rotation, transform_from_quaternion
 
 IMAGE = "/camera/image/compressed"
 CAMERA_INFO = "/camera/camera_info"
@@ -63,19 +64,28 @@ class Recorded:
 
 
 class RecordingWriter:
-    """Writes messages into the new folder `path`; an old recording there is replaced."""
+    """Writes messages into the folder `path`; use it in a `with` statement.
+
+    The folder appears, and an old recording there is replaced, when the statement ends without an error and something
+    was written; until then all goes into the folder `.NAME.part` beside it.
+    """
 
     def __init__(self, path: Path) -> None:
         self._store = get_typestore(Stores.ROS2_JAZZY)
-        path = Path(path)
-        if path.exists():
-            if not (path / "metadata.yaml").is_file() and not any(path.glob("*.mcap")):
-                raise Unusable(f"{path}: exists and is no recording; give another folder")
-            shutil.rmtree(path)
-        self._writer = Writer(path, version=9, storage_plugin=StoragePlugin.MCAP)
+        self._path = Path(path)
+        target = self._path.resolve()
+        _files_of_recording(self._path)  # what must not be replaced is refused before the work, not after it
+        self._part = target.with_name(f".{target.name}.part")
+        _make_part(self._part)
+        # One level deeper, because the .mcap is named after its folder.
+        self._writer = Writer(self._part / target.name, version=9, storage_plugin=StoragePlugin.MCAP)
         self._writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
         self._writer.open()
         self._connections: dict[str, Any] = {}
+
+    def knows(self, type: str) -> bool:
+        """Whether messages of this type can be written: their definition goes into the file."""
+        return type in self._store.types
 
     def write(self, topic: str, type: str, stamp_ns: int, data: bytes) -> None:
         """Append one serialised message."""
@@ -97,7 +107,55 @@ class RecordingWriter:
     def __exit__(
         self, kind: type[BaseException] | None, problem: BaseException | None, where: TracebackType | None
     ) -> None:
-        self._writer.close()
+        if kind is None:
+            self._writer.close()
+            if self._connections:
+                self._put_in_place()
+                return
+        else:
+            with suppress(Exception):  # the first problem is the one to be told
+                self._writer.close()
+        shutil.rmtree(self._part)
+
+    def _put_in_place(self) -> None:
+        try:
+            for file in _files_of_recording(self._path):
+                file.unlink()
+            self._writer.path.replace(self._path.resolve())
+        except (Unusable, OSError) as problem:  # somebody put something there in the meantime
+            raise Unusable(f"{problem}; the new recording is in {self._writer.path}") from None
+        self._part.rmdir()
+
+
+def _make_part(part: Path) -> None:
+    """Make the folder in which a recording grows; nothing that lies there is deleted."""
+    try:
+        part.mkdir(parents=True)
+    except FileExistsError:
+        left = "is left of a recording that was killed, or still grows"
+        raise Unusable(f"{part}: {left}; give another folder, or delete this one") from None
+    except OSError as problem:
+        raise Unusable(f"{part}: cannot be made, {problem.strerror}; give another folder") from None
+
+
+def _files_of_recording(path: Path) -> list[Path]:
+    """The files of the recording in the folder `path`, none where it is empty or absent.
+
+    Raises `Unusable` where there is anything but one recording: what is not ours must not be replaced.
+    """
+    if not path.exists():
+        return []
+    refused = f"{path}: exists and is no recording"
+    if not path.is_dir():
+        raise Unusable(f"{refused} but a file; give another folder")
+    files = sorted(path.iterdir())
+    known = [f for f in files if f.is_file() and (f.name == "metadata.yaml" or f.suffix == ".mcap")]
+    foreign = [f.name for f in files if f not in known] or [f.name for f in known if f.suffix == ".mcap"][1:]
+    if foreign:
+        raise Unusable(f"{refused} alone, it holds {foreign[0]}; give another folder")
+    if len(known) == 1:
+        raise Unusable(f"{refused}, it holds {known[0].name} alone; give another folder")
+    return known
 
 
 class Recording:
@@ -160,21 +218,6 @@ def truth_from_png(png: bytes | np.ndarray) -> np.ndarray:
     if millimetres is None or millimetres.dtype != np.uint16:
         raise Unusable("ground truth: is no 16-bit PNG; record it as `python -m trainer record` does")
     return np.where(millimetres > 0, millimetres * np.float32(1e-3), np.float32(np.nan)).astype(np.float32)
-
-
-def quaternion_from_rotation(rotation: np.ndarray) -> tuple[float, float, float, float]:
-    """(3, 3) rotation matrix -> unit quaternion x, y, z, w with w >= 0."""
-    # The eigenvector of the largest eigenvalue of this matrix: one formula for every angle (Bar-Itzhack).
-    r = np.asarray(rotation, np.float64)
-    k = np.array([
-        [r[0, 0] - r[1, 1] - r[2, 2], 0, 0, 0],
-        [r[1, 0] + r[0, 1], r[1, 1] - r[0, 0] - r[2, 2], 0, 0],
-        [r[2, 0] + r[0, 2], r[2, 1] + r[1, 2], r[2, 2] - r[0, 0] - r[1, 1], 0],
-        [r[2, 1] - r[1, 2], r[0, 2] - r[2, 0], r[1, 0] - r[0, 1], r[0, 0] + r[1, 1] + r[2, 2]],
-    ])  # fmt: skip
-    x, y, z, w = np.linalg.eigh(k)[1][:, -1]
-    sign = -1.0 if w < 0 else 1.0
-    return sign * float(x), sign * float(y), sign * float(z), sign * float(w)
 
 
 def write_frames(path: Path, frames: Iterable[Frame], camera: Camera, camera_from_lidar: np.ndarray) -> int:

@@ -13,7 +13,8 @@ import numpy as np
 from marigold_ros.config import Unusable
 from marigold_ros.messages import stamp_ns
 
-# At 10 to 20 Hz this reaches a second back; memory stays bounded whatever the sensor does.
+# At 10 to 20 Hz this reaches a second back; memory stays bounded whatever the sensor does. A network that takes longer
+# still gets its scan: see `expect`.
 _KEPT = 20
 
 
@@ -34,6 +35,8 @@ class ScanBuffer:
         self._on_unusable = on_unusable
         self._messages: deque[Any] = deque(maxlen=_KEPT)
         self._decoded: tuple[Any, StampedPoints] | None = None
+        self._expected_ns: int | None = None
+        self._held: Any | None = None
         self._lock = threading.Lock()
 
     def add(self, message: Any) -> None:
@@ -41,7 +44,15 @@ class ScanBuffer:
         with self._lock:
             if self._messages and stamp_ns(message.header) < stamp_ns(self._messages[-1].header):
                 self._messages.clear()
+                self._held = None
             self._messages.append(message)
+            self._hold_nearest()
+
+    def expect(self, image_ns: int) -> None:
+        """An image of this time is in work: of all scans that come meanwhile, the nearest to it is kept."""
+        with self._lock:
+            self._expected_ns = image_ns
+            self._hold_nearest()
 
     def forget_after(self, newest_ns: int) -> None:
         """Drop scans from later than `newest_ns`: they belong to a time that has been left."""
@@ -56,7 +67,7 @@ class ScanBuffer:
         nothing = Unusable("no scan; check the topic, its type (range.type) and its QoS (image.reliability)")
         while True:
             with self._lock:
-                message = min(self._messages, key=lambda m: abs(stamp_ns(m.header) - image_ns), default=None)
+                message = min(self._all(), key=lambda m: abs(stamp_ns(m.header) - image_ns), default=None)
             if message is None:
                 raise nothing
             age_s = (image_ns - stamp_ns(message.header)) * 1e-9
@@ -85,3 +96,13 @@ class ScanBuffer:
 
     def _keep(self, wanted: Callable[[Any], bool]) -> None:
         self._messages = deque(filter(wanted, self._messages), maxlen=_KEPT)
+        if self._held is not None and not wanted(self._held):
+            self._held = None
+            self._hold_nearest()
+
+    def _hold_nearest(self) -> None:
+        if self._expected_ns is not None:
+            self._held = min(self._all(), key=lambda m: abs(stamp_ns(m.header) - self._expected_ns), default=None)
+
+    def _all(self) -> list[Any]:
+        return [*self._messages] if self._held is None else [self._held, *self._messages]

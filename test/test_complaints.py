@@ -38,3 +38,9 @@ def test_it_is_said_again_after_a_while_with_the_number_of_times(complain, said,
         clock[0] = float(second)
         complain("/image", "step=3", "dropped")
     assert said[1:] == ["/image: step=3 (dropped, 9 more since the last time)"]
+
+
+def test_a_consequence_that_changes_is_said(complain, said):
+    complain("/range", "no scan", "the last fit is held")
+    complain("/range", "no scan", "no metric depth")
+    assert said == ["/range: no scan (the last fit is held)", "/range: no scan (no metric depth)"]

@@ -47,6 +47,12 @@ def test_a_bad_value_is_refused_with_its_name_and_the_way_out(name, value, way_o
     assert way_out in str(refusal.value)
 
 
+def test_a_fixed_frame_needs_tf():
+    with pytest.raises(Unusable, match=r"range\.fixed_frame='odom'.*needs tf2"):
+        with_settings(Config(), {"range.extrinsic": "static", "range.fixed_frame": "odom"})
+    with_settings(Config(), {"range.fixed_frame": "odom"})
+
+
 def test_changes_reach_their_section_and_leave_the_rest():
     changed = with_settings(Config(), {"model.width": 640, "model.height": 192, "range.max_age_s": 1})
     assert (changed.model.width, changed.model.height) == (640, 192)

@@ -66,6 +66,35 @@ def test_no_depth_is_a_failure_that_shows_the_nodes_own_words(tmp_path):
     assert "no such folder" in done.stderr
 
 
+def test_a_dead_recorder_is_a_failure_that_shows_its_own_words(tmp_path):
+    (tmp_path / "out" / "recording").mkdir(parents=True)
+    (tmp_path / "out" / "recording" / "thesis.tex").write_text("years")
+    done = run_demo("--out", tmp_path / "out")
+    assert done.returncode == 1
+    assert "demo: the recorder ended too early, with status 1" in done.stderr
+    assert str(tmp_path / "out" / "recorder.log") in done.stderr
+    assert "holds thesis.tex" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "out" / "recording" / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize("rate", ["0", "-1", "nan"])
+def test_a_rate_that_is_none_is_refused(rate, tmp_path, capsys):
+    with pytest.raises(SystemExit) as refused:
+        demo.main(["--rate", rate, "--out", str(tmp_path / "out")])
+    assert refused.value.code == 2
+    assert "must be greater than 0" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_rich_a_terminal_gets_lines_of_text(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setitem(sys.modules, "rich.live", None)  # as if it were not installed
+    with demo.Display("title") as display:
+        display.show({"rate": "10 Hz"})
+    assert capsys.readouterr().out == "rate: 10 Hz\n"
+
+
 def test_frames_without_a_known_truth_do_not_spoil_the_mean():
     nothing = Scores(np.nan, np.nan, np.nan, 0, 0.0)
     found = demo.mean_scores([Scores(0.1, 0.9, 1.0, 10, 1.0), nothing, Scores(0.3, 0.7, 3.0, 10, 1.0)])

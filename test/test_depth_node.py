@@ -427,6 +427,16 @@ def test_qos_can_be_overridden_and_a_bad_override_is_named(robot, start_node):
     assert node.stop() == 0
 
 
+def test_the_node_does_not_publish_onto_the_camera_s_own_info(robot, start_node):
+    node = start_node(
+        parameters=STATIC, arguments=["-r", "depth:=/rig/image_depth", "-r", "camera_info:=/rig/camera_info"]
+    )
+    robot.spin_until(lambda: "cannot become inactive" in node.log, "the refusal")
+    assert "'/rig/image_depth': its camera info would go to '/rig/camera_info'" in node.log
+    assert not robot.node.get_publishers_info_by_topic("/rig/camera_info")
+    assert node.stop() == 0
+
+
 def test_a_misspelt_parameter_is_noticed(start_node, robot):
     node = start_node(parameters={**STATIC, "range.max_age": 1.0}, arguments=["-r", "__ns:=/misspelt"])
     robot.spin_until(lambda: "did you mean range.max_age_s?" in node.log, "the hint")

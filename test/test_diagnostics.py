@@ -125,3 +125,23 @@ def test_a_new_configuration_starts_at_zero(watched):
     watched.diagnostics.reset()
     assert watched.status(state="inactive")[0].level == OK
     assert watched.status()[1]["image total"] == "0"
+
+
+def test_a_problem_with_frames_does_not_outlive_the_frames(watched):
+    watched.diagnostics.count("image")
+    watched.diagnostics.problem("camera_info", "no camera info yet")
+    watched.diagnostics.problem("transition", "cannot become active", ERROR)
+    watched.diagnostics.frame(without_fit(), 5_000_000_000, 0.1, metric=True)
+    watched.diagnostics.rest()
+    assert watched.status(listened=False)[0].message == "cannot become active"
+    watched.diagnostics.solved("transition")
+    assert watched.status(listened=False)[0].level == OK
+    watched.diagnostics.frame(without_fit(), 90_000_000_000, 0.1, metric=True)
+    assert "since 90.000" in watched.status()[0].message
+
+
+def test_missing_images_are_said_beside_what_else_is_wrong(watched):
+    watched.diagnostics.problem("range", "no scan")
+    status, _ = watched.status()
+    assert status.message.startswith("no images")
+    assert "no scan" in status.message

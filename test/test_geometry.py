@@ -1,5 +1,7 @@
 """Camera geometry, checked by identities and against OpenCV."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -51,12 +53,6 @@ def test_a_resized_camera_sees_along_the_same_rays(width, height):
     for near, far in (((-0.5, -0.5), (-0.5, -0.5)), ((63.5, 47.5), (width - 0.5, height - 0.5))):
         np.testing.assert_allclose((near[0] - CAMERA.cx) / CAMERA.fx, (far[0] - small.cx) / small.fx)
         np.testing.assert_allclose((near[1] - CAMERA.cy) / CAMERA.fy, (far[1] - small.cy) / small.fy)
-
-
-def test_a_cropped_camera_sees_the_same_point_at_the_shifted_pixel():
-    point = np.array([[0.3, -0.2, 2.0]])
-    whole, part = project(point, CAMERA)[0], project(point, CAMERA.cropped(10, 5, 20, 20))[0]
-    np.testing.assert_allclose(whole - part, [[10, 5]])
 
 
 def test_a_quaternion_turns_as_it_should():
@@ -117,3 +113,14 @@ def test_an_undistorted_camera_needs_no_rectifier():
 def test_unusable_intrinsics_are_refused_by_name(arguments, named):
     with pytest.raises(Unusable, match=named):
         Camera(*arguments)
+
+
+def test_pixels_that_the_lens_did_not_see_are_marked():
+    """A pincushion's rim: the rectified image reaches beyond the sensor there. A barrel has none."""
+    pincushion = Rectifier(replace(CAMERA, distortion=(0.3, 0.0, 0.0, 0.0, 0.0)))
+    white = pincushion(np.full((CAMERA.height, CAMERA.width, 3), 255, np.uint8))
+    assert 0.02 < pincushion.unseen.mean() < 0.4
+    assert white[pincushion.unseen].max() < 128 <= white[~pincushion.unseen].min()
+    assert pincushion.unseen[0, 0]
+    assert not pincushion.unseen[CAMERA.height // 2, CAMERA.width // 2]
+    assert Rectifier(replace(CAMERA, distortion=(-0.3, 0.0, 0.0, 0.0, 0.0))).unseen is None

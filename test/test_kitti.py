@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from marigold_ros import kitti
+from marigold_ros import kitti, kitti_files
 from marigold_ros.anchors import Anchors
 from marigold_ros.beams import beam_of_each_point, every_nth_beam, linear_depth, plane_depth
 from marigold_ros.config import Unusable
-from marigold_ros.geometry import project, transformed
+from marigold_ros.geometry import Camera, project, transformed
 from marigold_ros.scores import score
 
 DATA = kitti.data_folder(None)
@@ -82,8 +82,10 @@ Tr_velo_to_cam: 0.007 -0.9999 -0.003 -0.025 -0.001 0.003 -0.9999 -0.06 0.9999 0.
 """
 
 
-def test_the_calibration_projects_as_the_full_matrices_do():
-    camera, camera_from_lidar = kitti.calibration(CALIBRATION, 1242, 375)
+def test_the_calibration_projects_as_the_full_matrices_do(tmp_path):
+    (tmp_path / "calib.txt").write_text("calib_time: 09-Jan-2012 13:57:47\n" + CALIBRATION)
+    k, camera_from_lidar = kitti_files.read_calibration(tmp_path / "calib.txt")
+    camera = Camera(1242, 375, k[0, 0], k[1, 1], k[0, 2], k[1, 2])
     points = np.random.default_rng(0).uniform((5, -4, -1), (40, 4, 1), (50, 3))
     pixels, _ = project(transformed(points, camera_from_lidar), camera)
     numbers = [np.array(line.split(":")[1].split(), float) for line in CALIBRATION.splitlines()]
@@ -93,15 +95,37 @@ def test_the_calibration_projects_as_the_full_matrices_do():
     np.testing.assert_allclose(pixels, whole[:, :2] / whole[:, 2:], atol=1e-6)
 
 
-def test_a_calibration_without_p2_is_named():
-    with pytest.raises(Unusable, match="P2"):
-        kitti.calibration("R0_rect: 1 0 0 0 1 0 0 0 1", 10, 10)
+@pytest.mark.parametrize("text", [None, "R0_rect: 1 0 0 0 1 0 0 0 1", CALIBRATION.replace("700 0 600", "700 0")])
+def test_a_calibration_without_p2_is_named(tmp_path, text):
+    if text is not None:
+        (tmp_path / "calib.txt").write_text(text)
+    with pytest.raises(Unusable, match=r"calib\.txt: .*P2 \(12 numbers\)"):
+        kitti_files.read_calibration(tmp_path / "calib.txt")
+
+
+def test_a_scan_is_read_without_its_reflectance(tmp_path):
+    np.arange(8, dtype=np.float32).tofile(tmp_path / "velodyne.bin")
+    np.testing.assert_array_equal(kitti_files.read_scan(tmp_path / "velodyne.bin"), [[0, 1, 2], [4, 5, 6]])
+    (tmp_path / "velodyne.bin").write_bytes(b"cut off")
+    for name in ("velodyne.bin", "absent.bin"):
+        with pytest.raises(Unusable, match=f"{name}: is no Velodyne scan"):
+            kitti_files.read_scan(tmp_path / name)
 
 
 def test_without_data_the_program_says_so_and_succeeds(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv(kitti.DATA_VARIABLE, str(tmp_path))
     assert kitti.main([]) == 0
     assert "skipped" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("folders", ["", "kitti"])
+def test_a_named_folder_without_frames_is_an_error(tmp_path, capsys, monkeypatch, folders):
+    monkeypatch.delenv(kitti.DATA_VARIABLE, raising=False)
+    (tmp_path / "typo" / folders).mkdir(parents=True)
+    assert kitti.main(["--data", str(tmp_path / "typo"), "--out", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr()
+    assert str(tmp_path / "typo") in said.err
+    assert "skipped" not in said.out
 
 
 @needs_data
@@ -116,12 +140,16 @@ def test_the_baselines_on_real_scans(name, linear, plane):
 
 
 @needs_data
-def test_a_real_frame_goes_through_the_real_node(tmp_path):
+@pytest.mark.parametrize("name", ["000000", "000001"])
+def test_the_real_node_beats_what_never_looks_at_the_image(name, tmp_path):
     """KITTI in over DDS, depth out over DDS, in the image's size and nearly everywhere, and a picture of it."""
-    frame = next(iter(kitti.read_frames(DATA)))
+    frame = next(f for f in kitti.read_frames(DATA) if f.name == name)
     rows = kitti.evaluate(frame, 16, "nano", tmp_path / "picture.png", tmp_path / "log")
-    assert len(rows) == 3
-    assert rows[0].scores.coverage > 0.95
-    assert rows[0].scores.abs_rel < 0.3
+    own, _, plane = rows
+    assert plane.method == "plane, image-blind"
+    assert own.scores.coverage > 0.95
+    assert own.scores.abs_rel < plane.scores.abs_rel
+    assert own.scores.delta1 > plane.scores.delta1
+    assert own.scores.rmse_m < plane.scores.rmse_m
     assert (tmp_path / "picture.png").stat().st_size > 100_000
     assert "linear interpolation" in kitti.table(rows)

@@ -103,7 +103,6 @@ def test_data_that_cannot_fix_scale_and_shift_are_refused_with_the_reason(relati
     refusal = fit_metric(relative.astype(np.float32), anchors, "depth", CONFIG)
     assert isinstance(refusal, Refusal)
     assert re.search(reason, refusal.reason), refusal.reason
-    assert refusal.anchors == len(anchors)
 
 
 @pytest.mark.parametrize("space", SPACES)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from marigold_ros.config import Config, FitConfig, Unusable
-from marigold_ros.geometry import Camera, backproject, pixel_rays
+from marigold_ros.geometry import Camera, Rectifier, backproject, pixel_rays
 from marigold_ros.pipeline import Pipeline, Scan
 
 CAMERA = Camera(64, 48, 50.0, 50.0, 31.5, 23.5)
@@ -120,3 +120,13 @@ def test_scans_without_points_give_no_metres(points):
     frame = Pipeline(Scene())(RGB, CAMERA, 0, lambda: Scan(points, np.eye(4)), CONFIG)
     assert frame.depth_m is None
     assert len(frame.anchors) == 0
+
+
+def test_where_the_lens_did_not_see_nothing_is_known():
+    pincushion = replace(CAMERA, distortion=(0.4, 0.0, 0.0, 0.0, 0.0))
+    frame = Pipeline(Scene())(RGB, pincushion, 0, scan, CONFIG)
+    unseen = Rectifier(pincushion).unseen
+    assert np.isnan(frame.depth_m[unseen]).all()
+    assert np.isfinite(frame.depth_m[~unseen]).all()
+    columns, rows = np.rint(frame.anchors.pixels).astype(int).T
+    assert not unseen[np.clip(rows, 0, 47), np.clip(columns, 0, 63)].any()

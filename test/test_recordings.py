@@ -1,5 +1,6 @@
 """Recordings: what is written comes back, and the player and recorder carry it over DDS."""
 
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -9,7 +10,13 @@ import pytest
 
 from marigold_ros import processes, recordings
 from marigold_ros.config import Unusable
-from marigold_ros.geometry import Camera, project, transform_from_quaternion, transformed
+from marigold_ros.geometry import (
+    Camera,
+    project,
+    quaternion_from_rotation,
+    transform_from_quaternion,
+    transformed,
+)
 from marigold_ros.places import shared
 from marigold_ros.recordings import Frame, Recording, RecordingWriter
 
@@ -59,16 +66,110 @@ def test_the_mcap_alone_can_be_opened(recording):
         assert opened.duration_s == pytest.approx(0.5)
 
 
-def test_a_new_recording_replaces_an_old_one_but_nothing_else(tmp_path):
+def stamps(path):
+    with Recording(path) as opened:
+        return [frame.stamp_ns for frame in recordings.read_frames(opened)]
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+
+
+def test_a_new_recording_replaces_an_old_one(tmp_path):
+    (tmp_path / "r").mkdir()
     recordings.write_frames(tmp_path / "r", frames(2), CAMERA, POSE)
     recordings.write_frames(tmp_path / "r", frames(1), CAMERA, POSE)
-    with Recording(tmp_path / "r") as opened:
-        assert len(list(recordings.read_frames(opened))) == 1
-    (tmp_path / "precious").mkdir()
-    (tmp_path / "precious" / "thesis.tex").write_text("years")
-    with pytest.raises(Unusable, match="precious: exists and is no recording"):
+    assert len(stamps(tmp_path / "r")) == 1
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["metadata.yaml", "r", "r.mcap"]
+
+
+@pytest.mark.parametrize(
+    ("names", "named"),
+    [
+        (["thesis.tex"], "thesis.tex"),
+        (["output.mcap", "demo.png", "player.log"], "demo.png"),
+        (["metadata.yaml", "a.mcap", "notes.txt"], "notes.txt"),
+        (["metadata.yaml", "a.mcap", "b.mcap"], "b.mcap"),
+        (["metadata.yaml", "a.mcap", "deeper/thesis.tex"], "deeper"),
+        (["a.mcap"], "a.mcap"),
+        (["metadata.yaml"], "metadata.yaml"),
+    ],
+)
+def test_a_folder_with_anything_else_in_it_is_left_alone(tmp_path, names, named):
+    for name in names:
+        (tmp_path / "precious" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "precious" / name).write_text("years")
+    before = contents(tmp_path)
+    with pytest.raises(Unusable, match=rf"precious: exists and is no recording.* {named}.*give another folder"):
         RecordingWriter(tmp_path / "precious")
-    assert (tmp_path / "precious" / "thesis.tex").exists()
+    assert contents(tmp_path) == before
+
+
+def test_a_file_is_not_replaced_by_a_recording(tmp_path):
+    (tmp_path / "precious").write_text("years")
+    with pytest.raises(Unusable, match="precious: exists and is no recording but a file"):
+        RecordingWriter(tmp_path / "precious")
+
+
+def test_a_recording_that_fails_leaves_the_old_one_as_it_was(recording, tmp_path):
+    def broken():
+        yield from frames(3)
+        raise OSError("the disk is full")
+
+    recordings.write_frames(tmp_path / "r", frames(2), CAMERA, POSE)
+    before = contents(tmp_path)
+    with pytest.raises(OSError, match="disk is full"):
+        recordings.write_frames(tmp_path / "r", broken(), CAMERA, POSE)
+    assert contents(tmp_path) == before
+
+
+def test_a_recording_without_messages_leaves_the_old_one_as_it_was(tmp_path):
+    recordings.write_frames(tmp_path / "r", frames(2), CAMERA, POSE)
+    before = contents(tmp_path)
+    assert recordings.write_frames(tmp_path / "r", [], CAMERA, POSE) == 0
+    assert contents(tmp_path) == before
+
+
+def test_two_recordings_do_not_grow_in_the_same_place(tmp_path):
+    """Nor is deleted what a recorder that was killed left behind: it can be recovered."""
+    with RecordingWriter(tmp_path / "r"):
+        with pytest.raises(Unusable, match=r"\.r\.part: is left .* or still grows; .* delete"):
+            RecordingWriter(tmp_path / "r")
+        assert (tmp_path / ".r.part" / "r" / "r.mcap").exists()
+
+
+def test_what_came_in_the_meantime_is_not_deleted_and_the_recording_is_kept(tmp_path):
+    def disturbed():
+        yield from frames(2)
+        (tmp_path / "r").mkdir()
+        (tmp_path / "r" / "thesis.tex").write_text("years")
+
+    with pytest.raises(Unusable, match=r"thesis\.tex.*the new recording is in .*\.r\.part"):
+        recordings.write_frames(tmp_path / "r", disturbed(), CAMERA, POSE)
+    assert (tmp_path / "r" / "thesis.tex").exists()
+    assert len(stamps(tmp_path / ".r.part" / "r")) == 2
+
+
+def test_only_types_that_can_be_described_are_written(tmp_path):
+    with RecordingWriter(tmp_path / "r") as writer:
+        assert writer.knows("sensor_msgs/msg/Image")
+        assert not writer.knows("my_robot_msgs/msg/Gripper")
+
+
+def test_a_drive_that_cannot_be_rendered_leaves_the_old_recording_as_it_was(tmp_path, monkeypatch):
+    from trainer import record
+    from trainer.scenes import sequence
+
+    def cannot_start(*_, **__):
+        raise Unusable("mitsuba is not installed")
+        yield
+
+    recordings.write_frames(tmp_path / "warehouse", frames(2), CAMERA, POSE)
+    before = contents(tmp_path)
+    monkeypatch.setattr(sequence, "render_sequence", cannot_start)
+    with pytest.raises(Unusable, match="mitsuba"):
+        record.main(["--out", str(tmp_path / "warehouse")])
+    assert contents(tmp_path) == before
 
 
 def test_a_missing_or_damaged_recording_is_named(tmp_path):
@@ -91,12 +192,13 @@ def test_the_truth_keeps_what_is_unknown_unknown():
 def test_quaternions_give_their_rotation_back(turn):
     axis = np.array([1.0, 2.0, -0.5]) / np.linalg.norm([1.0, 2.0, -0.5])
     rotation = transform_from_quaternion((0, 0, 0), (*(axis * np.sin(turn / 2)), np.cos(turn / 2)))[:3, :3]
-    quaternion = recordings.quaternion_from_rotation(rotation)
+    quaternion = quaternion_from_rotation(rotation)
     np.testing.assert_allclose(transform_from_quaternion((0, 0, 0), quaternion)[:3, :3], rotation, atol=1e-9)
     assert np.linalg.norm(quaternion) == pytest.approx(1.0)
 
 
-def test_player_and_recorder_carry_a_recording_over_dds(recording, tmp_path):
+@pytest.mark.parametrize("told_to_stop_by", [signal.SIGINT, signal.SIGTERM])
+def test_player_and_recorder_carry_a_recording_over_dds(recording, tmp_path, told_to_stop_by):
     """Two processes: every message arrives unchanged but for its stamp, which is now."""
     topics = [recordings.IMAGE, recordings.CAMERA_INFO, recordings.RANGE, recordings.GROUND_TRUTH]
     environment = processes.private_environment(processes.free_domain())
@@ -106,9 +208,10 @@ def test_player_and_recorder_carry_a_recording_over_dds(recording, tmp_path):
         arguments = [str(recording), "--wait", "20", "--wait-for", *topics]
         player = processes.start("marigold_ros.player", arguments, environment, None)
         assert player.wait(60) == 0
+        recorder.send_signal(told_to_stop_by)
+        assert recorder.wait(20) == 0
     finally:
-        status = processes.stop(recorder)
-    assert status == 0
+        processes.stop(recorder)
     with Recording(recording) as before, Recording(tmp_path / "copy") as after:
         old, new = (list(recordings.read_frames(opened)) for opened in (before, after))
     assert len(new) == len(old) == 6
@@ -120,12 +223,25 @@ def test_player_and_recorder_carry_a_recording_over_dds(recording, tmp_path):
 
 
 def test_the_player_says_what_is_wrong_with_its_arguments(tmp_path):
-    for arguments, reason in (([str(tmp_path / "no")], "no such file"), (["x", "--rate", "0"], "greater than 0")):
+    for arguments, reason in (([str(tmp_path / "no")], "no such file"), (["x", "--rate", "nan"], "greater than 0")):
         environment = processes.private_environment(processes.free_domain())
         command = [processes.sys.executable, "-m", "marigold_ros.player", *arguments]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
         assert done.returncode != 0
         assert reason in done.stderr
+
+
+def test_the_recorder_does_not_replace_the_users_pictures(tmp_path):
+    (tmp_path / "demo_output").mkdir()
+    (tmp_path / "demo_output" / "output.mcap").write_bytes(b"mcap")
+    (tmp_path / "demo_output" / "demo.png").write_bytes(b"picture")
+    before = contents(tmp_path)
+    environment = processes.private_environment(processes.free_domain())
+    command = [processes.sys.executable, "-m", "marigold_ros.recorder", "--out", "demo_output", "/depth"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "recorder: demo_output: exists and is no recording alone, it holds demo.png" in done.stderr
+    assert contents(tmp_path) == before
 
 
 @pytest.fixture(scope="module")

@@ -102,3 +102,29 @@ def test_scans_of_a_future_that_was_left_are_forgotten(buffer):
     with pytest.raises(Unusable, match="older"):
         buffer.nearest_ms(5000)
     assert buffer.nearest_ms(1000) == 1000
+
+
+def test_a_network_that_takes_seconds_still_gets_the_scan_of_its_image(buffer):
+    """Of 100 scans a second, 500 come while the network works; the buffer holds far fewer."""
+    for at_ms in range(0, 1000, 10):
+        buffer.scans.add(Message(at_ms))
+    buffer.scans.expect(1004 * MS)
+    for at_ms in range(1000, 6000, 10):
+        buffer.scans.add(Message(at_ms))
+    assert buffer.nearest_ms(1004) == 1000
+
+
+def test_a_held_scan_that_cannot_be_read_makes_way_for_the_next(buffer):
+    buffer.scans.add(Message(990))
+    buffer.scans.add(Message(1000, readable=False))
+    buffer.scans.expect(1000 * MS)
+    assert buffer.nearest_ms(1000) == 990
+    assert len(buffer.complaints) == 1
+
+
+def test_time_that_starts_again_takes_the_held_scan_with_it(buffer):
+    buffer.scans.add(Message(5000))
+    buffer.scans.expect(5000 * MS)
+    buffer.scans.add(Message(1000))
+    with pytest.raises(Unusable, match="older"):
+        buffer.nearest_ms(5000)

@@ -10,7 +10,8 @@ import pytest
 pytest.importorskip("mitsuba", reason="mitsuba is not installed; the scene generator is not tested")
 cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed; the scene generator is not tested")
 
-from trainer.scenes import dataset, lidar, main, sequence  # noqa: E402
+from marigold_ros.config import Unusable  # noqa: E402
+from trainer.scenes import backend, dataset, lidar, main, sequence  # noqa: E402
 from trainer.scenes.geometry import Builder, quad, sphere  # noqa: E402
 from trainer.scenes.render import SKY_H, SKY_W, Camera, Lighting, World, look  # noqa: E402
 
@@ -22,7 +23,7 @@ COPIES = 0.05  # one texture and one object of a kind: enough for what is tested
 def studio():
     try:
         return dataset.Studio.open(SEED, "train", 0, COPIES)
-    except RuntimeError as e:
+    except Unusable as e:
         pytest.skip(str(e))
 
 
@@ -128,7 +129,7 @@ def run(out, capsys) -> str:
 def test_files_and_resume(tmp_path, capsys):
     try:
         assert "3 to render" in run(tmp_path, capsys)
-    except RuntimeError as e:
+    except Unusable as e:
         pytest.skip(str(e))
     for index in range(3):
         picture, distance, about_file = dataset.paths(tmp_path, "train", index)
@@ -152,6 +153,40 @@ def test_files_and_resume(tmp_path, capsys):
     assert times == [p.stat().st_mtime_ns for p in dataset.paths(tmp_path, "train", 0)]
     assert "0 to render" in run(tmp_path, capsys)
     assert not list(tmp_path.rglob(".*"))
+
+
+def test_samples_of_another_seed_or_generator_are_not_taken_for_these(tmp_path):
+    camera = tmp_path / "train" / "camera"
+    camera.mkdir(parents=True)
+    for about, word in (
+        ({"seed": 8, "version": dataset.VERSION}, "seed 8"),
+        ({"seed": SEED, "version": 1}, "version 1"),
+    ):
+        (camera / "000000.json").write_text(json.dumps(about))
+        with pytest.raises(Unusable, match=f"holds samples of {word}"):
+            main(["--out", str(tmp_path), "--count", "3", "--seed", str(SEED)])
+
+
+def test_without_llvm_or_gpu_the_way_out_is_named(tmp_path, monkeypatch):
+    monkeypatch.delenv("DRJIT_LIBLLVM_PATH", raising=False)
+    monkeypatch.setattr(backend, "find_llvm", lambda: None)
+    monkeypatch.setattr(backend, "_has_gpu", lambda: False)
+    with pytest.raises(Unusable, match="apt-get install libllvm"):
+        main(["--out", str(tmp_path), "--count", "3", "--workers", "2"])
+
+
+def test_kernels_are_compiled_once(studio):
+    """Compiling takes longer than rendering: what differs between pictures must be data, wherever it lies in memory."""
+    import drjit as dr
+
+    group = [3, 4, 5]
+    list(dataset.render_group(studio, SEED, "train", group, 2))
+    with dr.scoped_set_flag(dr.JitFlag.KernelHistory, True):
+        dr.kernel_history_clear()
+        list(dataset.render_group(studio, SEED, "train", [6, 7, 8], 2))
+        kernels = [kernel for kernel in dr.kernel_history() if kernel.get("operation_count", 0) > 1000]
+    assert len(kernels) >= 6
+    assert all(kernel["cache_hit"] for kernel in kernels)
 
 
 def test_scan_pattern_and_noise(studio):

@@ -15,8 +15,9 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-from marigold_ros.checkpoints import describe, load_network  # noqa: E402
+from marigold_ros.checkpoints import describe, find_checkpoint, load_network  # noqa: E402
 from marigold_ros.config import Unusable  # noqa: E402
+from trainer import card  # noqa: E402
 from trainer import evaluate as ev  # noqa: E402
 from trainer.augment import Cut, cut, vary  # noqa: E402
 from trainer.card import package_run  # noqa: E402
@@ -25,7 +26,8 @@ from trainer.loop import read_state  # noqa: E402
 from trainer.losses import Target, depth_loss, fit_scale_shift, full_range, make_target  # noqa: E402
 from trainer.nano import load_run, train_nano  # noqa: E402
 from trainer.package import write_checkpoint  # noqa: E402
-from trainer.recipe import DEFAULT, Phase, Recipe, load_recipe, recipe_from  # noqa: E402
+from trainer.ranks import Ranks  # noqa: E402
+from trainer.recipe import Phase, Recipe, load_recipe, recipe_from  # noqa: E402
 from trainer.vae import evaluate_vae, train_vae  # noqa: E402
 
 TINY = {
@@ -98,7 +100,7 @@ def nano_run(tmp_path_factory, scenes_folder, recipe, vae_run):
 
 
 def test_default_recipe_is_complete_and_known():
-    recipe = load_recipe(DEFAULT)
+    recipe = load_recipe()
     assert recipe.nano.phases
     assert recipe.vae.phases
     assert recipe_from(recipe.as_dict(), "again") == recipe
@@ -123,7 +125,7 @@ def test_default_recipe_is_complete_and_known():
 )
 def test_bad_recipes_are_refused_by_name(changes, word):
     with pytest.raises(Unusable, match=word):
-        load_recipe(DEFAULT, changes)
+        load_recipe(None, changes)
 
 
 def test_missing_recipe(tmp_path):
@@ -307,6 +309,67 @@ def test_killed_run_goes_on(tmp_path, scenes_folder, recipe, vae_run):
     assert read_state(tmp_path / "run")["progress"]["step"] == 17
 
 
+def test_a_run_goes_on_with_its_own_recipe_only(tmp_path, scenes_folder, recipe, vae_run, nano_run):
+    shutil.copytree(nano_run, tmp_path / "run")
+    scenes = Scenes(scenes_folder / "train")
+    with pytest.raises(Unusable, match="begun with space='inverse_depth', not 'log_depth'"):
+        train_nano(tmp_path / "run", replace(recipe, space="log_depth"), scenes, vae_run, None)
+    with pytest.raises(Unusable, match=r"nano\.gradient"):
+        train_nano(tmp_path / "run", replace(recipe, nano=replace(recipe.nano, gradient=0.9)), scenes, vae_run, None)
+    shorter = (replace(recipe.nano.phases[0], steps=1), *recipe.nano.phases[1:])
+    with pytest.raises(Unusable, match="phase 1="):
+        train_nano(tmp_path / "run", replace(recipe, nano=replace(recipe.nano, phases=shorter)), scenes, vae_run, None)
+    more = replace(recipe.nano, phases=(*recipe.nano.phases, replace(recipe.nano.phases[2], name="c", steps=1)))
+    assert train_nano(tmp_path / "run", replace(recipe, nano=more, log_steps=2), scenes, vae_run, None)
+    assert read_state(tmp_path / "run")["progress"]["step"] == 9
+
+
+def test_ranks_share_a_batch(scenes_folder, recipe):
+    phase = replace(recipe.nano.phases[1], batch=6)
+    scenes = Scenes(scenes_folder / "train")
+    whole = make_batch(scenes, phase, recipe.augment, 0, 3)
+    shares = [make_batch(scenes, phase, recipe.augment, 0, 3, Ranks(rank, 3)) for rank in range(3)]
+    for part in range(2):
+        for rank, share in enumerate(shares):
+            np.testing.assert_array_equal(share[part], whole[part][rank::3])
+
+
+def average_as(rank, store, folder):
+    """What one of two processes does in the test below."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    gradients = [torch.full((2, 3), 1.0 + rank), torch.arange(4.0) * rank]
+    facts = Ranks(rank, 2).average_(gradients, torch.tensor([10.0 * rank, float(rank == 1)], dtype=torch.float64))
+    torch.save([*gradients, facts], folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_gradients_are_averaged_over_real_processes(tmp_path):
+    torch.multiprocessing.spawn(average_as, (tmp_path / "store", tmp_path), nprocs=2)
+    for rank in range(2):
+        first, second, facts = torch.load(tmp_path / f"{rank}.pt")
+        torch.testing.assert_close(first, torch.full((2, 3), 1.5))
+        torch.testing.assert_close(second, torch.arange(4.0) / 2)
+        assert facts.tolist() == [5.0, 0.5]
+
+
+def test_torchrun_trains_in_two_processes_of_which_one_writes(tmp_path, scenes_folder, vae_run, recipe):
+    import yaml
+
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(strip(recipe.as_dict())))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "--", "trainer", "nano"]
+    command += ["--scenes", scenes_folder, "--vae", vae_run, "--recipe", tmp_path / "r.yaml", "--run", tmp_path / "run"]
+    subprocess.run([str(word) for word in command], check=True)
+    assert load_run(tmp_path / "run")[2]["progress"]["step"] == 8
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["processes"] == 2
+    assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 8
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(tmp_path, scenes_folder, vae_run, recipe, monkeypatch):
+    monkeypatch.setattr(Ranks, "join", staticmethod(lambda: Ranks(0, 3)))
+    with pytest.raises(Unusable, match="batch=2: 3 processes"):
+        train_nano(tmp_path, recipe, Scenes(scenes_folder / "train"), vae_run, None)
+
+
 def strip(tree):
     """Without the None values: a phase has either steps or minutes."""
     if isinstance(tree, dict):
@@ -392,19 +455,53 @@ def test_kitti_points_are_projected_and_the_nearest_wins(tmp_path):
     assert np.isfinite(depth).sum() == 2
 
 
-def test_evaluation_of_a_checkpoint_on_scenes(tmp_path, nano_run, scenes_folder, monkeypatch):
-    monkeypatch.setenv(ev.DATA_VARIABLE, str(tmp_path))
+def test_evaluation_of_a_checkpoint_on_scenes(tmp_path, nano_run, scenes_folder):
     network, recipe, _ = load_run(nano_run)
     write_checkpoint(tmp_path / "tiny", network, recipe.space, (64, 64), "# card\n", onnx=False)
-    results = ev.evaluate(tmp_path / "tiny", scenes_folder)
+    results = ev.evaluate(tmp_path / "tiny", scenes_folder, [])
     assert len(results["held-out"]) == 6
     assert "held-out (6)" in ev.table(results)
     values = ev.as_json(results, describe(tmp_path / "tiny"))
     assert np.isfinite(values["held_out"]["best"]["abs_rel"])
 
 
+def test_nano_beats_what_sees_no_image_on_every_real_frame():
+    """What README says of the bundled checkpoint; skipped where the frames are not at hand."""
+    frames = list(ev.real_frames())
+    if not frames:
+        pytest.skip("no real frames beside the checkout")
+    results = ev.evaluate(find_checkpoint("nano"), None, frames, engine="openvino")
+    worse = [s.name for scores in results.values() for s in scores if s.best.abs_rel >= s.blind.abs_rel]
+    assert not worse
+
+
+def test_a_folder_without_real_frames_is_named(tmp_path):
+    with pytest.raises(Unusable, match="neither indoor/ nor kitti/"):
+        list(ev.real_frames(tmp_path))
+
+
+def test_what_lies_at_out_stays_when_packaging_fails(tmp_path, nano_run, scenes_folder, monkeypatch):
+    monkeypatch.setattr(card, "real_frames", list)
+    package_run(nano_run, tmp_path / "tiny", None, None, onnx=False)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(Unusable, match=r"none\.md"):
+        package_run(nano_run, tmp_path / "tiny", None, tmp_path / "none.md", onnx=False)
+    with pytest.raises(Unusable, match="holds no samples"):
+        package_run(nano_run, tmp_path / "tiny", tmp_path, None, onnx=False)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_packaging_replaces_checkpoints_only(tmp_path, nano_run):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
+    network, recipe, _ = load_run(nano_run)
+    with pytest.raises(Unusable, match="is no checkpoint"):
+        write_checkpoint(tmp_path / "thesis", network, recipe.space, (64, 64), "# card\n", onnx=False)
+    assert (tmp_path / "thesis" / "chapter.tex").read_text() == "years of work"
+
+
 def test_package_writes_checkpoint_card_and_numbers(tmp_path, nano_run, scenes_folder, monkeypatch):
-    monkeypatch.setenv(ev.DATA_VARIABLE, str(tmp_path))
+    monkeypatch.setattr(card, "real_frames", list)
     (tmp_path / "notes.md").write_text("## Limits\n\nTiny.\n")
     table = package_run(nano_run, tmp_path / "tiny", scenes_folder, tmp_path / "notes.md", onnx=False)
     text = (tmp_path / "tiny" / "README.md").read_text()

@@ -7,7 +7,10 @@
     python -m trainer package --run RUN --out FOLDER    checkpoint folder with model card
     python -m trainer evaluate --checkpoint FOLDER [--scenes DIR]
 
-Every training command can be stopped (Ctrl-C, SIGTERM, or killed) and goes on when given again.
+Every training command can be stopped (Ctrl-C, SIGTERM, or killed) and goes on when given again. Several processes
+share a training, one per GPU or, faster than threads, one per CPU core:
+
+    torchrun --nproc-per-node 2 -m -- trainer nano --scenes DIR --run DIR --vae RUN
 """
 
 from __future__ import annotations
@@ -26,16 +29,16 @@ from trainer.recipe import DEFAULT, Recipe, load_recipe
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["generate"]:
-        from trainer.scenes.__main__ import main as generate
-
-        return generate(argv[1:]) or 0
-    if argv[:1] == ["record"]:
-        from trainer.record import main as record
-
-        return record(argv[1:]) or 0
-    arguments = _parser().parse_args(argv)
     try:
+        if argv[:1] == ["generate"]:
+            from trainer.scenes.__main__ import main as generate
+
+            return generate(argv[1:])
+        if argv[:1] == ["record"]:
+            from trainer.record import main as record
+
+            return record(argv[1:]) or 0
+        arguments = _parser().parse_args(argv)
         return arguments.command(arguments)
     except Unusable as problem:
         print(f"trainer: {problem}", file=sys.stderr)
@@ -54,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=command)
         sub.add_argument("--scenes", type=Path, required=True, help="folder of scenes, with train/ and held_out/")
         sub.add_argument("--run", type=Path, required=True, help="folder of this run: state, log; is resumed")
-        sub.add_argument("--recipe", type=Path, default=DEFAULT, help="YAML with every knob")
+        sub.add_argument("--recipe", type=Path, help=f"YAML with every knob (default: {DEFAULT})")
         sub.add_argument("--seed", type=int, help="instead of the recipe's")
         sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="e.g. nano.gradient=0.3")
     sub.add_argument("--vae", type=Path, help="run of the first stage (new runs)")
@@ -80,6 +83,7 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     sub.set_defaults(command=_evaluate)
     sub.add_argument("--checkpoint", default="nano", help="'nano' or a checkpoint folder")
     sub.add_argument("--scenes", type=Path, help="folder of scenes, with held_out/")
+    sub.add_argument("--data", type=Path, help="folder of real frames, with indoor/ and kitti/ (see the model card)")
     sub.add_argument("--engine", default="torch", help="torch or openvino")
     sub.add_argument("--limit", type=int, help="only so many held-out scenes")
     sub.add_argument("--size", type=int, nargs=2, default=(0, 0), metavar=("W", "H"), help="fixed working size")
@@ -102,10 +106,13 @@ def _recipe(arguments: argparse.Namespace) -> Recipe:
 
 def _vae(arguments: argparse.Namespace) -> int:
     from trainer.data import Scenes
+    from trainer.ranks import Ranks
     from trainer.vae import evaluate_vae, train_vae
 
     recipe = _prepared(arguments)
     finished = train_vae(arguments.run, recipe, Scenes(arguments.scenes / "train"))
+    if Ranks.join().rank > 0:
+        return 0
     if finished:
         scores = evaluate_vae(arguments.run, Scenes(arguments.scenes / "held_out"))
         (arguments.run / "scores.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
@@ -143,13 +150,16 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from trainer.evaluate import as_json, contact_sheet, evaluate, real_frames, table
 
     folder = find_checkpoint(arguments.checkpoint)
-    results = evaluate(folder, arguments.scenes, arguments.engine, arguments.limit, tuple(arguments.size))
+    frames = list(real_frames(arguments.data))
+    if not frames:
+        print("real frames: skipped, there is no folder of them; give --data or set MARIGOLD_ROS_DATA")
+    results = evaluate(folder, arguments.scenes, frames, arguments.engine, arguments.limit, tuple(arguments.size))
     print(table(results))
     if arguments.json:
         text = json.dumps(as_json(results, describe(folder)), indent=2)
         arguments.json.write_text(text + "\n", encoding="utf-8")
-    if arguments.sheet:
-        contact_sheet(folder, list(real_frames()), arguments.sheet, arguments.engine)
+    if arguments.sheet and frames:
+        contact_sheet(folder, frames, arguments.sheet, arguments.engine)
     return 0
 
 

@@ -3,30 +3,46 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 from pathlib import Path
 
 from marigold_ros.checkpoints import describe
-from trainer.evaluate import as_json, evaluate, table
+from marigold_ros.config import Unusable
+from trainer.evaluate import as_json, evaluate, real_frames, table
 from trainer.loop import LOG_FILE
 from trainer.nano import load_run
-from trainer.package import write_checkpoint
+from trainer.package import replace_folder, write_checkpoint
 
 RESULTS_FILE = "evaluation.json"
 
 
 def package_run(run: Path, out: Path, scenes: Path | None, notes: Path | None, onnx: bool = True) -> str:
     """Write the averaged weights of `run` to folder `out`, evaluate them there, write the card; returns the table."""
+    # Everything that can fail is done before what lies in `out` is touched.
     network, recipe, state = load_run(run)
-    write_checkpoint(out, network, recipe.space, recipe.size, "# being evaluated\n", onnx)
-    results = evaluate(out, scenes)
-    numbers = table(results)
-    (out / RESULTS_FILE).write_text(json.dumps(as_json(results, describe(out)), indent=1) + "\n", encoding="utf-8")
-    facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    text = card(out.name, facts, state["progress"], last_line(run), numbers)
-    if notes is not None:
-        text += "\n" + notes.read_text(encoding="utf-8")
-    (out / "README.md").write_text(text, encoding="utf-8")
+    facts = json.loads(_read(run / "run.json"))
+    ending = "" if notes is None else "\n" + _read(notes)
+    staging = out.with_name(f".{out.name}.staging")
+    new = staging / out.name
+    try:
+        write_checkpoint(new, network, recipe.space, recipe.size, "# being evaluated\n", onnx)
+        results = evaluate(new, scenes, list(real_frames()))
+        numbers = table(results)
+        (new / RESULTS_FILE).write_text(json.dumps(as_json(results, describe(new)), indent=1) + "\n", encoding="utf-8")
+        text = card(out.name, facts, state["progress"], last_line(run), numbers) + ending
+        (new / "README.md").write_text(text, encoding="utf-8")
+        replace_folder(new, out)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
     return numbers
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise Unusable(f"file {path}: cannot be read ({error.strerror})") from error
 
 
 def card(name: str, facts: dict, progress: dict, last: dict, numbers: str) -> str:
@@ -57,8 +73,8 @@ python -m trainer evaluate --checkpoint nano --scenes DIR
 ## Training
 
 {_command(facts)}
-Seed {recipe["seed"]}; {progress["step"]} steps in {minutes:.0f} minutes on {facts["device"]}, shared with other
-work; {last.get("samples", "?")} scenes; {trained:.1f} million trained parameters; last training loss
+Seed {recipe["seed"]}; {progress["step"]} steps in {minutes:.0f} minutes on {facts["device"]};
+{last.get("samples", "?")} scenes; {trained:.1f} million trained parameters; last training loss
 {last.get("loss", "?")}. Python {versions["python"]}, torch {versions["torch"]}.
 
 | phase | target | length | batch | learning rate | sizes (width, height, chance) |
@@ -71,9 +87,11 @@ All other knobs: `config/train/nano.yaml`.
 
 def _command(facts: dict) -> str:
     # Where the folders lay on the machine that trained is nobody's business.
-    words = (Path(word).name if Path(word).is_absolute() else word for word in facts["command"][1:])
-    arguments = " ".join(words)
-    return f"```\npython -m trainer {arguments}\n```\n"
+    words = [Path(word).name if Path(word).is_absolute() else word for word in facts["command"][1:]]
+    arguments = shlex.join(words)
+    processes = facts["processes"]
+    start = f"torchrun --nproc-per-node {processes} -m --" if processes > 1 else "python -m"
+    return f"```\n{start} trainer {arguments}\n```\n"
 
 
 def _phase(phase: dict) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 
 from marigold_ros.config import Unusable
 from trainer.augment import Cut, cut, vary
+from trainer.ranks import ALONE, Ranks
 from trainer.recipe import AugmentRecipe, Phase
 
 # Wider than this counts as a wide scene (vehicles' cameras), batches of which are wide too.
@@ -89,14 +90,16 @@ def pick_size(phase: Phase, rng: np.random.Generator) -> tuple[int, int]:
 
 
 def make_batch(
-    scenes: Scenes, phase: Phase, augment: AugmentRecipe, seed: int, step: int
+    scenes: Scenes, phase: Phase, augment: AugmentRecipe, seed: int, step: int, ranks: Ranks = ALONE
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The batch of `step`: rgb (N, H, W, 3) uint8, depth_m (N, H, W) float32 with +inf sky and NaN unknown."""
-    rng = np.random.default_rng([seed, step])
-    width, height = pick_size(phase, rng)
-    rgbs = np.empty((phase.batch, height, width, 3), np.uint8)
-    depths = np.empty((phase.batch, height, width), np.float32)
-    for index in range(phase.batch):
+    """This rank's share of the batch of `step`: rgb (N, H, W, 3) uint8, depth_m (N, H, W) float32 with +inf sky and
+    NaN unknown. The whole batch is the same for any number of ranks."""
+    width, height = pick_size(phase, np.random.default_rng([seed, step]))
+    numbers = range(ranks.rank, phase.batch, ranks.count)
+    rgbs = np.empty((len(numbers), height, width, 3), np.uint8)
+    depths = np.empty((len(numbers), height, width), np.float32)
+    for index, number in enumerate(numbers):
+        rng = np.random.default_rng([seed, step, number])
         sample = scenes.draw(rng, width / height > WIDE, augment.other_shape)
         window = Cut.draw(rng, sample.depth_m.shape, (width, height), augment)
         rgb, depth_m = cut(sample.rgb, sample.depth_m, window)

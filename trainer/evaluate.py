@@ -19,6 +19,8 @@ from tqdm import tqdm
 from marigold_ros.checkpoints import CheckpointInfo, describe
 from marigold_ros.config import ModelConfig, Unusable
 from marigold_ros.estimator import load_estimator
+from marigold_ros.geometry import transformed
+from marigold_ros.kitti_files import read_calibration, read_scan
 from marigold_ros.metric import from_space, log_slope, to_space
 from marigold_ros.scores import Scores, score
 from trainer.data import load_sample
@@ -132,8 +134,14 @@ def held_out_frames(scenes: Path, limit: int | None = None) -> Iterator[Frame]:
 
 
 def real_frames(folder: Path | None = None) -> Iterator[Frame]:
-    """The real frames in `folder`, by default $MARIGOLD_ROS_DATA or ../shared/data beside the checkout."""
-    folder = Path(folder or os.environ.get(DATA_VARIABLE) or _beside_checkout())
+    """The real frames in `folder`, by default $MARIGOLD_ROS_DATA or ../shared/data beside the checkout.
+
+    Raises `Unusable` where a folder was named and holds none.
+    """
+    named = folder or os.environ.get(DATA_VARIABLE)
+    folder = Path(named or _beside_checkout())
+    if named and not (folder / "indoor").is_dir() and not (folder / "kitti").is_dir():
+        raise Unusable(f"real frames {folder}: there is neither indoor/ nor kitti/ in it")
     for path in sorted((folder / "indoor").glob("color_*.jpg")):
         depth_mm = cv2.imread(str(path.with_name(path.stem.replace("color", "depth") + ".png")), cv2.IMREAD_UNCHANGED)
         depth_m = np.where(depth_mm > 0, depth_mm.astype(np.float32) / 1000, np.nan)
@@ -153,16 +161,9 @@ def _read_rgb(path: Path) -> np.ndarray:
 
 def kitti_depth(folder: Path, shape: tuple[int, int]) -> np.ndarray:
     """(H, W) metres along the optical axis of the Velodyne points of a KITTI object frame, NaN elsewhere."""
-    calibration = {}
-    for line in (folder / "calib.txt").read_text().splitlines():
-        name, _, numbers = line.partition(":")
-        calibration[name] = np.array(numbers.split(), np.float64)
-    rectify = np.eye(4)
-    rectify[:3, :3] = calibration["R0_rect"].reshape(3, 3)
-    from_velodyne = np.vstack([calibration["Tr_velo_to_cam"].reshape(3, 4), [0, 0, 0, 1]])
-    points = np.fromfile(folder / "velodyne.bin", np.float32).reshape(-1, 4).astype(np.float64)
-    points[:, 3] = 1.0
-    u, v, w = calibration["P2"].reshape(3, 4) @ rectify @ from_velodyne @ points.T
+    k, camera_from_lidar = read_calibration(folder / "calib.txt")
+    points = transformed(read_scan(folder / "velodyne.bin").astype(np.float64), camera_from_lidar)
+    u, v, w = k @ points.T
     ahead = w > 0.5
     u, v, w = np.round(u[ahead] / w[ahead]).astype(int), np.round(v[ahead] / w[ahead]).astype(int), w[ahead]
     inside = (u >= 0) & (u < shape[1]) & (v >= 0) & (v < shape[0])
@@ -176,11 +177,12 @@ def kitti_depth(folder: Path, shape: tuple[int, int]) -> np.ndarray:
 def evaluate(
     checkpoint: Path,
     scenes: Path | None,
+    real: list[Frame],
     engine: str = "torch",
     limit: int | None = None,
     size: tuple[int, int] = (0, 0),
 ) -> dict[str, list[FrameScores]]:
-    """Scores of every frame, by set: 'held-out' where `scenes` are given, 'indoor' and 'kitti' where they exist."""
+    """Scores of every frame, by set: 'held-out' where `scenes` are given, and those of the `real` frames."""
     info = describe(Path(checkpoint))
     config = ModelConfig(checkpoint=str(checkpoint), engine=engine, width=size[0], height=size[1])
     estimator = load_estimator(config)
@@ -188,7 +190,7 @@ def evaluate(
     if scenes is not None:
         frames = tqdm(held_out_frames(scenes, limit), desc="held-out", mininterval=5)
         results["held-out"] = [evaluate_frame(frame, estimator(frame.rgb), info.space) for frame in frames]
-    for frame in real_frames():
+    for frame in real:
         results.setdefault(frame.name.split()[0], []).append(evaluate_frame(frame, estimator(frame.rgb), info.space))
     estimator.close()
     return results

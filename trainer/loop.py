@@ -1,7 +1,11 @@
 """A training run that can be killed at any time and goes on where its last saved state was.
 
 The state holds the network, its averaged copy, the optimiser and the place in the recipe. Batches are a function of
-the seed and the step, so a resumed run on the same scenes takes the same steps as one that was never stopped.
+the seed and the step, so a resumed run on the same scenes, with phases given in steps, ends with the same weights as
+one that was never stopped. (Phases given in minutes are as long as the machine is slow.)
+
+Started by `torchrun --nproc-per-node N -m trainer ...`, N processes share every batch and average their gradients, so
+their networks stay equal; the first of them writes the files. On a CPU a process per core beats a thread per core.
 """
 
 from __future__ import annotations
@@ -9,12 +13,13 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import os
 import platform
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +31,7 @@ from tqdm import tqdm
 
 from marigold_ros.config import Unusable
 from trainer.data import Scenes, make_batch
+from trainer.ranks import Ranks
 from trainer.recipe import Phase, Recipe
 
 STATE_FILE = "state.pt"
@@ -48,8 +54,12 @@ class Progress:
 
 
 def pick_device() -> torch.device:
-    """The accelerator where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The accelerator where there is one; torchrun's processes take one each."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
 
 
 def autocast(device: torch.device) -> torch.autocast:
@@ -66,6 +76,12 @@ class Training:
         self.folder, self.recipe, self.phases = Path(folder), recipe, phases
         self.loss = loss
         self.device = pick_device()
+        self.ranks = Ranks.join()
+        for phase in phases:
+            if phase.batch % self.ranks.count:
+                raise Unusable(
+                    f"phase {phase.name!r}: batch={phase.batch}: {self.ranks.count} processes cannot share it"
+                )
         # Not channels_last: on CPU, group norm's backward pass is ten times slower in that layout.
         self.network = network.to(self.device).train()
         self.average = copy.deepcopy(self.network).requires_grad_(False)
@@ -78,22 +94,23 @@ class Training:
             fused=True,
         )
         self.at = Progress()
-        self._stop = False
+        self._told_to_stop = self._stop = False
         self.folder.mkdir(parents=True, exist_ok=True)
         if (self.folder / STATE_FILE).is_file():
             self._resume()
-        self._write_facts()
+        if self.ranks.rank == 0:
+            self._write_facts()
 
     def run(self, scenes: Scenes, stop_after: int | None = None) -> bool:
         """Train to the end of the recipe; returns whether it was reached.
 
         Ctrl-C and SIGTERM finish the step, save and return False, as does `stop_after` steps in all.
         """
-        last_saved = time.monotonic()
+        self._last_share = last_saved = time.monotonic()
         with self._interruptible(), self._bar() as bar:
             while self.at.phase < len(self.phases):
                 parts = self._step(scenes)
-                if self.at.step % self.recipe.log_steps == 0:
+                if self.at.step % self.recipe.log_steps == 0 and self.ranks.rank == 0:
                     self._report(parts, bar, len(scenes))
                 if self._phase_share() >= 1.0:
                     self.at.phase, self.at.phase_step, self.at.phase_seconds = self.at.phase + 1, 0, 0.0
@@ -107,30 +124,40 @@ class Training:
         return True
 
     def _step(self, scenes: Scenes) -> dict[str, Tensor]:
-        start = time.monotonic()
         if self.at.step % self.recipe.rescan_steps == 0:
             scenes.rescan()
         phase = self.phases[self.at.phase]
-        rgb, depth_m = make_batch(scenes, phase, self.recipe.augment, self.recipe.seed, self.at.step)
+        rgb, depth_m = make_batch(scenes, phase, self.recipe.augment, self.recipe.seed, self.at.step, self.ranks)
         # Whatever a loss draws is then a function of seed and step too, and need not be saved.
-        torch.manual_seed((self.recipe.seed << 32) + self.at.step)
+        torch.manual_seed((self.recipe.seed << 32) + (self.at.step << 8) + self.ranks.rank)
         batch = (torch.from_numpy(array).to(self.device) for array in (rgb, depth_m))
         total, parts = self.loss(*batch, phase)
         for group in self.optimiser.param_groups:
             group["lr"] = self._learning_rate(phase)
         total.backward()
+        seconds = self._share()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.optimiser.clip_norm)
         # A batch gone wrong (overflow in bfloat16) must not end a run of hours.
         if torch.isfinite(norm):
             self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         self._update_average()
-        seconds = time.monotonic() - start
         self.at.step += 1
         self.at.phase_step += 1
         self.at.phase_seconds += seconds
         self.at.seconds += seconds
         return {"loss": total.detach(), **parts, "norm": norm}
+
+    def _share(self) -> float:
+        """Average the gradients over the ranks, and agree on what must not differ: the seconds since the last time,
+        which are returned, and whether anybody was told to stop."""
+        now = time.monotonic()
+        facts = torch.tensor([now - self._last_share, float(self._told_to_stop)], dtype=torch.float64)
+        self._last_share = now
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        seconds, stop = self.ranks.average_(gradients, facts).tolist()
+        self._stop = stop > 0
+        return seconds
 
     def _learning_rate(self, phase: Phase) -> float:
         start, end = phase.lr
@@ -151,13 +178,16 @@ class Training:
         torch._foreach_lerp_(mine, theirs, 1 - decay)
 
     def save(self) -> None:
-        """Write the state beside the old one, then replace that."""
+        """Write the state beside the old one, then replace that; the first rank's business."""
+        if self.ranks.rank > 0:
+            return
         state = {
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "progress": vars(self.at),
             "recipe": self.recipe.as_dict(),
+            "phases": _phases(self.phases),
             "network_config": {"scaling_factor": _latent_scaling(self.network)},
         }
         beside = self.folder / f"{STATE_FILE}.part"
@@ -166,16 +196,31 @@ class Training:
 
     def _resume(self) -> None:
         state = read_state(self.folder, self.device)
+        self._check_recipe(state)
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.at = Progress(**state["progress"])
+        if self.ranks.rank > 0:
+            return
         # What was logged after the saved state is about to happen again.
         log = self.folder / LOG_FILE
         if log.is_file():
             lines = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= self.at.step]
             log.write_text("".join(f"{line}\n" for line in lines))
         print(f"resuming {self.folder} at step {self.at.step}")
+
+    def _check_recipe(self, state: dict[str, Any]) -> None:
+        """Phases that are still to come may change between sittings, and how often things are said and saved."""
+        begun = state["phases"][: state["progress"]["phase"] + 1]
+        before = _decisive(state["recipe"]) | _by_number(begun)
+        now = _decisive(self.recipe.as_dict()) | _by_number(_phases(self.phases)[: len(begun)])
+        for name, value in now.items():
+            if value != before.get(name):
+                raise Unusable(
+                    f"training run {self.folder}: was begun with {name}={before.get(name)!r}, not {value!r}; "
+                    "go on with the same recipe, or give another --run"
+                )
 
     def _write_facts(self) -> None:
         facts = {
@@ -184,6 +229,7 @@ class Training:
             "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
             | {"opencv": cv2.__version__},
             "device": torch.cuda.get_device_name() if self.device.type == "cuda" else _cpu_name(),
+            "processes": self.ranks.count,
             "threads": torch.get_num_threads(),
             "parameters": sum(p.numel() for p in self.network.parameters()),
             "trained_parameters": sum(p.numel() for p in self.parameters),
@@ -218,12 +264,13 @@ class Training:
     def _bar(self) -> tqdm:
         # To a file, a line every half minute; to a terminal, a living bar.
         interval = 0.5 if sys.stderr.isatty() else 30.0
-        return tqdm(total=1.0, bar_format="{percentage:3.0f}%|{bar:20}|{postfix}", mininterval=interval, miniters=0)
+        look = {"bar_format": "{percentage:3.0f}%|{bar:20}|{postfix}", "mininterval": interval, "miniters": 0}
+        return tqdm(total=1.0, disable=self.ranks.rank > 0, **look)
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:
         def stop(number: int, frame: Any) -> None:
-            self._stop = True
+            self._told_to_stop = True
 
         try:
             before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -247,6 +294,25 @@ def read_state(folder: Path, device: torch.device | str = "cpu") -> dict[str, An
         raise Unusable(
             f"training run {folder}: {STATE_FILE} cannot be read ({error}); delete it to begin anew"
         ) from error
+
+
+def _decisive(recipe: dict[str, Any]) -> dict[str, Any]:
+    """What in a recipe decides the weights, by dotted name, without the phases."""
+    flat = {}
+    for name, value in recipe.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{key}": item for key, item in value.items() if key != "phases"}
+        elif name not in ("threads", "rescan_steps", "save_minutes", "log_steps"):
+            flat[name] = value
+    return flat
+
+
+def _phases(phases: tuple[Phase, ...]) -> list[dict[str, Any]]:
+    return json.loads(json.dumps([asdict(phase) for phase in phases]))
+
+
+def _by_number(phases: list[dict[str, Any]]) -> dict[str, Any]:
+    return {f"phase {number}": phase for number, phase in enumerate(phases, 1)}
 
 
 def _latent_scaling(network: nn.Module) -> float:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from marigold_ros.config import Unusable
-from marigold_ros.network import SingleStepDepth
+from marigold_ros.network import SingleStepDepth, normalised
 from trainer.architecture import build_network, build_unet, constant_prompt
 from trainer.data import Scenes
 from trainer.loop import STATE_FILE, Training, autocast, pick_device, read_state
@@ -33,7 +33,7 @@ def train_nano(folder: Path, recipe: Recipe, scenes: Scenes, vae_run: Path | Non
 
     def loss(rgb: Tensor, depth_m: Tensor, phase: Phase) -> tuple[Tensor, dict[str, Tensor]]:
         target = make_target(depth_m, recipe.space, recipe.nano)
-        image = network.normalise(rgb).contiguous()
+        image = normalised(rgb, torch.float32).contiguous()
         if phase.target == "latent":
             with autocast(device):
                 latent = network.predict(network.encode(image))

@@ -49,7 +49,7 @@ def write_checkpoint(
         path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors writes files that only their owner may read
     _check_size(beside)
     describe(beside)
-    _swap(beside, folder)
+    replace_folder(beside, folder)
 
 
 def _export(folder: Path) -> None:
@@ -85,8 +85,13 @@ def _check_size(folder: Path) -> None:
         )
 
 
-def _swap(beside: Path, folder: Path) -> None:
-    """Move `beside` to `folder`; what was there is gone only after the new one stands."""
+def replace_folder(beside: Path, folder: Path) -> None:
+    """Move `beside` to `folder`; a checkpoint that was there is gone only after the new one stands.
+
+    Raises `Unusable` where something else is there.
+    """
+    if folder.exists() and any(folder.iterdir()) and not (folder / "model_index.json").is_file():
+        raise Unusable(f"folder {folder}: is in the way and is no checkpoint; give another one")
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():

@@ -12,9 +12,10 @@ import yaml
 
 from marigold_ros.config import Unusable
 from marigold_ros.metric import SPACES
+from marigold_ros.places import shared
 
 TARGETS = ("depth", "latent")
-DEFAULT = Path(__file__).resolve().parent.parent / "config" / "train" / "nano.yaml"
+DEFAULT = "config/train/nano.yaml"
 
 
 @dataclass(frozen=True)
@@ -148,8 +149,9 @@ class Recipe:
         return _plain(dataclasses.asdict(self))
 
 
-def load_recipe(path: Path, changes: Mapping[str, Any] | None = None) -> Recipe:
-    """The recipe in YAML file `path`, with {'section.name': value} applied."""
+def load_recipe(path: Path | None = None, changes: Mapping[str, Any] | None = None) -> Recipe:
+    """The recipe in YAML file `path`, by default the package's own, with {'section.name': value} applied."""
+    path = path or shared(DEFAULT)
     try:
         tree = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
     except (OSError, yaml.YAMLError) as error:

@@ -27,7 +27,8 @@ _SECTOR_DEG = 84.0
 def main(argv: Sequence[str] | None = None) -> int:
     """Render and write one recording; exit status 1 when it came out larger than may be bundled."""
     parser = argparse.ArgumentParser(prog="python -m trainer record", description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder of the recording; an old one is replaced")
+    text = "folder of the recording; an old one is replaced when the new one ends"
+    parser.add_argument("--out", type=Path, required=True, help=text)
     parser.add_argument("--family", default="warehouse", help="kind of scene (default warehouse)")
     parser.add_argument("--seed", type=int, default=8)
     parser.add_argument("--frames", type=int, default=80)
@@ -37,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--height", type=int, default=480)
     parser.add_argument("--samples", type=int, default=32, help="light paths per pixel (default 32)")
     arguments = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    if arguments.frames < 1 or not arguments.rate > 0:
+        parser.error("--frames must be at least 1, --rate greater than 0")
     camera, camera_from_lidar = _mounting(arguments.width, arguments.height)
     count = write_frames(arguments.out, _frames(arguments), camera, camera_from_lidar)
     size = sum(path.stat().st_size for path in arguments.out.iterdir())

@@ -42,7 +42,7 @@ class OpenVinoEngine:
         except RuntimeError as error:
             raise Unusable(
                 f"network file {self._onnx}: OpenVINO cannot compile it for {size[1]}x{size[0]} "
-                f"({str(error).splitlines()[-1]}); delete it to have it exported again"
+                f"({str(error).splitlines()[-1]}); try another model.width and model.height, or model.engine: torch"
             ) from error
         precision = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         device = self._core.get_property("CPU", "FULL_DEVICE_NAME")

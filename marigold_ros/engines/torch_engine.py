@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from marigold_ros.checkpoints import CheckpointInfo, load_network
-from marigold_ros.network import folded
+from marigold_ros.folds import folded
 
 
 class TorchEngine:

@@ -15,6 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from . import dataset
+from .backend import check_backend
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -45,7 +46,10 @@ def tasks(args: argparse.Namespace) -> list[tuple]:
 def main(argv: list[str] | None = None) -> int:
     """Renders what is missing; returns 0, or 1 if some samples could not be rendered."""
     args = parse(argv)
+    dataset.check_origin(args.out, args.split, args.seed)
     todo = tasks(args)
+    if todo:
+        check_backend()  # before the workers start: a pool replaces a worker that cannot, for ever
     missing = sum(len(t[3]) for t in todo)
     print(f"{args.count - missing} of {args.count} samples are there, {missing} to render")
     bar = tqdm(total=args.count, initial=args.count - missing, unit="image", smoothing=0.02, file=sys.stdout)

@@ -16,6 +16,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from marigold_ros.config import Unusable
+
 from . import indoor, outdoor
 from .backend import mitsuba
 from .lighting import develop, draw_response, make_sky, meter
@@ -195,6 +197,18 @@ def paths(root: Path, split: str, index: int) -> tuple[Path, Path, Path]:
     base = root / split
     name = f"{index:06d}"
     return base / "rgb" / f"{name}.jpg", base / "depth_m" / f"{name}.npy", base / "camera" / f"{name}.json"
+
+
+def check_origin(root: Path, split: str, seed: int) -> None:
+    """Raises `Unusable` where the split holds samples of another seed or generator: they would pass for these."""
+    wanted = {"seed": seed, "version": VERSION}
+    for camera in sorted((root / split / "camera").glob("*.json"))[:1]:
+        about = json.loads(camera.read_text(encoding="utf-8"))
+        for name, value in wanted.items():
+            if about.get(name) != value:
+                raise Unusable(
+                    f"folder {root / split}: holds samples of {name} {about.get(name)}, not {value}; give another --out"
+                )
 
 
 def complete(root: Path, split: str, index: int) -> bool:

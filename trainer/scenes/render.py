@@ -10,12 +10,14 @@ Camera frame: x right, y down, z forward; depth is the z of the first hit throug
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
 import cv2
 import numpy as np
 
+from .backend import upload
 from .geometry import Builder
 from .textures import LEVELS, ROW, SIZE, Bank
 
@@ -67,9 +69,11 @@ class DeviceBank:
     """The texture bank in Dr.Jit memory."""
 
     def __init__(self, mi: Any, bank: Bank) -> None:
-        self.words = mi.UInt32(bank.packed)
-        self.offsets = mi.UInt32(bank.level_offset)
-        self.stride = mi.UInt32(np.array([bank.words_per_texture], np.uint32))
+        import drjit as dr
+
+        self.words = upload(mi.UInt32, bank.packed)
+        self.offsets = upload(mi.UInt32, bank.level_offset)
+        self.stride = dr.opaque(mi.UInt32, bank.words_per_texture)
 
 
 class World:
@@ -81,8 +85,8 @@ class World:
         self.faces_np = mesh.f
         shape = mi.Mesh("scene", len(mesh.v), len(mesh.f))
         params = mi.traverse(shape)
-        params["vertex_positions"] = mi.Float(mesh.v.ravel())
-        params["faces"] = mi.UInt32(mesh.f.astype(np.uint32).ravel())
+        params["vertex_positions"] = upload(mi.Float, mesh.v)
+        params["faces"] = upload(mi.UInt32, mesh.f)
         params.update()
         self.scene = mi.load_dict({"type": "scene", "mesh": shape})
         self.upload(mesh, np.stack(builder.rows))
@@ -105,19 +109,19 @@ class World:
             [g / np.maximum(area, 1e-12)[:, None], density[:, None], tangent, 0 * density[:, None]], 1
         )
         vert = np.concatenate([mesh.uv, np.zeros_like(mesh.uv), mesh.n, np.zeros_like(mesh.n[:, :1])], 1)
-        self.face = mi.Float(face.astype(np.float32).ravel())
-        self.face_mat = mi.UInt32(mesh.part.astype(np.uint32))
-        self.faces = mi.UInt32(mesh.f.astype(np.uint32).ravel())
-        self.vert = mi.Float(vert.astype(np.float32).ravel())
-        self.rows = mi.Float(rows.astype(np.float32).ravel())
+        self.face = upload(mi.Float, face)
+        self.face_mat = upload(mi.UInt32, mesh.part)
+        self.faces = upload(mi.UInt32, mesh.f)
+        self.vert = upload(mi.Float, vert)
+        self.rows = upload(mi.Float, rows)
 
     def set_light(self, light: Lighting) -> None:
         """Puts another light on the same geometry."""
         mi = self.mi
         self.light = light
-        self.sky = mi.Float(np.ascontiguousarray(light.sky, np.float32).ravel())
+        self.sky = upload(mi.Float, light.sky)
         lights = light.lights or [np.zeros(12)]
-        self.lights = mi.Float(np.stack(lights).astype(np.float32).ravel())
+        self.lights = upload(mi.Float, np.stack(lights))
         p = np.zeros(16, np.float32)
         p[0:3], p[3:6], p[6:9] = light.key_at, light.key_rgb, light.ambient
         p[9], p[10], p[11] = light.key_is_point, light.key_radius, light.open_sky
@@ -142,33 +146,36 @@ class World:
             out += dr.gather(mi.Vector3f, self.sky, i) * w
         return out
 
-    def _texel(self, base: Any, size: Any, x: Any, y: Any) -> Any:
+    def _texel(self, base: Any, size: Any, x: Any, y: Any, active: Any) -> Any:
         import drjit as dr
 
         mi = self.mi
-        w = dr.gather(mi.UInt32, self.bank.words, base + (y & (size - 1)) * size + (x & (size - 1)))
+        w = dr.gather(mi.UInt32, self.bank.words, base + (y & (size - 1)) * size + (x & (size - 1)), active)
         r, g, b = mi.Float(w & 255), mi.Float((w >> 8) & 255), mi.Float((w >> 16) & 255)
         return mi.Vector3f(r * r, g * g, b * b) / 65025.0, mi.Float(w >> 24) / 255.0
 
-    def _texture(self, tile: Any, uv: Any, level: Any, smooth: bool) -> Any:
-        """Linear RGB, height and its slope per texel (2) of a texture at uv (1 = one repetition)."""
+    def _texture(self, tile: Any, uv: Any, level: Any, smooth: bool, active: Any) -> Any:
+        """Linear RGB, height and its slope per texel (2) of a texture at uv (1 = one repetition).
+
+        Where not `active`, uv and level come from a ray that hit nothing and may be anything.
+        """
         import drjit as dr
 
         mi = self.mi
         size = mi.UInt32(SIZE) >> level
-        base = tile * self.bank.stride + dr.gather(mi.UInt32, self.bank.offsets, level)
+        base = tile * self.bank.stride + dr.gather(mi.UInt32, self.bank.offsets, level, active)
         fu, fv = uv.x - dr.floor(uv.x), uv.y - dr.floor(uv.y)
         if not smooth:
             x, y = mi.UInt32(fu * mi.Float(size)), mi.UInt32(fv * mi.Float(size))
-            return self._texel(base, size, x, y)[0], None, None
+            return self._texel(base, size, x, y, active)[0], None, None
         x, y = fu * mi.Float(size) + mi.Float(size) - 0.5, fv * mi.Float(size) + mi.Float(size) - 0.5
         x0, y0 = dr.floor(x), dr.floor(y)
         fx, fy = x - x0, y - y0
         i, j = mi.UInt32(x0), mi.UInt32(y0)
-        c00, h00 = self._texel(base, size, i, j)
-        c10, h10 = self._texel(base, size, i + 1, j)
-        c01, h01 = self._texel(base, size, i, j + 1)
-        c11, h11 = self._texel(base, size, i + 1, j + 1)
+        c00, h00 = self._texel(base, size, i, j, active)
+        c10, h10 = self._texel(base, size, i + 1, j, active)
+        c01, h01 = self._texel(base, size, i, j + 1, active)
+        c11, h11 = self._texel(base, size, i + 1, j + 1, active)
         c = (c00 * (1 - fx) + c10 * fx) * (1 - fy) + (c01 * (1 - fx) + c11 * fx) * fy
         slope_u = (h10 - h00) * (1 - fy) + (h11 - h01) * fy
         slope_v = (h01 - h00) * (1 - fx) + (h11 - h10) * fx
@@ -218,15 +225,15 @@ class World:
             cos = dr.maximum(-dr.dot(g, ray.d), 0.05)
             texels = footprint * pi.t / dr.sqrt(cos) * gx[3] * m[19] * SIZE
             level = mi.UInt32(dr.clip(dr.log2(texels) - 0.9 + random, 0, LEVELS - 1.01))
-            c, su, sv = self._texture(tile, uv, level, True)
+            c, su, sv = self._texture(tile, uv, level, True, valid)
             strength = m[15] * 1.6 / (1.0 + mi.Float(level))
             tangent = mi.Vector3f(gx[4], gx[5], gx[6])
             n = dr.normalize(n - strength * (su * tangent + sv * dr.cross(n, tangent)))
             n = dr.normalize(n + dr.maximum(0.02 - dr.dot(n, -ray.d), 0) * -ray.d)
         else:
             n = g
-            c, _, _ = self._texture(tile, uv, mi.UInt32(3), False)
-        mc, _, _ = self._texture(macro_tile, uv * 0.171, mi.UInt32(2), smooth)
+            c, _, _ = self._texture(tile, uv, mi.UInt32(3), False, valid)
+        mc, _, _ = self._texture(macro_tile, uv * 0.171, mi.UInt32(2), smooth, valid)
         rgb = mi.Vector3f(*[m[10 + k] + m[1 + 3 * k] * c.x + m[2 + 3 * k] * c.y + m[3 + 3 * k] * c.z for k in range(3)])
         rgb = dr.clip(rgb * (1 + m[20] * (mc.x - 0.25) * 2), 0, 0.95)
         return {
@@ -307,8 +314,10 @@ class World:
         return dr.select(on, choice * (total / tries), mi.Vector3f(0))
 
     def _params(self) -> Any:
+        import drjit as dr
+
         mi = self.mi
-        return [mi.Float(np.array([x], np.float32)) for x in self.params_np]
+        return [dr.opaque(mi.Float, float(x)) for x in self.params_np]
 
     def _camera_rays(self, cam: Camera, spp: int, seed: int, centre: bool) -> Any:
         """Rays of all pixels, sample index fastest; also the depth per unit of t and the random numbers."""
@@ -316,14 +325,14 @@ class World:
 
         mi = self.mi
         n = cam.width * cam.height * spp
-        one = lambda x: mi.Float(np.array([x], np.float32))  # noqa: E731  data, not constants of the kernel
+        one = functools.partial(dr.opaque, mi.Float)  # data, not constants of the kernel
         index = dr.arange(mi.UInt32, n)
-        per = mi.UInt32(np.array([spp], np.uint32))
-        wide = mi.UInt32(np.array([cam.width], np.uint32))
+        per = dr.opaque(mi.UInt32, spp)
+        wide = dr.opaque(mi.UInt32, cam.width)
         pixel = index // per
         y = pixel // wide
         x = pixel - y * wide
-        key = mi.UInt32(np.array([seed & 0xFFFFFFFF], np.uint32))
+        key = dr.opaque(mi.UInt32, seed & 0xFFFFFFFF)
         randoms = []
         for k in range(6):
             a, b = mi.sample_tea_32(index * 6 + k, key, 5)
@@ -362,8 +371,8 @@ class World:
         import drjit as dr
 
         mi = self.mi
-        o = mi.Point3f(np.ascontiguousarray(np.broadcast_to(origins, directions.shape).T, np.float32))
-        d = mi.Vector3f(np.ascontiguousarray(directions.T, np.float32))
+        o = mi.Point3f(*(upload(mi.Float, x) for x in np.broadcast_to(origins, directions.shape).T))
+        d = mi.Vector3f(*(upload(mi.Float, x) for x in directions.T))
         pi = self.scene.ray_intersect_preliminary(mi.Ray3f(o, d), coherent=False)
         t = np.array(mi.Float(dr.select(pi.is_valid(), pi.t, dr.inf)))
         return np.where(t <= reach, t, np.inf).astype(np.float32)
@@ -376,7 +385,7 @@ class World:
         mi = self.mi
         par = self._params()
         ray, inv, rnd = self._camera_rays(cam, spp, seed, False)
-        footprint = mi.Float(np.array([1 / cam.k[0, 0]], np.float32))
+        footprint = dr.opaque(mi.Float, 1 / cam.k[0, 0])
         hit = self._hit(ray, mi.Bool(True), footprint, True, rnd[2])
         on = hit["valid"]
         sun, e = self._key(hit, par, rnd[3], rnd[4], on)
@@ -427,7 +436,7 @@ class World:
         mi = self.mi
         par = self._params()
         ray, _, rnd = self._camera_rays(cam, spp, seed + 0x9E3779B9, False)
-        footprint = mi.Float(np.array([1 / cam.k[0, 0]], np.float32))
+        footprint = dr.opaque(mi.Float, 1 / cam.k[0, 0])
         first = self._hit(ray, mi.Bool(True), footprint, True, rnd[2])
         on = first["valid"]
         light = self._area(first, par, rnd[3], rnd[4], rnd[5], rnd[10], on)

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from marigold_ros.config import Unusable
+
 from .dataset import Studio, build_stage, random_of
 from .lidar import cast_lidar, scan_pattern, to_points
 from .lighting import develop, draw_response, meter
@@ -100,7 +102,7 @@ def _find_drive(studio: Studio, seed: int, family: str, length: float) -> tuple[
         line = drive(world, rng, length, (x.min() - 1, x.max() + 1, y.min() - 1, y.max() + 1))
         if line is not None:
             return world, line
-    raise RuntimeError(f"no drive of {length:.1f} m found for seed {seed}")
+    raise Unusable(f"seed {seed}: no drive of {length:.1f} m found; choose another seed, or a shorter drive")
 
 
 def _along(line: np.ndarray, distance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
