@@ -8,6 +8,7 @@ Foxglove stay behind.
 from __future__ import annotations
 
 import argparse
+import shutil
 import subprocess
 import sys
 import time
@@ -216,6 +217,7 @@ def run(arguments: argparse.Namespace) -> int:
     began_s = time.monotonic()
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(out / ".recording.part", ignore_errors=True)  # of a demo that was killed
     with Recording(arguments.recording) as recording:
         camera_from_lidar, length_s = recorded_extrinsic(recording), recording.duration_s / arguments.rate
     environment = processes.private_environment(processes.free_domain())

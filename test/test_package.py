@@ -40,7 +40,7 @@ ROSDEP = {
     "psutil": "python3-psutil",
     "yaml": "python3-yaml",
 }
-# Has no rosdep key: pip install 'marigold_ros[...]', as the README says.
+# Has no rosdep key: comes by pip, as the README says.
 FROM_PIP = {
     "PIL",
     "diffusers",
@@ -165,7 +165,10 @@ def test_every_import_is_declared_and_every_declaration_used():
     declared = {element.text for element in manifest.findall("exec_depend")}
     imported = set(imported_packages(PROJECT / "marigold_ros")) | set(imported_packages(PROJECT / "launch"))
     imported -= set(sys.stdlib_module_names) | {"marigold_ros"} | FROM_PIP
-    assert {ROSDEP.get(name, name) for name in imported} == declared
+    started = {"rviz2"}
+    launch_files = "".join(path.read_text() for path in (PROJECT / "launch").glob("*.py"))
+    assert all(f'package="{name}"' in launch_files for name in started)
+    assert {ROSDEP.get(name, name) for name in imported} | started == declared
 
 
 def test_every_program_has_its_main():
