@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from marigold_ros import hub
 from marigold_ros.config import Unusable
 from marigold_ros.metric import SPACES
 from marigold_ros.places import shared
@@ -29,6 +30,14 @@ PROMPT_FILE = "empty_prompt.safetensors"
 PROMPT_KEY = "prompt"
 MODULES = ("unet", "vae")
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
+# The second is the name from before diffusers took the pipeline in.
+DEPTH_PIPELINES = ("MarigoldDepthPipeline", "MarigoldPipeline")
+OTHER_PIPELINES = {
+    "MarigoldNormalsPipeline": "it gives surface normals, not depth",
+    "MarigoldIntrinsicsPipeline": "it gives albedo and shading, not depth",
+    "DepthNormalEstimationPipeline": "a GeoWizard network sees the image through a CLIP encoder as well and computes "
+    "depth and normals in one batch that shares its attention; it is no Marigold network",
+}
 # What a Marigold folder without our own file is run at: 768 on the long side of a 4:3 image.
 FOREIGN_SIZE = (768, 576)
 
@@ -62,17 +71,23 @@ class CheckpointInfo:
     digest: str
 
 
-def find_checkpoint(name: str) -> Path:
-    """The folder of checkpoint `name`: a bundled name or a path to a folder."""
+def find_checkpoint(name: str, download: bool = False) -> Path:
+    """The folder of checkpoint `name`: a bundled name, a path to a folder, or a hub id (OWNER/MODEL).
+
+    Hub checkpoints are looked for in the local cache; `download` also fetches them.
+    """
     if name in BUNDLED:
         return shared(f"checkpoints/{name}/model_index.json").parent
     folder = Path(name).expanduser()
-    if not name or not folder.is_dir():
-        allowed = ", ".join(map(repr, BUNDLED))
-        raise Unusable(
-            f"checkpoint {name!r}: no such folder; give {allowed} (bundled) or a folder in diffusers' format"
-        )
-    return folder
+    if name and folder.is_dir():
+        return folder
+    if hub.is_hub_id(name):
+        return hub.download(name) if download else hub.cached(name)
+    allowed = ", ".join(map(repr, BUNDLED))
+    raise Unusable(
+        f"checkpoint {name!r}: no such folder; give {allowed} (bundled), a folder in diffusers' format, or a hub id "
+        "such as 'GonzaloMG/marigold-e2e-ft-depth'"
+    )
 
 
 def describe(folder: Path) -> CheckpointInfo:
@@ -82,6 +97,7 @@ def describe(folder: Path) -> CheckpointInfo:
     """
     folder = Path(folder).resolve()
     index = _read_json(folder / "model_index.json")
+    _check_kind(folder, index)
     own = _read_json(folder / OWN_FILE) if (folder / OWN_FILE).is_file() else {}
     x0_scale, timestep = single_step(_read_json(folder / "scheduler" / "scheduler_config.json"), folder)
     digest = _check_files(folder, own.get("manifest"))
@@ -105,7 +121,7 @@ def describe(folder: Path) -> CheckpointInfo:
             f"checkpoint {folder}: working size {width}x{height} in {OWN_FILE}: must be multiples of {multiple}"
         )
     return CheckpointInfo(
-        name=str(own.get("name", folder.name)),
+        name=str(own.get("name", hub.name_of(folder))),
         folder=folder,
         space=space,
         width=width,
@@ -121,6 +137,15 @@ def describe(folder: Path) -> CheckpointInfo:
         onnx=folder / ONNX_FILE if (folder / ONNX_FILE).is_file() else None,
         digest=digest,
     )
+
+
+def _check_kind(folder: Path, index: dict[str, Any]) -> None:
+    """Refuse what is no depth network of this family, with the reason."""
+    kind = index.get("_class_name")
+    if kind in DEPTH_PIPELINES:
+        return
+    why = OTHER_PIPELINES.get(kind, f"only {' and '.join(DEPTH_PIPELINES)} are known")
+    raise Unusable(f"checkpoint {folder}: _class_name={kind!r} in model_index.json: {why}")
 
 
 def single_step(scheduler: dict[str, Any], folder: Path) -> tuple[float, int]:
@@ -224,9 +249,11 @@ def _encode_empty_prompt(folder: Path) -> torch.Tensor:
     tokens = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)(
         "", padding="do_not_pad", return_tensors="pt"
     ).input_ids
-    encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", local_files_only=True)
+    weights = folder / "text_encoder"
+    variant = "fp16" if any(weights.glob("*.fp16.safetensors")) else None
+    encoder = CLIPTextModel.from_pretrained(weights, local_files_only=True, variant=variant).float()
     with torch.inference_mode():
-        return encoder(tokens)[0].float().clone()
+        return encoder(tokens)[0].clone()
 
 
 def seal(folder: Path) -> None:

@@ -73,7 +73,9 @@ class ModelConfig:
 
     SECTION = "model"
 
-    checkpoint: str = setting("nano", "Checkpoint: 'nano' (bundled) or a folder in diffusers' format.", read_only=True)
+    checkpoint: str = setting(
+        "nano", "Checkpoint: 'nano' (bundled), a folder in diffusers' format, or a downloaded hub id.", read_only=True
+    )
     engine: str = setting(
         "auto",
         "What runs the network: 'openvino' (CPU), 'torch' (the reference) or 'auto' (openvino where installed).",

@@ -168,13 +168,13 @@ def _quiet() -> Iterator[None]:
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="export", description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", default="nano", help="'nano' or a checkpoint folder")
+    parser.add_argument("--checkpoint", default="nano", help="'nano', a folder, or a hub id (downloaded)")
     parser.add_argument("--output", type=Path, help="the ONNX file to write (default: into the cache)")
     parser.add_argument("--cache-dir", default="", help="the cache, default ~/.cache/marigold_ros")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        info = describe(find_checkpoint(arguments.checkpoint))
+        info = describe(find_checkpoint(arguments.checkpoint, download=True))
         path = arguments.output
         if path is None:
             path = onnx_file(info, cache_folder(arguments.cache_dir))

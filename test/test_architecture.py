@@ -31,7 +31,19 @@ HEAVY = {"torch", "diffusers", "openvino", "tensorrt", "onnx", "onnxruntime", "t
 # What may know ROS: the node's own modules, and the programs that play, record and show.
 NODE_RIM = {"messages", "parameters", "transforms", "scans", "outputs", "diagnostics", "frames", "depth_node"}
 PROGRAMS = {"player", "recorder", "demo", "driver", "kitti", "benchmark"}
-CORE = {"config", "geometry", "anchors", "metric", "checkpoints", "network", "folds", "export", "estimator", "pipeline"}
+CORE = {
+    "config",
+    "geometry",
+    "anchors",
+    "metric",
+    "checkpoints",
+    "hub",
+    "network",
+    "folds",
+    "export",
+    "estimator",
+    "pipeline",
+}
 ALLOWED = {
     "config": set(),
     "complaints": set(),

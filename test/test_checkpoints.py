@@ -82,7 +82,7 @@ def test_folder_path_is_taken_as_it_is(folder):
     assert find_checkpoint(str(folder)) == folder
 
 
-@pytest.mark.parametrize("name", ["", "micro", "prs-eth/marigold-depth-v1-1", "/nowhere/at/all"])
+@pytest.mark.parametrize("name", ["", "micro", "a/b/c", "/nowhere/at/all"])
 def test_unknown_checkpoints_are_refused_with_what_is_allowed(name):
     with pytest.raises(Unusable, match="'nano'"):
         find_checkpoint(name)
@@ -171,6 +171,49 @@ def test_nonsense_in_our_own_file_is_refused(folder, changes, words):
     edit(folder / "marigold_ros.json", **changes)
     with pytest.raises(Unusable, match=words):
         describe(folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("MarigoldNormalsPipeline", "normals, not depth"),
+        ("MarigoldIntrinsicsPipeline", "albedo and shading"),
+        ("DepthNormalEstimationPipeline", "GeoWizard"),
+        ("StableDiffusionPipeline", "only MarigoldDepthPipeline and MarigoldPipeline are known"),
+        (None, "_class_name=None"),
+    ],
+)
+def test_other_pipelines_are_refused_with_the_reason(folder, kind, words):
+    edit(folder / "model_index.json", _class_name=kind)
+    with pytest.raises(Unusable, match=words):
+        describe(folder)
+
+
+def test_the_family_s_old_name_is_known(folder):
+    edit(folder / "model_index.json", _class_name="MarigoldPipeline")
+    seal(folder)
+    assert describe(folder).name == "small"
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_the_empty_prompt_comes_from_the_text_encoder(foreign, variant):
+    """Two tokens: begin and end of text, as Marigold and its fine-tunes are run."""
+    transformers = pytest.importorskip("transformers")
+    words = {"<|startoftext|>": 0, "<|endoftext|>": 1}
+    (foreign / "tokenizer").mkdir()
+    (foreign / "tokenizer" / "vocab.json").write_text(json.dumps(words))
+    (foreign / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.CLIPTextConfig(vocab_size=2, bos_token_id=0, eos_token_id=1, pad_token_id=1, **sizes)
+    encoder = transformers.CLIPTextModel(config).eval()
+    if variant:
+        encoder.half()
+    encoder.save_pretrained(foreign / "text_encoder", variant=variant)
+    with torch.inference_mode():
+        expected = encoder.float()(torch.tensor([[0, 1]]))[0]
+    prompt = load_network(describe(foreign)).prompt
+    assert prompt.shape == (1, 2, 16)
+    torch.testing.assert_close(prompt, expected)
 
 
 def test_a_network_for_normals_is_refused(folder):

@@ -44,6 +44,7 @@ ROSDEP = {
 FROM_PIP = {
     "PIL",
     "diffusers",
+    "huggingface_hub",
     "onnx",
     "onnxscript",
     "openvino",
