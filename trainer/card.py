@@ -64,8 +64,8 @@ parameters; float16; working size {recipe["size"][0]}×{recipe["size"][1]}.
 AbsRel, δ1 and RMSE after the scale and shift in `{recipe["space"]}` that give the least AbsRel over all pixels of known
 depth; 'near' is AbsRel below 5 m; 'plain' is after unweighted least squares in the same space. The image-blind baseline
 is a plane of inverse depth over the image, fitted to the same pixels in the same two ways. Indoor: five PrimeSense
-frames of a living room (test data of Open3D 0.10; `color_*.jpg`, `depth_*.png` in millimetres); kitti: frames 000000 and
-000001 of the object benchmark's training set against the Velodyne. Both were used for evaluation only.
+frames of a living room (test data of Open3D 0.10; `color_*.jpg`, `depth_*.png` in millimetres); kitti: frames 000000
+and 000001 of the object benchmark's training set against the Velodyne. Both were used for evaluation only.
 
 ```
 python -m trainer evaluate --checkpoint nano --scenes DIR --data FOLDER      # FOLDER/indoor, FOLDER/kitti
