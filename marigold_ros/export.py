@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 OPSET = 18
 _IR_VERSION = 10
 # Part of the cache's file names: raise it when the exported graph changes.
-_EXPORT_VERSION = 2
+_EXPORT_VERSION = 3
 
 log = logging.getLogger(__name__)
 
@@ -153,16 +153,18 @@ def _written_beside(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence torch's exporter, which warns about optional packages and its own internals."""
-    exporter = logging.getLogger("torch.onnx")
-    level = exporter.level
-    exporter.setLevel(logging.ERROR)
+    """Silence torch's exporter and its helpers, which tell of optional packages and every step of their own."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        exporter.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -75,7 +75,7 @@ class SingleStepDepth(nn.Module):
 
 def normalised(rgb: Tensor, dtype: torch.dtype) -> Tensor:
     """(N, H, W, 3) uint8 to (N, 3, H, W) in [-1, 1]."""
-    return (rgb.permute(0, 3, 1, 2).float() * (1.0 / 127.5) - 1.0).to(dtype)
+    return (rgb.float() * (1.0 / 127.5) - 1.0).to(dtype).permute(0, 3, 1, 2)
 
 
 def to_relative(signed: Tensor) -> Tensor:

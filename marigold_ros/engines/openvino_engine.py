@@ -8,6 +8,7 @@ import numpy as np
 import openvino
 
 from marigold_ros.config import Unusable
+from marigold_ros.engines.openvino_norms import keep_large_maps_in_layout
 
 
 class OpenVinoEngine:
@@ -38,6 +39,7 @@ class OpenVinoEngine:
             model = self._core.read_model(self._onnx)
             # A static shape lets OpenVINO fold all of the graph's shape arithmetic and plan its memory.
             model.reshape([1, *size, 3])
+            keep_large_maps_in_layout(model)
             compiled = self._core.compile_model(model, "CPU", self._options)
         except RuntimeError as error:
             raise Unusable(
