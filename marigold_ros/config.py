@@ -78,7 +78,8 @@ class ModelConfig:
     )
     engine: str = setting(
         "auto",
-        "What runs the network: 'openvino' (CPU), 'torch' (the reference) or 'auto' (openvino where installed).",
+        "What runs the network: 'openvino' (CPU), 'torch' (the reference) or 'auto' (openvino where installed "
+        "and the checkpoint is exported).",
         choices=("auto", "openvino", "torch"),
         read_only=True,
     )

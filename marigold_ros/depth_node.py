@@ -36,10 +36,13 @@ SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FA
 
 
 def load_estimator(settings: ModelConfig) -> Any:
-    """The estimator of the settings; imported here because networks take seconds and this file must not."""
+    """The estimator of the settings; imported here because networks take seconds and this file must not.
+
+    It exports nothing: lifecycle managers do not wait that long for a transition.
+    """
     from marigold_ros import estimator
 
-    return estimator.load_estimator(settings)
+    return estimator.load_estimator(settings, export=False)
 
 
 class DepthNode(LifecycleNode):

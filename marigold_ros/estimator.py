@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
+import shlex
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from marigold_ros.checkpoints import CheckpointInfo, describe, find_checkpoint
 from marigold_ros.config import ModelConfig, Unusable
-from marigold_ros.export import cache_folder, onnx_file
+from marigold_ros.export import cache_folder, onnx_file, ready_file
 from marigold_ros.geometry import resize
+
+log = logging.getLogger(__name__)
 
 # What to install for an engine, the one to prefer first.
 PACKAGES = {"openvino": "openvino", "torch": "torch diffusers safetensors"}
@@ -82,18 +87,22 @@ def _rounded(pixels: float, multiple: int) -> int:
     return max(2, round(pixels / multiple)) * multiple
 
 
-def load_estimator(config: ModelConfig) -> Estimator:
-    """A ready estimator for `config`; raises `Unusable` with the reason and the way out."""
+def load_estimator(config: ModelConfig, export: bool = True) -> Estimator:
+    """A ready estimator for `config`; raises `Unusable` with the reason and the way out.
+
+    A checkpoint without its exported network is exported first, which takes half a minute or more and needs torch. With
+    `export` False it is not: then the engine "auto" falls back to torch, and "openvino" is refused.
+    """
     info = describe(find_checkpoint(config.checkpoint))
     width, height = config.width or info.width, config.height or info.height
     if width % info.multiple or height % info.multiple:
         raise Unusable(
             f"model.width={width}, model.height={height}: checkpoint {info.name!r} needs multiples of {info.multiple}"
         )
-    return Estimator(info, _open_engine(info, config), width, height, fixed=bool(config.width))
+    return Estimator(info, _open_engine(info, config, export), width, height, fixed=bool(config.width))
 
 
-def _open_engine(info: CheckpointInfo, config: ModelConfig) -> Engine:
+def _open_engine(info: CheckpointInfo, config: ModelConfig, export: bool) -> Engine:
     engine = config.engine
     if engine == "auto":
         engine = next((name for name in PACKAGES if _installed(name)), None)
@@ -101,13 +110,28 @@ def _open_engine(info: CheckpointInfo, config: ModelConfig) -> Engine:
             raise Unusable("model.engine='auto': no engine is installed; pip install openvino")
     if not _installed(engine):
         raise Unusable(f"model.engine={engine!r}: is not installed; pip install {PACKAGES[engine]}")
-    if engine == "torch":
-        from marigold_ros.engines.torch_engine import TorchEngine
+    if engine == "openvino":
+        cache = cache_folder(config.cache_dir)
+        path = onnx_file(info, cache) if export else ready_file(info, cache)
+        if path is not None:
+            from marigold_ros.engines.openvino_engine import OpenVinoEngine
 
-        return TorchEngine(info, config.threads)
-    from marigold_ros.engines.openvino_engine import OpenVinoEngine
+            return OpenVinoEngine(path, config.threads)
+        _not_exported(config, cache)
+    from marigold_ros.engines.torch_engine import TorchEngine
 
-    return OpenVinoEngine(onnx_file(info, cache_folder(config.cache_dir)), config.threads)
+    return TorchEngine(info, config.threads)
+
+
+def _not_exported(config: ModelConfig, cache: Path) -> None:
+    """Say how to export the network: as an error, or as a warning where torch can run it meanwhile."""
+    command = f"ros2 run marigold_ros export --checkpoint {shlex.quote(config.checkpoint)}"
+    if config.cache_dir:
+        command += f" --cache-dir {shlex.quote(str(cache))}"
+    reason = f"model.checkpoint={config.checkpoint!r}: is not exported for OpenVINO yet; run: {command}"
+    if config.engine != "auto" or not _installed("torch"):
+        raise Unusable(reason)
+    log.warning("%s (until then torch runs it, several times slower)", reason)
 
 
 def _installed(package: str) -> bool:

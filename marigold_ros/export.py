@@ -47,24 +47,32 @@ def cached_file(info: CheckpointInfo, cache: Path) -> Path:
     return cache / f"{info.name}-{info.digest[:16]}-v{_EXPORT_VERSION}.onnx"
 
 
-def onnx_file(info: CheckpointInfo, cache: Path) -> Path:
-    """The checkpoint's ONNX file: its own, else one from `cache`, exported there on first use.
-
-    A cached file that does not match its checksum (cut off, damaged) is exported again. Raises `Unusable` where the
-    cache cannot be written or torch is missing.
-    """
+def ready_file(info: CheckpointInfo, cache: Path) -> Path | None:
+    """The checkpoint's ONNX file as far as it exists: its own, else one in `cache` that matches its checksum."""
     if info.onnx is not None:
         return info.onnx
     path = cached_file(info, cache)
     checksum = path.with_suffix(".sha256")
-    if path.is_file() and checksum.is_file():
-        if sha256_of(path) == checksum.read_text().strip():
-            return path
-        log.warning("%s is damaged (its checksum differs): exporting it again", path)
-    log.info("exporting %s to %s: about half a minute, once", info.name, path)
-    export_onnx(info, path)
-    with _written_beside(checksum) as beside:
-        beside.write_text(sha256_of(path))
+    if not (path.is_file() and checksum.is_file()):
+        return None
+    if sha256_of(path) != checksum.read_text().strip():
+        log.warning("%s is damaged (its checksum differs)", path)
+        return None
+    return path
+
+
+def onnx_file(info: CheckpointInfo, cache: Path) -> Path:
+    """The checkpoint's ONNX file, exported to `cache` where there is none that is whole.
+
+    Raises `Unusable` where the cache cannot be written or torch is missing.
+    """
+    path = ready_file(info, cache)
+    if path is None:
+        path = cached_file(info, cache)
+        log.info("exporting %s to %s: about half a minute, once", info.name, path)
+        export_onnx(info, path)
+        with _written_beside(path.with_suffix(".sha256")) as beside:
+            beside.write_text(sha256_of(path))
     return path
 
 

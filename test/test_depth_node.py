@@ -18,6 +18,9 @@ from rclpy.qos import ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan, PointCloud2
 
 from flat_scene_node import FAR_M, NEAR_M, depth_m, relative_depth
+from marigold_ros.checkpoints import describe
+from marigold_ros.config import Unusable
+from marigold_ros.export import cached_file, onnx_file
 from ros_harness import (
     FOCAL_PX,
     HEIGHT,
@@ -594,24 +597,24 @@ def without_onnx(checkpoint, tmp_path):
     return plain
 
 
-def test_an_unwritable_cache_is_named_and_nothing_is_published(robot, start_node, without_onnx, tmp_path):
+def test_a_network_that_is_not_exported_is_refused_with_the_command(robot, start_node, without_onnx, tmp_path):
+    """Also where the cache can never be written: it is the export that needs it, and says so."""
     (tmp_path / "file").write_text("in the way")
-    node = start_node(
-        program=REAL,
-        parameters={**STATIC, "model.checkpoint": without_onnx, "model.cache_dir": tmp_path / "file" / "cache"},
-        arguments=["-r", "__node:=cacheless"],
-    )
+    cache = tmp_path / "file" / "cache"
+    settings = {"model.checkpoint": without_onnx, "model.cache_dir": cache, "model.engine": "openvino"}
+    node = start_node(program=REAL, parameters={**STATIC, **settings}, arguments=["-r", "__node:=unexported"])
     robot.spin_until(lambda: "cannot become inactive" in node.log, "the reason")
-    assert "set model.cache_dir to a folder that can" in node.log
+    assert f"ros2 run marigold_ros export --checkpoint {without_onnx} --cache-dir {cache}" in node.log
     assert "Traceback" not in node.log
-    assert state(robot, "/cacheless") == "unconfigured"
+    assert state(robot, "/unexported") == "unconfigured"
     assert node.stop() == 0
+    with pytest.raises(Unusable, match=r"set model\.cache_dir to a folder that can"):
+        onnx_file(describe(without_onnx), cache)
 
 
-def test_a_cached_network_cut_in_half_is_exported_again(robot, start_node, checkpoint, without_onnx, tmp_path):
-    from marigold_ros.checkpoints import describe
-    from marigold_ros.export import cached_file
-
+def test_torch_runs_a_checkpoint_whose_cached_network_is_cut_in_half(
+    robot, start_node, checkpoint, without_onnx, tmp_path
+):
     cached = cached_file(describe(without_onnx), tmp_path)
     whole = (checkpoint / "model.onnx").read_bytes()
     cached.write_bytes(whole[: len(whole) // 2])
@@ -622,9 +625,11 @@ def test_a_cached_network_cut_in_half_is_exported_again(robot, start_node, check
         arguments=["-r", "__ns:=/halved"],
     )
     robot.listen(__halved__relative_depth=Image)
-    answer = floats(robot.frame_answered("/halved/relative_depth", "/halved/", seconds=180.0))
+    answer = floats(robot.frame_answered("/halved/relative_depth", "/halved/", seconds=60.0))
     assert answer.shape == (HEIGHT, WIDTH)
     assert f"{cached} is damaged" in node.log
+    assert "until then torch runs it" in node.log
+    assert "on torch" in node.log
     assert node.stop() == 0
 
 
