@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from marigold_ros import hub
 from marigold_ros.config import Unusable
+from marigold_ros.family import DEPTH, NORMALS, Kind, SingleStep, check_channels, kind_of, refuse_strangers
 from marigold_ros.metric import SPACES
 from marigold_ros.places import shared
 
 if TYPE_CHECKING:
     import torch
+    from diffusers import AutoencoderKL, UNet2DConditionModel
 
-    from marigold_ros.network import SingleStepDepth
+    from marigold_ros.network import SingleStepNetwork
 
 BUNDLED = ("nano",)
 OWN_FILE = "marigold_ros.json"
@@ -30,41 +32,31 @@ PROMPT_FILE = "empty_prompt.safetensors"
 PROMPT_KEY = "prompt"
 MODULES = ("unet", "vae")
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
-# The second is the name from before diffusers took the pipeline in.
-DEPTH_PIPELINES = ("MarigoldDepthPipeline", "MarigoldPipeline")
-OTHER_PIPELINES = {
-    "MarigoldNormalsPipeline": "it gives surface normals, not depth",
-    "MarigoldIntrinsicsPipeline": "it gives albedo and shading, not depth",
-    "DepthNormalEstimationPipeline": "a GeoWizard network sees the image through a CLIP encoder as well and computes "
-    "depth and normals in one batch that shares its attention; it is no Marigold network",
-}
-# What a Marigold folder without our own file is run at: 768 on the long side of a 4:3 image.
-FOREIGN_SIZE = (768, 576)
+# The working size's long side where a checkpoint does not say it.
+_FOREIGN_SIDE_PX = 768
 
 
 @dataclass(frozen=True)
 class CheckpointInfo:
     """What a checkpoint says of itself.
 
-    space: relative depth is affine in 'depth' (z), 'inverse_depth' (-1/z) or 'log_depth' (ln z).
+    kind: what it predicts and how (see `family`).
+    space: relative depth is affine in 'depth' (z), 'inverse_depth' (-1/z) or 'log_depth' (ln z); '' if it gives none.
+    disparity: the decoded map is largest for near things.
     width, height: working size in pixels; multiple: sizes must be multiples of this many pixels.
-    prediction_type: 'depth' or 'disparity', as diffusers names it; flip: the decoded map is largest for near things.
-    x0_scale, timestep: the constants of the single step (see `single_step`).
-    onnx: the exported network at the working size, if the folder has one.
+    scale_invariant, shift_invariant: what must come from elsewhere, as diffusers names it.
+    onnx: the exported network, if the folder has one.
     digest: hex sha256 over everything the network's answer depends on, for cache keys.
     """
 
     name: str
     folder: Path
+    kind: Kind
     space: str
+    disparity: bool
     width: int
     height: int
     multiple: int
-    prediction_type: str
-    flip: bool
-    x0_scale: float
-    timestep: int
-    steps: int
     scale_invariant: bool
     shift_invariant: bool
     onnx: Path | None
@@ -81,6 +73,9 @@ def find_checkpoint(name: str, download: bool = False) -> Path:
     folder = Path(name).expanduser()
     if name and folder.is_dir():
         return folder
+    refuse_strangers(f"checkpoint {name!r}", name)
+    if name and folder.is_file():
+        raise Unusable(f"checkpoint {name!r}: is a file; give the folder, in diffusers' format, that it belongs to")
     if hub.is_hub_id(name):
         return hub.download(name) if download else hub.cached(name)
     allowed = ", ".join(map(repr, BUNDLED))
@@ -93,45 +88,30 @@ def find_checkpoint(name: str, download: bool = False) -> Path:
 def describe(folder: Path) -> CheckpointInfo:
     """Read and check what `folder` says of itself.
 
-    Raises `Unusable` for anything missing, damaged or not meant for a single step.
+    Raises `Unusable` for anything missing or damaged, and for what is not of the family or contradicts itself.
     """
     folder = Path(folder).resolve()
+    where = f"checkpoint {folder}"
     index = _read_json(folder / "model_index.json")
-    _check_kind(folder, index)
     own = _read_json(folder / OWN_FILE) if (folder / OWN_FILE).is_file() else {}
-    x0_scale, timestep = single_step(_read_json(folder / "scheduler" / "scheduler_config.json"), folder)
+    name = str(own.get("name", hub.name_of(folder)))
+    unet, vae = (_read_json(folder / module / "config.json") for module in MODULES)
+    refuse_strangers(where, name, unet)
+    kind = kind_of(where, name, index, own, _read_json(folder / "scheduler" / "scheduler_config.json"))
+    check_channels(where, kind, unet, vae.get("latent_channels", 4))
     digest = _check_files(folder, own.get("manifest"))
-    prediction_type = index.get("prediction_type") or "depth"
-    if prediction_type not in ("depth", "disparity"):
-        raise Unusable(
-            f"checkpoint {folder}: prediction_type={prediction_type!r} in model_index.json: only 'depth' and "
-            "'disparity' checkpoints give depth"
-        )
-    space = own.get("space", "inverse_depth" if prediction_type == "disparity" else "depth")
-    if space not in SPACES:
-        raise Unusable(
-            f"checkpoint {folder}: space={space!r} in {OWN_FILE}: must be one of {', '.join(map(repr, SPACES))}"
-        )
-    multiple = _multiple(folder)
-    width, height = (
-        _size(folder, own, key, default) for key, default in zip(("width", "height"), FOREIGN_SIZE, strict=True)
-    )
-    if width % multiple or height % multiple:
-        raise Unusable(
-            f"checkpoint {folder}: working size {width}x{height} in {OWN_FILE}: must be multiples of {multiple}"
-        )
+    space, disparity = _space(where, index, own) if kind.task == DEPTH else ("", False)
+    multiple = _multiple(folder, (unet, vae))
+    width, height = _working_size(where, index, own, multiple)
     return CheckpointInfo(
-        name=str(own.get("name", hub.name_of(folder))),
+        name=name,
         folder=folder,
+        kind=kind,
         space=space,
+        disparity=disparity,
         width=width,
         height=height,
         multiple=multiple,
-        prediction_type=prediction_type,
-        flip=prediction_type == "disparity",
-        x0_scale=x0_scale,
-        timestep=timestep,
-        steps=int(index.get("default_denoising_steps") or 1),
         scale_invariant=bool(index.get("scale_invariant", True)),
         shift_invariant=bool(index.get("shift_invariant", True)),
         onnx=folder / ONNX_FILE if (folder / ONNX_FILE).is_file() else None,
@@ -139,55 +119,74 @@ def describe(folder: Path) -> CheckpointInfo:
     )
 
 
-def _check_kind(folder: Path, index: dict[str, Any]) -> None:
-    """Refuse what is no depth network of this family, with the reason."""
-    kind = index.get("_class_name")
-    if kind in DEPTH_PIPELINES:
-        return
-    why = OTHER_PIPELINES.get(kind, f"only {' and '.join(DEPTH_PIPELINES)} are known")
-    raise Unusable(f"checkpoint {folder}: _class_name={kind!r} in model_index.json: {why}")
-
-
-def single_step(scheduler: dict[str, Any], folder: Path) -> tuple[float, int]:
-    """(x0_scale, timestep) of one step from a zero target latent, by the scheduler's configuration.
-
-    With z = 0 the denoised latent is a constant times the network's output: -sqrt(1 - abar) for v-prediction.
-    Schedules with which one step is meaningless or which were trained on noise, not on zeros, are refused.
-    """
-
-    def refuse(field: str, why: str) -> Unusable:
-        value = scheduler.get(field)
-        return Unusable(
-            f"checkpoint {folder}: {field}={value!r} in scheduler/scheduler_config.json: {why}; "
-            "use an end-to-end fine-tuned (single-step) checkpoint"
+def require_single_step(info: CheckpointInfo, task: str = DEPTH) -> SingleStep:
+    """The constants of the single step; raises `Unusable` where the checkpoint has none or does not do `task`."""
+    if info.kind.task != task:
+        raise Unusable(
+            f"checkpoint {info.name!r}: gives {' and '.join(info.kind.targets)}, not {task}; "
+            f"'ros2 run marigold_ros estimate --checkpoint {info.name}' can run it"
         )
-
-    if scheduler.get("_class_name") not in ("DDIMScheduler", "DDPMScheduler"):
-        raise refuse("_class_name", "only DDIMScheduler and DDPMScheduler describe a single step from zeros")
-    if scheduler.get("timestep_spacing") != "trailing":
-        raise refuse("timestep_spacing", "one step must start at the last timestep, which only 'trailing' does")
-    if scheduler.get("rescale_betas_zero_snr"):
-        raise refuse("rescale_betas_zero_snr", "a zero-SNR schedule belongs to a network that starts from noise")
-    if scheduler.get("beta_schedule") != "scaled_linear":
-        raise refuse("beta_schedule", "only 'scaled_linear' is known")
-    steps = int(scheduler.get("num_train_timesteps", 1000))
-    low, high = math.sqrt(scheduler["beta_start"]), math.sqrt(scheduler["beta_end"])
-    abar = math.prod(1.0 - (low + (high - low) * i / (steps - 1)) ** 2 for i in range(steps))
-    scales = {
-        "v_prediction": -math.sqrt(1.0 - abar),
-        "epsilon": -math.sqrt(1.0 - abar) / math.sqrt(abar),
-        "sample": 1.0,
-    }
-    if scheduler.get("prediction_type") not in scales:
-        raise refuse("prediction_type", f"must be one of {', '.join(scales)}")
-    return scales[scheduler["prediction_type"]], steps - 1
+    if info.kind.single_step is None:
+        raise Unusable(
+            f"checkpoint {info.name!r}: starts from noise and wants {info.kind.steps} steps ({info.kind.protocol}), so "
+            "one step from zeros means nothing to it; give an end-to-end fine-tuned one, such as "
+            "'GonzaloMG/marigold-e2e-ft-depth', or run it with 'ros2 run marigold_ros estimate'"
+        )
+    return info.kind.single_step
 
 
-def load_network(info: CheckpointInfo, device: str = "cpu", dtype: torch.dtype | None = None) -> SingleStepDepth:
-    """The checkpoint's modules as one network on `device`, in evaluation mode, by default in float32."""
+def _space(where: str, index: dict[str, Any], own: dict[str, Any]) -> tuple[str, bool]:
+    """The space in which depth is affine, and whether the decoded map is largest for near things."""
+    prediction_type = index.get("prediction_type") or "depth"
+    if prediction_type not in ("depth", "disparity"):
+        raise Unusable(f"{where}: prediction_type={prediction_type!r} in model_index.json: must be depth or disparity")
+    disparity = prediction_type == "disparity"
+    space = own.get("space", "inverse_depth" if disparity else "depth")
+    if space not in SPACES:
+        raise Unusable(f"{where}: space={space!r} in {OWN_FILE}: must be one of {', '.join(map(repr, SPACES))}")
+    return space, disparity
+
+
+def _working_size(where: str, index: dict[str, Any], own: dict[str, Any], multiple: int) -> tuple[int, int]:
+    """Width and height by our own file, else 4:3 with the long side that diffusers' pipeline would use."""
+    side = index.get("default_processing_resolution") or _FOREIGN_SIDE_PX
+    sides = (side, 3 * side / 4) if type(side) is int else (_FOREIGN_SIDE_PX, 3 * _FOREIGN_SIDE_PX / 4)
+    foreign = (max(2, round(pixels / multiple)) * multiple for pixels in sides)
+    sizes = {key: own.get(key, default) for key, default in zip(("width", "height"), foreign, strict=True)}
+    for key, value in sizes.items():
+        if type(value) is not int or value <= 0:
+            raise Unusable(f"{where}: {key}={value!r} in {OWN_FILE}: must be a positive whole number")
+    width, height = sizes.values()
+    if width % multiple or height % multiple:
+        raise Unusable(f"{where}: working size {width}x{height} in {OWN_FILE}: must be multiples of {multiple}")
+    return width, height
+
+
+def load_network(info: CheckpointInfo, device: str = "cpu", dtype: torch.dtype | None = None) -> SingleStepNetwork:
+    """The single-step network of a depth or normals checkpoint on `device`, for inference, by default in float32.
+
+    Raises `Unusable` where the checkpoint is no single-step one or its files cannot be read.
+    """
+    step = require_single_step(info, NORMALS if info.kind.task == NORMALS else DEPTH)
+    modules = load_modules(info, dtype)
+    from marigold_ros.network import SingleStepNetwork, depth_head, normals_head
+
+    head = normals_head() if info.kind.task == NORMALS else depth_head(info.disparity)
+    network = SingleStepNetwork(modules.vae, modules.unet, modules.prompt, step.x0_scale, head, step.timestep)
+    return network.to(device=device, dtype=modules.unet.dtype).eval()
+
+
+class Modules(NamedTuple):
+    """A checkpoint's torch modules, and the (1, tokens, width) embedding of the empty prompt in float32."""
+
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    prompt: torch.Tensor
+
+
+def load_modules(info: CheckpointInfo, dtype: torch.dtype | None = None) -> Modules:
+    """The modules of any checkpoint of the family on the CPU, by default in float32."""
     torch, diffusers = _import_torch()
-    from marigold_ros.network import SingleStepDepth
-
     dtype = torch.float32 if dtype is None else dtype
     modules = {}
     for name, kind in (("vae", diffusers.AutoencoderKL), ("unet", diffusers.UNet2DConditionModel)):
@@ -206,10 +205,7 @@ def load_network(info: CheckpointInfo, device: str = "cpu", dtype: torch.dtype |
             raise Unusable(
                 f"checkpoint file {weights}: cannot be loaded ({error}); copy the checkpoint again"
             ) from error
-    network = SingleStepDepth(
-        modules["vae"], modules["unet"], _prompt(info), info.x0_scale, info.timestep, flip=info.flip
-    )
-    return network.to(device=device, dtype=dtype).eval()
+    return Modules(prompt=_prompt(info), **modules)
 
 
 def _import_torch() -> tuple[Any, Any]:
@@ -280,6 +276,8 @@ def _check_files(folder: Path, manifest: dict[str, dict[str, Any]] | None) -> st
         needed.append(folder / PROMPT_FILE)
     elif manifest is not None or not (folder / "text_encoder").is_dir():
         raise Unusable(f"checkpoint file {folder / PROMPT_FILE}: is missing; copy the checkpoint again")
+    else:
+        needed += (folder / "text_encoder").glob("*.safetensors")
     listed = {folder / name: facts for name, facts in (manifest or {}).items()}
     digest = hashlib.sha256()
     for path in sorted({*needed, *listed}):
@@ -314,25 +312,17 @@ def _weights(folder: Path, module: str) -> Path:
     )
 
 
-def _multiple(folder: Path) -> int:
+def _multiple(folder: Path, configs: Iterable[dict[str, Any]]) -> int:
     """Pixels: the VAE's reduction times that of the U-Net's down-sampling levels."""
     levels = 0
-    for name in MODULES:
-        config = _read_json(folder / name / "config.json")
+    for module, config in zip(MODULES, configs, strict=True):
         channels = config.get("block_out_channels")
         if not isinstance(channels, list) or not channels:
             raise Unusable(
-                f"checkpoint file {folder / name / 'config.json'}: block_out_channels={channels!r}: must be a list"
+                f"checkpoint file {folder / module / 'config.json'}: block_out_channels={channels!r}: must be a list"
             )
         levels += len(channels) - 1
     return 2**levels
-
-
-def _size(folder: Path, own: dict[str, Any], key: str, default: int) -> int:
-    value = own.get(key, default)
-    if type(value) is not int or value <= 0:
-        raise Unusable(f"checkpoint {folder}: {key}={value!r} in {OWN_FILE}: must be a positive whole number")
-    return value
 
 
 def _read_json(path: Path) -> dict[str, Any]:

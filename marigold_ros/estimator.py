@@ -1,4 +1,4 @@
-"""RGB image -> relative depth, whatever runs the network."""
+"""RGB image -> relative depth or surface normals, whatever runs the network."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import importlib.util
 import logging
 import shlex
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
-from marigold_ros.checkpoints import CheckpointInfo, describe, find_checkpoint
+from marigold_ros.checkpoints import CheckpointInfo, describe, find_checkpoint, require_single_step
 from marigold_ros.config import ModelConfig, Unusable
 from marigold_ros.export import cache_folder, onnx_file, ready_file
+from marigold_ros.family import DEPTH, NORMALS
 from marigold_ros.geometry import resize
 
 log = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ PACKAGES = {"openvino": "openvino", "torch": "torch diffusers safetensors"}
 
 
 class Engine(Protocol):
-    """Runs the network at a working size: (h, w, 3) uint8 -> (h, w) float32 in [0, 1], 0 nearest."""
+    """Runs the network at a working size: (h, w, 3) uint8 -> (h, w) or (h, w, 3) float32, see `network.answer`."""
 
     description: str
 
@@ -66,9 +67,9 @@ class Estimator:
             raise Unusable(f"image of shape {rgb.shape} and type {rgb.dtype}: must be (H, W, 3) uint8")
         rows, columns = rgb.shape[:2]
         small = resize(rgb, *self.working_size(columns, rows))
-        relative = self._engine(np.ascontiguousarray(small))
-        full = resize(relative, columns, rows)
-        return full.copy() if full is relative else full
+        answer = self._engine(np.ascontiguousarray(small))
+        full = resize(answer, columns, rows)
+        return full.copy() if full is answer else full
 
     def working_size(self, width: int, height: int) -> tuple[int, int]:
         """Width and height at which the network sees an image of `width` x `height` pixels."""
@@ -83,23 +84,47 @@ class Estimator:
         self._engine.close()
 
 
+class NormalsEstimator(Estimator):
+    """Surface normals of camera images: unit vectors in the optical frame (x right, y down, z forward)."""
+
+    def __call__(self, rgb: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8 -> (H, W, 3) float32; raises `Unusable` for anything that is not an RGB image of bytes."""
+        normals = super().__call__(rgb)
+        # Vectors that were averaged by the resize are shorter than one.
+        normals /= np.maximum(np.linalg.norm(normals, axis=2, keepdims=True), 1e-6)
+        return normals
+
+
+_Kind = TypeVar("_Kind", bound=Estimator)
+
+
 def _rounded(pixels: float, multiple: int) -> int:
     return max(2, round(pixels / multiple)) * multiple
 
 
 def load_estimator(config: ModelConfig, export: bool = True) -> Estimator:
-    """A ready estimator for `config`; raises `Unusable` with the reason and the way out.
+    """A ready estimator of relative depth for `config`; raises `Unusable` with the reason and the way out.
 
     A checkpoint without its exported network is exported first, which takes half a minute or more and needs torch. With
     `export` False it is not: then the engine "auto" falls back to torch, and "openvino" is refused.
     """
+    return _load(config, DEPTH, Estimator, export)
+
+
+def load_normals_estimator(config: ModelConfig, export: bool = True) -> NormalsEstimator:
+    """A ready estimator of surface normals, as `load_estimator`."""
+    return _load(config, NORMALS, NormalsEstimator, export)
+
+
+def _load(config: ModelConfig, task: str, kind: type[_Kind], export: bool) -> _Kind:
     info = describe(find_checkpoint(config.checkpoint))
+    require_single_step(info, task)
     width, height = config.width or info.width, config.height or info.height
     if width % info.multiple or height % info.multiple:
         raise Unusable(
             f"model.width={width}, model.height={height}: checkpoint {info.name!r} needs multiples of {info.multiple}"
         )
-    return Estimator(info, _open_engine(info, config, export), width, height, fixed=bool(config.width))
+    return kind(info, _open_engine(info, config, export), width, height, fixed=bool(config.width))
 
 
 def _open_engine(info: CheckpointInfo, config: ModelConfig, export: bool) -> Engine:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from marigold_ros.checkpoints import CheckpointInfo, describe, find_checkpoint, load_network, sha256_of
 from marigold_ros.config import Unusable
+from marigold_ros.family import NORMALS
 
 if TYPE_CHECKING:
     import onnx
@@ -79,7 +80,8 @@ def onnx_file(info: CheckpointInfo, cache: Path) -> Path:
 def export_onnx(info: CheckpointInfo, path: Path) -> None:
     """Write the checkpoint's folded network to `path`; the file appears whole or not at all.
 
-    Input `rgb` (1, 32 h, 32 w, 3) uint8, output `relative` (1, 32 h, 32 w) float32 in [0, 1].
+    Input `rgb` (1, 32 h, 32 w, 3) uint8; output `relative` (1, 32 h, 32 w) float32 in [0, 1], or of a network for
+    normals `normals` (1, 32 h, 32 w, 3) float32.
     """
     try:
         import onnx
@@ -103,7 +105,7 @@ def export_onnx(info: CheckpointInfo, path: Path) -> None:
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=["rgb"],
-                output_names=["relative"],
+                output_names=["normals" if info.kind.task == NORMALS else "relative"],
                 dynamic_shapes={"rgb": cells},
                 verbose=False,
             )

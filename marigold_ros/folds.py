@@ -17,11 +17,11 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 from marigold_ros.config import Unusable
-from marigold_ros.network import SingleStepDepth, normalised, to_relative
+from marigold_ros.network import SingleStepNetwork, answer, normalised
 
 
-class FoldedDepth(nn.Module):
-    """RGB bytes to relative depth, as `SingleStepDepth`, in three parts that hand unscaled latents on.
+class FoldedNetwork(nn.Module):
+    """RGB bytes to relative depth or normals, as `SingleStepNetwork`, in three parts that hand unscaled latents on.
 
     prompt: (1, tokens, width), or None where the U-Net no longer looks at it.
     """
@@ -36,8 +36,8 @@ class FoldedDepth(nn.Module):
         self.register_buffer("timestep", torch.zeros(1, dtype=torch.int64), persistent=False)
 
     def forward(self, rgb: Tensor) -> Tensor:
-        """(N, H, W, 3) uint8 to (N, H, W) float32 in [0, 1], 0 nearest; H and W multiples of 32."""
-        return to_relative(self.decode(self.predict(self.encode(normalised(rgb, self.unet.dtype)))))
+        """(N, H, W, 3) uint8, H and W multiples of 32, to what `network.answer` gives."""
+        return answer(self.decode(self.predict(self.encode(normalised(rgb, self.unet.dtype)))))
 
     def encode(self, image: Tensor) -> Tensor:
         """(N, 3, H, W) in [-1, 1] to the RGB latent (N, C, H / 8, W / 8)."""
@@ -51,26 +51,26 @@ class FoldedDepth(nn.Module):
         return self.unet(rgb_latent, self.timestep, prompt, return_dict=False)[0]
 
     def decode(self, latent: Tensor) -> Tensor:
-        """Target latent to the map (N, H, W), increasing with distance, not clamped."""
-        return self.decoder(latent)[:, 0]
+        """Target latent to (N, 1 or 3, H, W): depth that increases with distance, or normals; not clamped."""
+        return self.decoder(latent)
 
 
 @torch.no_grad()
-def folded(network: SingleStepDepth) -> FoldedDepth:
+def folded(network: SingleStepNetwork) -> FoldedNetwork:
     """`network` for inference only. It is used up: a copy of a large one would cost gigabytes."""
     network.eval().requires_grad_(False)
     fold_scales(network)
     fold_quant_conv(network)
-    fold_channel_mean(network)
+    fold_head(network)
     fold_zero_target(network)
     fold_timestep(network)
     prompt = fold_prompt(network)
     fold_upsampling(network)
     decoder = nn.Sequential(network.vae.post_quant_conv, network.vae.decoder)
-    return FoldedDepth(network.vae.encoder, network.unet, prompt, decoder)
+    return FoldedNetwork(network.vae.encoder, network.unet, prompt, decoder)
 
 
-def fold_scales(network: SingleStepDepth) -> None:
+def fold_scales(network: SingleStepNetwork) -> None:
     """x0_scale into the U-Net's last convolution, the latent's scale into the 1x1 convolutions around it."""
     quant, post, last = network.vae.quant_conv, network.vae.post_quant_conv, network.unet.conv_out
     if quant is None or post is None:
@@ -81,7 +81,7 @@ def fold_scales(network: SingleStepDepth) -> None:
     network.latent_scale = network.x0_scale = 1.0
 
 
-def fold_quant_conv(network: SingleStepDepth) -> None:
+def fold_quant_conv(network: SingleStepNetwork) -> None:
     """The encoder's last convolution and the 1x1 one after it become one, of the latent's mean only."""
     last, quant = network.vae.encoder.conv_out, network.vae.quant_conv
     channels = network.vae.config.latent_channels
@@ -92,22 +92,21 @@ def fold_quant_conv(network: SingleStepDepth) -> None:
     network.vae.quant_conv = nn.Identity()
 
 
-def fold_channel_mean(network: SingleStepDepth) -> None:
-    """The mean of the decoder's three outputs, and the sign, become its last convolution."""
-    last = network.vae.decoder.conv_out
-    sign = -1.0 if network.flip else 1.0
-    weight, bias = (sign * part.double().mean(0, keepdim=True) for part in (last.weight, last.bias))
-    network.vae.decoder.conv_out = _convolution(last, weight, bias)
-    network.flip = False
+def fold_head(network: SingleStepNetwork) -> None:
+    """What becomes of the decoder's three channels becomes its last convolution: of depth, only one is left."""
+    last, head = network.vae.decoder.conv_out, network.head.double()
+    weight = torch.einsum("om,mihw->oihw", head, last.weight.double())
+    network.vae.decoder.conv_out = _convolution(last, weight, head @ last.bias.double())
+    network.head = torch.eye(head.shape[0]).to(network.head)
 
 
-def fold_zero_target(network: SingleStepDepth) -> None:
+def fold_zero_target(network: SingleStepNetwork) -> None:
     """The zero target latent adds nothing to the U-Net's first convolution."""
     first = network.unet.conv_in
     network.unet.conv_in = _convolution(first, first.weight[:, : network.vae.config.latent_channels], first.bias)
 
 
-def fold_timestep(network: SingleStepDepth) -> None:
+def fold_timestep(network: SingleStepNetwork) -> None:
     """The embedding of the one timestep becomes part of the biases of the residual blocks."""
     unet = network.unet
     embedding = copy.deepcopy(unet.time_embedding).double()(unet.time_proj(network.timestep).double())
@@ -120,7 +119,7 @@ def fold_timestep(network: SingleStepDepth) -> None:
     unet.time_embedding = _Nothing()
 
 
-def fold_prompt(network: SingleStepDepth) -> Tensor | None:
+def fold_prompt(network: SingleStepNetwork) -> Tensor | None:
     """Attention to the two constant tokens of the empty prompt becomes gates; returns the prompt if it is still needed.
 
     Longer prompts are left as they are.
@@ -132,7 +131,7 @@ def fold_prompt(network: SingleStepDepth) -> Tensor | None:
     return None
 
 
-def fold_upsampling(network: SingleStepDepth) -> None:
+def fold_upsampling(network: SingleStepNetwork) -> None:
     """Doubling the pixels and then convolving becomes one transposed convolution, with 16 instead of 36 products."""
     for root in (network.unet, network.vae.decoder):
         for parent, name, block in _children(root, Upsample2D):

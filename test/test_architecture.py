@@ -36,6 +36,7 @@ CORE = {
     "geometry",
     "anchors",
     "metric",
+    "family",
     "checkpoints",
     "hub",
     "network",
@@ -46,6 +47,7 @@ CORE = {
 }
 ALLOWED = {
     "config": set(),
+    "family": set(),
     "complaints": set(),
     "worker": set(),
     "geometry": {"numpy", "cv2"},

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
 from marigold_ros import places  # noqa: E402
-from marigold_ros.checkpoints import describe, find_checkpoint, load_network, seal, single_step  # noqa: E402
+from marigold_ros.checkpoints import describe, find_checkpoint, load_network, seal  # noqa: E402
 from marigold_ros.config import Unusable  # noqa: E402
 from small_checkpoint import write_small_checkpoint  # noqa: E402
 
@@ -47,7 +47,8 @@ def edit(path, **changes):
 def test_description(folder):
     info = describe(folder)
     assert (info.name, info.space, info.width, info.height, info.multiple) == ("small", "inverse_depth", 128, 96, 32)
-    assert (info.prediction_type, info.flip, info.steps, info.timestep) == ("disparity", True, 1, 999)
+    assert (info.kind.task, info.kind.targets, info.kind.steps, info.disparity) == ("depth", ("depth",), 1, True)
+    assert info.kind.single_step.timestep == 999
     assert info.scale_invariant
     assert info.shift_invariant
     assert info.onnx is None
@@ -137,31 +138,6 @@ def test_one_changed_byte_is_damage(folder):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"timestep_spacing": "leading"}, "timestep_spacing='leading'"),
-        ({"rescale_betas_zero_snr": True}, "zero-SNR"),
-        ({"_class_name": "LCMScheduler"}, "LCMScheduler"),
-        ({"prediction_type": "noise"}, "prediction_type='noise'"),
-        ({"beta_schedule": "linear"}, "beta_schedule='linear'"),
-    ],
-)
-def test_schedules_that_are_not_single_step_are_refused(folder, changes, words):
-    edit(folder / "scheduler" / "scheduler_config.json", **changes)
-    seal(folder)
-    with pytest.raises(Unusable, match=words):
-        describe(folder)
-
-
-@pytest.mark.parametrize(("kind", "scale"), [("v_prediction", -0.997667), ("epsilon", -14.6145), ("sample", 1.0)])
-def test_x0_scale(folder, kind, scale):
-    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
-    found, timestep = single_step({**config, "prediction_type": kind}, folder)
-    assert found == pytest.approx(scale, rel=1e-4)
-    assert timestep == 999
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
         ({"space": "metres"}, "space='metres'"),
         ({"width": 100}, "100x96"),
         ({"height": "tall"}, "height='tall'"),
@@ -173,42 +149,13 @@ def test_nonsense_in_our_own_file_is_refused(folder, changes, words):
         describe(folder)
 
 
-@pytest.mark.parametrize(
-    ("kind", "words"),
-    [
-        ("MarigoldNormalsPipeline", "normals, not depth"),
-        ("MarigoldIntrinsicsPipeline", "albedo and shading"),
-        ("DepthNormalEstimationPipeline", "GeoWizard"),
-        ("StableDiffusionPipeline", "only MarigoldDepthPipeline and MarigoldPipeline are known"),
-        (None, "_class_name=None"),
-    ],
-)
-def test_other_pipelines_are_refused_with_the_reason(folder, kind, words):
-    edit(folder / "model_index.json", _class_name=kind)
-    with pytest.raises(Unusable, match=words):
-        describe(folder)
-
-
-def test_the_family_s_old_name_is_known(folder):
-    edit(folder / "model_index.json", _class_name="MarigoldPipeline")
-    seal(folder)
-    assert describe(folder).name == "small"
-
-
 @pytest.mark.parametrize("variant", [None, "fp16"])
 def test_the_empty_prompt_comes_from_the_text_encoder(foreign, variant):
     """Two tokens: begin and end of text, as Marigold and its fine-tunes are run."""
-    transformers = pytest.importorskip("transformers")
-    words = {"<|startoftext|>": 0, "<|endoftext|>": 1}
-    (foreign / "tokenizer").mkdir()
-    (foreign / "tokenizer" / "vocab.json").write_text(json.dumps(words))
-    (foreign / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = transformers.CLIPTextConfig(vocab_size=2, bos_token_id=0, eos_token_id=1, pad_token_id=1, **sizes)
-    encoder = transformers.CLIPTextModel(config).eval()
-    if variant:
-        encoder.half()
-    encoder.save_pretrained(foreign / "text_encoder", variant=variant)
+    pytest.importorskip("transformers")
+    from family_checkpoints import write_text_encoder
+
+    encoder = write_text_encoder(foreign, variant)
     with torch.inference_mode():
         expected = encoder.float()(torch.tensor([[0, 1]]))[0]
     prompt = load_network(describe(foreign)).prompt
@@ -216,7 +163,7 @@ def test_the_empty_prompt_comes_from_the_text_encoder(foreign, variant):
     torch.testing.assert_close(prompt, expected)
 
 
-def test_a_network_for_normals_is_refused(folder):
+def test_an_unknown_prediction_is_refused(folder):
     edit(folder / "model_index.json", prediction_type="normals")
     seal(folder)
     with pytest.raises(Unusable, match="prediction_type='normals'"):
@@ -224,9 +171,9 @@ def test_a_network_for_normals_is_refused(folder):
 
 
 def test_foreign_checkpoints_are_described_by_what_diffusers_stores(foreign):
-    edit(foreign / "model_index.json", prediction_type="depth")
+    edit(foreign / "model_index.json", prediction_type="depth", default_processing_resolution=768)
     info = describe(foreign)
-    assert (info.name, info.space, info.flip, info.width, info.height) == ("small", "depth", False, 768, 576)
+    assert (info.name, info.space, info.disparity, info.width, info.height) == ("small", "depth", False, 768, 576)
 
 
 def test_fp16_variant_is_loaded(foreign):

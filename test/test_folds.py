@@ -11,7 +11,7 @@ from diffusers.models.upsampling import Upsample2D  # noqa: E402
 from marigold_ros import folds  # noqa: E402
 from marigold_ros.checkpoints import describe, load_network  # noqa: E402
 from marigold_ros.config import Unusable  # noqa: E402
-from marigold_ros.network import SingleStepDepth  # noqa: E402
+from marigold_ros.network import SingleStepNetwork, depth_head, normals_head  # noqa: E402
 from small_checkpoint import write_small_checkpoint  # noqa: E402
 
 LIMIT = 1e-9
@@ -66,10 +66,13 @@ def test_quant_conv(network, image):
 
 
 @torch.no_grad()
-def test_channel_mean_and_sign(network, latent):
+@pytest.mark.parametrize("head", [depth_head(disparity=True), depth_head(disparity=False), normals_head()])
+def test_head(network, latent, head):
+    network.head = head
     expected = network.decode(latent * network.latent_scale)
-    folds.fold_channel_mean(network)
-    assert worst(network.vae.decode(latent).sample, expected[:, None]) < LIMIT
+    folds.fold_head(network)
+    assert worst(network.vae.decode(latent).sample, expected) < LIMIT
+    assert worst(network.decode(latent * network.latent_scale), expected) < LIMIT
 
 
 @torch.no_grad()
@@ -163,7 +166,7 @@ def test_unet_of_stable_diffusion_2():
     vae.decoder = torch.nn.Module()
     vae.config = type("Config", (), {"scaling_factor": 0.18215, "latent_channels": 4})
     prompt = torch.randn(1, 2, 1024, generator=generator)
-    network = SingleStepDepth(vae, unet, prompt, x0_scale=-1.0)
+    network = SingleStepNetwork(vae, unet, prompt, x0_scale=-1.0, head=depth_head(disparity=False))
     latent = torch.randn(1, 4, 8, 8, generator=generator)
     expected = network.predict(latent)
     for fold in (folds.fold_zero_target, folds.fold_timestep, folds.fold_prompt, folds.fold_upsampling):

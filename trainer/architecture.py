@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
-from marigold_ros.checkpoints import single_step
-from marigold_ros.network import SingleStepDepth
+from marigold_ros.family import single_step
+from marigold_ros.network import SingleStepNetwork, depth_head
 
 # As in the published end-to-end fine-tuned checkpoints (reference/marigold.md §1.5).
 SCHEDULER = {
@@ -67,10 +67,12 @@ def build_unet(
     )
 
 
-def build_network(vae: AutoencoderKL, unet: UNet2DConditionModel, prompt: torch.Tensor, space: str) -> SingleStepDepth:
+def build_network(
+    vae: AutoencoderKL, unet: UNet2DConditionModel, prompt: torch.Tensor, space: str
+) -> SingleStepNetwork:
     """The module that is trained and run. Decoded maps are disparity-like in inverse depth, else depth-like."""
-    x0_scale, timestep = single_step({**SCHEDULER, "_class_name": "DDIMScheduler"}, "being trained")
-    return SingleStepDepth(vae, unet, prompt, x0_scale, timestep, flip=space == "inverse_depth")
+    x0_scale, timestep = single_step(SCHEDULER, "the network being trained")
+    return SingleStepNetwork(vae, unet, prompt, x0_scale, depth_head(space == "inverse_depth"), timestep)
 
 
 def constant_prompt(width: int = 64) -> torch.Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from marigold_ros.config import Unusable
-from marigold_ros.network import SingleStepDepth, normalised
+from marigold_ros.network import SingleStepNetwork, normalised
 from trainer.architecture import build_network, build_unet, constant_prompt
 from trainer.data import Scenes
 from trainer.loop import STATE_FILE, Training, autocast, pick_device, read_state
@@ -30,6 +30,7 @@ def train_nano(folder: Path, recipe: Recipe, scenes: Scenes, vae_run: Path | Non
     network.vae.post_quant_conv.requires_grad_(recipe.nano.train_decoder)
     device = pick_device()
     teacher = _teacher(recipe, network, vae_run, device)
+    disparity = recipe.space == "inverse_depth"
 
     def loss(rgb: Tensor, depth_m: Tensor, phase: Phase) -> tuple[Tensor, dict[str, Tensor]]:
         target = make_target(depth_m, recipe.space, recipe.nano)
@@ -38,18 +39,18 @@ def train_nano(folder: Path, recipe: Recipe, scenes: Scenes, vae_run: Path | Non
             with autocast(device):
                 latent = network.predict(network.encode(image))
                 with torch.no_grad():
-                    wanted = teacher.encode(_picture(target, network.flip))
+                    wanted = teacher.encode(_picture(target, disparity))
             return latent_loss(latent, wanted)
         with autocast(device):
-            prediction = network.forward_normalised(image)
+            prediction = network.forward_normalised(image)[:, 0]
         return depth_loss(prediction, target, recipe.nano)
 
     return Training(folder, recipe, recipe.nano.phases, network, loss).run(scenes)
 
 
 def _teacher(
-    recipe: Recipe, network: SingleStepDepth, vae_run: Path | None, device: torch.device
-) -> SingleStepDepth | None:
+    recipe: Recipe, network: SingleStepNetwork, vae_run: Path | None, device: torch.device
+) -> SingleStepNetwork | None:
     """A network with the first stage's encoder, which says what latent a depth map has; None where none is asked for.
 
     The run's own encoder would not do: it is being trained to see images.
@@ -63,10 +64,10 @@ def _teacher(
     return build_network(vae, network.unet, network.prompt, recipe.space).to(device)
 
 
-def _picture(target: Target, flip: bool) -> Tensor:
+def _picture(target: Target, disparity: bool) -> Tensor:
     """(N, 3, H, W) the map that the decoder is to draw."""
     picture = full_range(target)
-    return (-picture if flip else picture)[:, None].expand(-1, 3, -1, -1).contiguous()
+    return (-picture if disparity else picture)[:, None].expand(-1, 3, -1, -1).contiguous()
 
 
 def latent_loss(latent: Tensor, wanted: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -78,7 +79,7 @@ def latent_loss(latent: Tensor, wanted: Tensor) -> tuple[Tensor, dict[str, Tenso
 
 def _first_network(
     folder: Path, recipe: Recipe, scenes: Scenes, vae_run: Path | None, start_from: Path | None
-) -> SingleStepDepth:
+) -> SingleStepNetwork:
     torch.manual_seed(recipe.seed)
     if (Path(folder) / STATE_FILE).is_file():
         return _empty_network(recipe, read_state(folder)["network_config"])
@@ -91,19 +92,19 @@ def _first_network(
     return _assemble(recipe, vae)
 
 
-def _assemble(recipe: Recipe, vae: torch.nn.Module) -> SingleStepDepth:
+def _assemble(recipe: Recipe, vae: torch.nn.Module) -> SingleStepNetwork:
     sizes = recipe.network
     unet = build_unet(sizes.unet_channels, sizes.latent_channels, sizes.prompt_width)
     return build_network(vae, unet, constant_prompt(sizes.prompt_width), recipe.space)
 
 
-def _empty_network(recipe: Recipe, network_config: dict) -> SingleStepDepth:
+def _empty_network(recipe: Recipe, network_config: dict) -> SingleStepNetwork:
     vae = new_vae(recipe)
     vae.register_to_config(**network_config)
     return _assemble(recipe, vae)
 
 
-def load_run(folder: Path, averaged: bool = True) -> tuple[SingleStepDepth, Recipe, dict]:
+def load_run(folder: Path, averaged: bool = True) -> tuple[SingleStepNetwork, Recipe, dict]:
     """(network, recipe, state) of the run in `folder`; the averaged weights are those that ship."""
     state = read_state(folder)
     if "unet.conv_in.weight" not in state["network"]:

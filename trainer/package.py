@@ -15,14 +15,14 @@ from safetensors.torch import save_file
 
 from marigold_ros.checkpoints import ONNX_FILE, OWN_FILE, PROMPT_FILE, PROMPT_KEY, describe, seal
 from marigold_ros.config import Unusable
-from marigold_ros.network import SingleStepDepth
+from marigold_ros.network import SingleStepNetwork
 from trainer.architecture import build_scheduler
 
 MAX_BYTES = 20_000_000
 
 
 def write_checkpoint(
-    folder: Path, network: SingleStepDepth, space: str, size: tuple[int, int], card: str, onnx: bool = True
+    folder: Path, network: SingleStepNetwork, space: str, size: tuple[int, int], card: str, onnx: bool = True
 ) -> None:
     """Write `network` to `folder`, replacing what is there.
 

@@ -1,0 +1,201 @@
+"""The Marigold family: what a checkpoint of it may be, read from its JSON files alone.
+
+Marigold's own diffusion networks (depth, normals, intrinsic images), their LCM distillations and the end-to-end
+fine-tunes differ in little but what their files say; run by the rules of another, each gives plausible nonsense. So the
+rules are checked here (reference: arXiv 2505.09358, arXiv 2409.11355 and the configurations as published).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from marigold_ros.config import Unusable
+
+DEPTH, NORMALS, INTRINSICS = "depth", "normals", "intrinsics"
+# E2E: one step from zeros, trained so. DIFFUSION: several steps from noise. LCM: few steps from noise, distilled.
+E2E, DIFFUSION, LCM = "e2e", "diffusion", "lcm"
+
+_TASKS = {
+    "MarigoldDepthPipeline": DEPTH,
+    "MarigoldPipeline": DEPTH,  # its name before diffusers took the pipeline in
+    "MarigoldNormalsPipeline": NORMALS,
+    "MarigoldIntrinsicsPipeline": INTRINSICS,
+}
+# The layout in which the end-to-end trainers save; it does not name the task.
+_NAMELESS = "StableDiffusionPipeline"
+# Published networks by their names, where neither files nor name say it: protocol and steps.
+_PUBLISHED = {"marigold-normals": (DIFFUSION, 10)}
+_GEOWIZARD = (
+    "a GeoWizard network: it sees the image through a CLIP encoder as well and computes depth and normals in one batch "
+    "that shares its attention, so neither the fast path nor diffusers' pipelines can run it; use one of "
+    "prs-eth/marigold-* or GonzaloMG/*-e2e-ft-depth or -normals"
+)
+_DEPTHFM = (
+    "a DepthFM network: it is integrated by flow matching from the noised image latent, not denoised by a Marigold "
+    "scheduler; use one of prs-eth/marigold-* or GonzaloMG/*-e2e-ft-depth"
+)
+
+
+class SingleStep(NamedTuple):
+    """One step from a zero target latent: denoised latent = `x0_scale` * the U-Net's output at `timestep`."""
+
+    x0_scale: float
+    timestep: int
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a checkpoint predicts, and how it was trained to.
+
+    targets: the images that its latents stand for, in their order, for example ('albedo', 'material').
+    steps: denoising steps that it asks for.
+    single_step: the constants of the one step of an end-to-end fine-tuned network; None for the others.
+    """
+
+    task: str
+    targets: tuple[str, ...]
+    protocol: str
+    steps: int
+    single_step: SingleStep | None
+
+
+def kind_of(
+    where: str, name: str, index: Mapping[str, Any], own: Mapping[str, Any], scheduler: Mapping[str, Any]
+) -> Kind:
+    """The kind of checkpoint `name`, by model_index.json, marigold_ros.json (or {}) and scheduler_config.json.
+
+    where: names the checkpoint in errors. Raises `Unusable` for what is not of the family and for a scheduler that
+    contradicts the rest.
+    """
+    task = _task(where, name, index, own)
+    steps = index.get("default_denoising_steps")
+    if steps is not None and (type(steps) is not int or steps < 1):
+        raise Unusable(f"{where}: default_denoising_steps={steps!r} in model_index.json: must be a positive number")
+    known_protocol, known_steps = _PUBLISHED.get(name, (None, None))
+    steps = steps or known_steps
+    protocol = own.get("protocol") or known_protocol or _protocol(name, steps, scheduler)
+    if protocol not in (E2E, DIFFUSION, LCM):
+        raise Unusable(
+            f"{where}: protocol={protocol!r} in marigold_ros.json: must be '{E2E}', '{DIFFUSION}' or '{LCM}'"
+        )
+    _check_scheduler(where, protocol, scheduler)
+    return Kind(
+        task=task,
+        targets=_targets(where, task, index),
+        protocol=protocol,
+        steps=steps or {E2E: 1, DIFFUSION: 4, LCM: 1}[protocol],
+        single_step=single_step(scheduler, where) if protocol == E2E else None,
+    )
+
+
+def refuse_strangers(where: str, name: str, unet: Mapping[str, Any] | None = None) -> None:
+    """Refuse, with the reason, a checkpoint of a neighbouring family, by its name or its U-Net's configuration."""
+    plain = name.lower().replace("-", "").replace("_", "")
+    if "depthfm" in plain:
+        raise Unusable(f"{where}: is {_DEPTHFM}")
+    if unet is not None and unet.get("class_embed_type") is not None:
+        raise Unusable(f"{where}: is {_GEOWIZARD}")
+
+
+def check_channels(where: str, kind: Kind, unet: Mapping[str, Any], latent_channels: int) -> None:
+    """The U-Net takes the image's latent and one for each target, and gives one for each target."""
+    images = len(kind.targets)
+    expected = (images + 1) * latent_channels, images * latent_channels
+    found = unet.get("in_channels"), unet.get("out_channels")
+    if found != expected:
+        raise Unusable(
+            f"{where}: U-Net of {found[0]} channels in and {found[1]} out: for {' and '.join(kind.targets)} it must be "
+            f"{expected[0]} and {expected[1]}"
+        )
+
+
+def _task(where: str, name: str, index: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+    pipeline = index.get("_class_name")
+    if pipeline in ("DepthNormalEstimationPipeline", "DepthNormalPipeline"):
+        raise Unusable(f"{where}: is {_GEOWIZARD}")
+    if pipeline in _TASKS:
+        return _TASKS[pipeline]
+    if pipeline == _NAMELESS:
+        named = [task for task in (DEPTH, NORMALS) if own.get("task") == task or task in name.lower()]
+        if len(named) == 1:
+            return named[0]
+        raise Unusable(
+            f"{where}: _class_name='{_NAMELESS}' in model_index.json does not say what it predicts; write "
+            f'{{"task": "depth"}} or {{"task": "normals"}} into its marigold_ros.json'
+        )
+    known = ", ".join([*_TASKS, _NAMELESS])
+    raise Unusable(f"{where}: _class_name={pipeline!r} in model_index.json: only {known} are known")
+
+
+def _targets(where: str, task: str, index: Mapping[str, Any]) -> tuple[str, ...]:
+    if task != INTRINSICS:
+        return (task,)
+    properties = index.get("target_properties")
+    names = properties.get("target_names") if isinstance(properties, dict) else None
+    if not isinstance(names, list) or not names:
+        raise Unusable(f"{where}: target_properties in model_index.json: must list target_names")
+    return tuple(map(str, names))
+
+
+def _protocol(name: str, steps: int | None, scheduler: Mapping[str, Any]) -> str:
+    if scheduler.get("_class_name") == "LCMScheduler":
+        return LCM
+    if "e2e" in name.lower() or steps == 1:
+        return E2E
+    if steps is not None:
+        return DIFFUSION
+    # Nothing says it: of the published ones only the end-to-end fine-tunes are trailing without zero-SNR.
+    trailing = scheduler.get("timestep_spacing") == "trailing"
+    return E2E if trailing and not scheduler.get("rescale_betas_zero_snr") else DIFFUSION
+
+
+def _check_scheduler(where: str, protocol: str, scheduler: Mapping[str, Any]) -> None:
+    """Refuse a scheduler that the network was not trained with: the answer would be wrong and look right."""
+
+    def refuse(field: str, why: str) -> Unusable:
+        return Unusable(f"{where}: {field}={scheduler.get(field)!r} in scheduler/scheduler_config.json: {why}")
+
+    name, spacing = scheduler.get("_class_name"), scheduler.get("timestep_spacing")
+    zero_snr = bool(scheduler.get("rescale_betas_zero_snr"))
+    if protocol == LCM:
+        if name != "LCMScheduler":
+            raise refuse("_class_name", "a distilled (LCM) network needs LCMScheduler")
+        return
+    if name not in ("DDIMScheduler", "DDPMScheduler"):
+        raise refuse("_class_name", "must be DDIMScheduler, DDPMScheduler or, for a distilled network, LCMScheduler")
+    if protocol == E2E and spacing != "trailing":
+        raise refuse("timestep_spacing", "one step must start at the last timestep, which only 'trailing' does")
+    if protocol == E2E and zero_snr:
+        raise refuse("rescale_betas_zero_snr", "an end-to-end fine-tuned network starts from zeros, without zero-SNR")
+    if protocol == DIFFUSION and spacing not in ("trailing", "leading"):
+        raise refuse("timestep_spacing", "must be 'trailing' or 'leading'")
+    if protocol == DIFFUSION and zero_snr and spacing != "trailing":
+        raise refuse("timestep_spacing", "a zero-SNR schedule must start at the last timestep, which 'trailing' does")
+
+
+def single_step(scheduler: Mapping[str, Any], where: str) -> SingleStep:
+    """One step from a zero target latent, by the scheduler's configuration.
+
+    With z = 0 the denoised latent is a constant times the network's output: -sqrt(1 - abar) for v-prediction
+    (reference/marigold.md §1.5). Raises `Unusable` for a schedule or a prediction that is not known.
+    """
+
+    def refuse(field: str, why: str) -> Unusable:
+        return Unusable(f"{where}: {field}={scheduler.get(field)!r} in scheduler/scheduler_config.json: {why}")
+
+    if scheduler.get("beta_schedule") != "scaled_linear":
+        raise refuse("beta_schedule", "only 'scaled_linear' is known")
+    steps = int(scheduler.get("num_train_timesteps", 1000))
+    low, high = math.sqrt(scheduler["beta_start"]), math.sqrt(scheduler["beta_end"])
+    abar = math.prod(1.0 - (low + (high - low) * i / (steps - 1)) ** 2 for i in range(steps))
+    scales = {
+        "v_prediction": -math.sqrt(1.0 - abar),
+        "epsilon": -math.sqrt(1.0 - abar) / math.sqrt(abar),
+        "sample": 1.0,
+    }
+    if scheduler.get("prediction_type") not in scales:
+        raise refuse("prediction_type", f"must be one of {', '.join(scales)}")
+    return SingleStep(scales[scheduler["prediction_type"]], steps - 1)

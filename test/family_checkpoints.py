@@ -1,0 +1,144 @@
+"""Checkpoints of every published layout of the family, in small: the same files and fields, random narrow weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, LCMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+# reference/marigold.md §1.5: what all published schedulers share.
+BETAS = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "v_prediction",
+    "clip_sample": False,
+}
+DDIM = {**BETAS, "set_alpha_to_one": False, "steps_offset": 1}
+LEADING = DDIMScheduler(**DDIM, timestep_spacing="leading")
+ZERO_SNR = DDIMScheduler(**DDIM, timestep_spacing="trailing", rescale_betas_zero_snr=True)
+TRAILING = DDIMScheduler(**DDIM, timestep_spacing="trailing")
+# The end-to-end trainer saves its training scheduler.
+TRAINER = DDPMScheduler(**BETAS, timestep_spacing="trailing")
+DISTILLED = LCMScheduler(**DDIM, timestep_spacing="leading", original_inference_steps=50)
+APPEARANCE = {
+    "target_names": ["albedo", "material"],
+    "albedo": {"prediction_space": "srgb", "up_to_scale": False},
+    "material": {
+        "prediction_space": "stack",
+        "sub_target_names": ["roughness", "metallicity", None],
+        "roughness": {"prediction_space": "linear", "up_to_scale": False},
+        "metallicity": {"prediction_space": "linear", "up_to_scale": False},
+    },
+}
+LIGHTING = {
+    "target_names": ["albedo", "shading", "residual"],
+    "albedo": {"prediction_space": "linear", "up_to_scale": False},
+    "shading": {"prediction_space": "linear", "up_to_scale": True},
+    "residual": {"prediction_space": "linear", "up_to_scale": True},
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table of published checkpoints (reference/marigold.md §1.1)."""
+
+    name: str
+    pipeline: str
+    scheduler: Any
+    steps: int | None
+    task: str
+    protocol: str
+    targets: tuple[str, ...]
+    index: dict[str, Any] = field(default_factory=dict)
+
+
+DEPTH = {"scale_invariant": True, "shift_invariant": True, "prediction_type": "depth"}
+FAMILY = [
+    Row("marigold-depth-v1-0", "MarigoldDepthPipeline", LEADING, 10, "depth", "diffusion", ("depth",), DEPTH),
+    Row("marigold-v1-0", "MarigoldPipeline", LEADING, None, "depth", "diffusion", ("depth",)),
+    Row("marigold-depth-lcm-v1-0", "MarigoldDepthPipeline", DISTILLED, 1, "depth", "lcm", ("depth",), DEPTH),
+    Row("marigold-depth-v1-1", "MarigoldDepthPipeline", ZERO_SNR, 4, "depth", "diffusion", ("depth",), DEPTH),
+    Row("marigold-normals-v0-1", "MarigoldNormalsPipeline", LEADING, 10, "normals", "diffusion", ("normals",)),
+    Row("marigold-normals-lcm-v0-1", "MarigoldNormalsPipeline", DISTILLED, 1, "normals", "lcm", ("normals",)),
+    Row("marigold-normals-v1-1", "MarigoldNormalsPipeline", ZERO_SNR, 4, "normals", "diffusion", ("normals",)),
+    Row(
+        "marigold-iid-appearance-v1-1", "MarigoldIntrinsicsPipeline", ZERO_SNR, 4, "intrinsics", "diffusion",
+        ("albedo", "material"), {"target_properties": APPEARANCE},
+    ),
+    Row(
+        "marigold-iid-lighting-v1-1", "MarigoldIntrinsicsPipeline", ZERO_SNR, 4, "intrinsics", "diffusion",
+        ("albedo", "shading", "residual"), {"target_properties": LIGHTING},
+    ),
+    Row("marigold-e2e-ft-depth", "MarigoldDepthPipeline", TRAILING, 1, "depth", "e2e", ("depth",), DEPTH),
+    Row("marigold-e2e-ft-normals", "MarigoldNormalsPipeline", TRAILING, 1, "normals", "e2e", ("normals",)),
+    Row("stable-diffusion-e2e-ft-depth", "StableDiffusionPipeline", TRAINER, None, "depth", "e2e", ("depth",)),
+    Row("stable-diffusion-e2e-ft-normals", "StableDiffusionPipeline", TRAINER, None, "normals", "e2e", ("normals",)),
+    Row("marigold-normals", "StableDiffusionPipeline", TRAINER, None, "normals", "diffusion", ("normals",)),
+]  # fmt: skip
+
+
+def write_family_checkpoint(parent: Path, row: Row) -> Path:
+    """Write the checkpoint `row` into a folder of its name in `parent`; a few hundred thousand parameters."""
+    torch.manual_seed(0)
+    folder = parent / row.name
+    images = len(row.targets)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 8, 16, 16),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=768,
+        scaling_factor=0.18215,
+    )
+    unet = UNet2DConditionModel(
+        sample_size=96,
+        in_channels=4 * (images + 1),
+        out_channels=4 * images,
+        block_out_channels=(32, 32, 64, 64),
+        layers_per_block=1,
+        attention_head_dim=[1, 1, 2, 2],
+        cross_attention_dim=16,
+        use_linear_projection=True,
+    )
+    for name, module in (("vae", vae), ("unet", unet)):
+        module.save_pretrained(folder / name)
+    row.scheduler.save_pretrained(folder / "scheduler")
+    write_text_encoder(folder)
+    index = {
+        "_class_name": row.pipeline,
+        "_diffusers_version": diffusers.__version__,
+        **({"default_denoising_steps": row.steps, "default_processing_resolution": 768} if row.steps else {}),
+        **row.index,
+        "scheduler": ["diffusers", type(row.scheduler).__name__],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+def write_text_encoder(folder: Path, variant: str | None = None) -> CLIPTextModel:
+    """Write a tokenizer that knows the two marks of the empty prompt and a text encoder of one layer, which returns."""
+    (folder / "tokenizer").mkdir()
+    words = {"<|startoftext|>": 0, "<|endoftext|>": 1}
+    (folder / "tokenizer" / "vocab.json").write_text(json.dumps(words))
+    (folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CLIPTokenizer"}))
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    encoder = CLIPTextModel(CLIPTextConfig(vocab_size=2, bos_token_id=0, eos_token_id=1, pad_token_id=1, **sizes))
+    if variant:
+        encoder.half()
+    encoder.eval().save_pretrained(folder / "text_encoder", variant=variant)
+    return encoder

@@ -1,0 +1,144 @@
+"""Every published layout is read for what it is; what contradicts itself, or is no Marigold, is refused."""
+
+import json
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from family_checkpoints import FAMILY, write_family_checkpoint
+
+from marigold_ros.checkpoints import describe, find_checkpoint, require_single_step
+from marigold_ros.config import Unusable
+from marigold_ros.family import kind_of, single_step
+
+E2E = {"_class_name": "MarigoldDepthPipeline", "default_denoising_steps": 1}
+MANY = {"_class_name": "MarigoldDepthPipeline", "default_denoising_steps": 4}
+SCHEDULER = {
+    "_class_name": "DDIMScheduler",
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "prediction_type": "v_prediction",
+    "timestep_spacing": "trailing",
+}
+
+
+@pytest.fixture(scope="module", params=FAMILY, ids=lambda row: row.name)
+def row(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def folder(row, tmp_path_factory):
+    return write_family_checkpoint(tmp_path_factory.mktemp("family"), row)
+
+
+def test_what_it_says_of_itself(row, folder):
+    info = describe(folder)
+    assert (info.name, info.kind.task, info.kind.protocol) == (row.name, row.task, row.protocol)
+    assert info.kind.targets == row.targets
+    assert info.kind.steps == (row.steps or {"e2e": 1, "diffusion": info.kind.steps}[row.protocol])
+    assert (info.width, info.height) == (768, 576)
+    assert info.space == ("depth" if row.task == "depth" else "")
+
+
+def test_only_end_to_end_fine_tuned_ones_take_the_fast_path(row, folder):
+    info = describe(folder)
+    if row.protocol == "e2e":
+        assert require_single_step(info, row.task).x0_scale == pytest.approx(-0.997667, abs=1e-6)
+    else:
+        with pytest.raises(Unusable, match="estimate"):
+            require_single_step(info, row.task)
+
+
+@pytest.mark.parametrize(
+    ("index", "changes", "words"),
+    [
+        (E2E, {"timestep_spacing": "leading"}, "timestep_spacing='leading'"),
+        (E2E, {"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr=True.*zeros"),
+        (E2E, {"prediction_type": "noise"}, "prediction_type='noise'"),
+        (E2E, {"beta_schedule": "linear"}, "beta_schedule='linear'"),
+        (E2E, {"_class_name": "PNDMScheduler"}, "PNDMScheduler"),
+        (MANY, {"rescale_betas_zero_snr": True, "timestep_spacing": "leading"}, "zero-SNR"),
+        (MANY, {"timestep_spacing": "linspace"}, "timestep_spacing='linspace'"),
+        ({**E2E, "default_denoising_steps": 0}, {}, "default_denoising_steps=0"),
+    ],
+)
+def test_contradictions_are_refused(index, changes, words):
+    with pytest.raises(Unusable, match=words):
+        kind_of("checkpoint /x", "x", index, {}, {**SCHEDULER, **changes})
+
+
+def test_a_distilled_network_needs_its_own_scheduler():
+    with pytest.raises(Unusable, match="LCMScheduler"):
+        kind_of("checkpoint /x", "x", MANY, {"protocol": "lcm"}, SCHEDULER)
+
+
+def test_our_own_file_may_say_what_the_others_do_not():
+    nameless = {"_class_name": "StableDiffusionPipeline"}
+    with pytest.raises(Unusable, match=r'\{"task": "normals"\}'):
+        kind_of("checkpoint /x", "mine", nameless, {}, SCHEDULER)
+    kind = kind_of("checkpoint /x", "mine", nameless, {"task": "normals", "protocol": "diffusion"}, SCHEDULER)
+    assert (kind.task, kind.protocol, kind.single_step) == ("normals", "diffusion", None)
+    with pytest.raises(Unusable, match="protocol='magic'"):
+        kind_of("checkpoint /x", "mine", E2E, {"protocol": "magic"}, SCHEDULER)
+
+
+@pytest.mark.parametrize(("kind", "scale"), [("v_prediction", -0.997667), ("epsilon", -14.6145), ("sample", 1.0)])
+def test_x0_scale(kind, scale):
+    found, timestep = single_step({**SCHEDULER, "prediction_type": kind}, "x")
+    assert found == pytest.approx(scale, rel=1e-4)
+    assert timestep == 999
+
+
+@pytest.mark.parametrize("pipeline", ["DepthNormalEstimationPipeline", "DepthNormalPipeline"])
+def test_geowizard_is_refused_with_the_reason(pipeline):
+    with pytest.raises(Unusable, match=r"GeoWizard.*CLIP"):
+        kind_of("checkpoint /x", "x", {**E2E, "_class_name": pipeline}, {}, SCHEDULER)
+
+
+def edited(parent, module, **changes):
+    folder = write_family_checkpoint(parent, FAMILY[0])
+    path = folder / module / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return folder
+
+
+def test_geowizard_is_known_by_its_unet_as_well(tmp_path):
+    folder = edited(tmp_path, "unet", class_embed_type="projection", projection_class_embeddings_input_dim=10)
+    with pytest.raises(Unusable, match="GeoWizard"):
+        describe(folder)
+
+
+def test_a_unet_of_other_channels_is_refused(tmp_path):
+    with pytest.raises(Unusable, match="4 channels in and 4 out: for depth it must be 8 and 4"):
+        describe(edited(tmp_path, "unet", in_channels=4))
+
+
+@pytest.mark.parametrize("name", ["CompVis/depth-fm", "depthfm-v1.ckpt"])
+def test_depthfm_is_refused_with_the_reason(name):
+    with pytest.raises(Unusable, match="flow matching"):
+        find_checkpoint(name)
+
+
+def test_a_single_file_is_refused_with_the_way_out(tmp_path):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"")
+    with pytest.raises(Unusable, match="is a file; give the folder"):
+        find_checkpoint(str(file))
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [("StableDiffusionXLPipeline", "only MarigoldDepthPipeline"), (None, "_class_name=None")],
+)
+def test_other_pipelines_are_refused(kind, words):
+    with pytest.raises(Unusable, match=words):
+        kind_of("checkpoint /x", "x", {**E2E, "_class_name": kind}, {}, SCHEDULER)
+
+
+def test_intrinsic_images_must_say_which():
+    with pytest.raises(Unusable, match="target_names"):
+        kind_of("checkpoint /x", "x", {**MANY, "_class_name": "MarigoldIntrinsicsPipeline"}, {}, SCHEDULER)
