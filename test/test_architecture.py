@@ -41,6 +41,8 @@ CORE = {
     "hub",
     "network",
     "folds",
+    "ensemble",
+    "multistep",
     "export",
     "estimator",
     "pipeline",

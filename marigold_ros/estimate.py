@@ -1,0 +1,174 @@
+"""Images in; depth, normals or intrinsic images out, by diffusers' pipelines: `ros2 run marigold_ros estimate`.
+
+For every image and everything that the checkpoint predicts, DIR gets NAME_WHAT.npy (float32), NAME_WHAT.png (16 bits)
+and NAME_WHAT_colour.png, and of ensembles the same of NAME_WHAT_uncertainty.
+
+    depth       relative, in [0, 1], increasing with distance; PNG: 65535 is 1
+    normals     unit vectors in the optical frame (x right, y down, z forward); PNG: red, green, blue are x, y, z,
+                0 is -1 and 65535 is 1
+    albedo, ... in [0, 1], linear or sRGB as the checkpoint's model_index.json says; PNG: 65535 is 1
+
+The ablation of timesteps (arXiv 2409.11355, figure 1): run prs-eth/marigold-depth-v1-0 with --spacing leading and with
+--spacing trailing, each with --steps 1, 2, 4, 10, 50.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from marigold_ros.checkpoints import describe, find_checkpoint
+from marigold_ros.config import Unusable
+from marigold_ros.visual import colour_map
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+
+
+def images_in(paths: Iterable[Path]) -> list[Path]:
+    """The image files among `paths` and in the folders among them; raises `Unusable` where there are none."""
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+            if not inside:
+                raise Unusable(f"folder {path}: holds no images ({', '.join(SUFFIXES)})")
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise Unusable(f"image {path}: no such file")
+    names = [path.stem for path in found]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise Unusable(f"image {twice}: more than one has this name, and their results would overwrite each other")
+    return found
+
+
+def read_image(path: Path) -> np.ndarray:
+    """(H, W, 3) uint8 RGB; raises `Unusable` where the file is no image."""
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise Unusable(f"image {path}: cannot be read; give a {', '.join(SUFFIXES)} file")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def write_result(stem: Path, what: str, values: np.ndarray) -> None:
+    """Write `values`, named `what`, as .npy, 16-bit .png and coloured .png beside each other."""
+    start = f"{stem}_{what}"
+    unit = (values + 1.0) * 0.5 if what == "normals" else values
+    unit = np.clip(unit, 0.0, 1.0)
+    _write(Path(f"{start}.npy"), values)
+    _write(Path(f"{start}.png"), _bgr(np.round(unit * 65535.0).astype(np.uint16)))
+    _write(Path(f"{start}_colour.png"), _colours(what, values, unit))
+
+
+def _colours(what: str, values: np.ndarray, unit: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 BGR for people: depth from red (near) to blue, normals as the field draws them."""
+    if what == "normals":
+        # Marigold's own frame (x right, y up, z to the viewer): facing surfaces are lilac, floors green.
+        unit = np.clip((values * np.float32((1, -1, -1)) + 1.0) * 0.5, 0.0, 1.0)
+    elif values.ndim == 2:
+        # An uncertainty is small against what it doubts: its own 98th percentile is the end of the colours.
+        return colour_map(values, 0.0 if what.endswith("uncertainty") else 1.0)
+    return _bgr(np.round(unit * 255.0).astype(np.uint8))
+
+
+def _bgr(image: np.ndarray) -> np.ndarray:
+    return image[..., ::-1] if image.ndim == 3 else image
+
+
+def _write(path: Path, values: np.ndarray) -> None:
+    """A file that appears whole or not at all."""
+    beside = path.with_name(f".{path.name}.part{path.suffix}")
+    try:
+        if path.suffix == ".npy":
+            np.save(beside, values)
+        elif not cv2.imwrite(str(beside), values):
+            raise OSError(f"cannot write {beside}")
+        beside.replace(path)
+    except OSError as error:
+        raise Unusable(f"file {path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="estimate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("images", type=Path, nargs="+", help="image files, or folders of them")
+    parser.add_argument("--checkpoint", default="nano", help="'nano', a folder, or a hub id (downloaded)")
+    parser.add_argument("--out", type=Path, default=Path("estimates"), metavar="DIR", help="(estimates)")
+    parser.add_argument("--steps", type=int, default=0, help="denoising steps; 0 leaves them to the checkpoint")
+    parser.add_argument("--ensemble", type=int, default=1, metavar="N", help="members; 3 and more give uncertainty")
+    parser.add_argument(
+        "--resolution", type=int, default=0, metavar="PX", help="long side; 0: the checkpoint's, -1: the image's own"
+    )
+    parser.add_argument("--spacing", default="", choices=("leading", "trailing"), help="instead of the checkpoint's")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise")
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="members that run at once")
+    parser.add_argument("--alignment", default="closed", choices=("closed", "diffusers"), help="of an ensemble's depth")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
+    parser.add_argument("--half", action="store_true", help="compute in float16 (on a GPU)")
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the checkpoint on every image."""
+    images = images_in(arguments.images)
+    info = describe(find_checkpoint(arguments.checkpoint, download=True))
+    try:
+        import torch
+
+        from marigold_ros.multistep import MultiStep, Settings, quiet
+    except ImportError as error:
+        raise Unusable(
+            f"{error.name} is not installed: 'estimate' needs torch and diffusers "
+            "(pip install torch diffusers transformers safetensors)"
+        ) from error
+    quiet()
+    device = arguments.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    settings = Settings(
+        steps=arguments.steps,
+        ensemble=arguments.ensemble,
+        resolution=arguments.resolution,
+        spacing=arguments.spacing,
+        seed=arguments.seed,
+        batch=arguments.batch,
+        diffusers_alignment=arguments.alignment == "diffusers",
+    )
+    network = MultiStep(info, settings, device, torch.float16 if arguments.half else torch.float32)
+    print(f"{info.name}: {', '.join(info.kind.targets)}; {network.steps} steps, {settings.ensemble} members, {device}")
+    try:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Unusable(f"folder {arguments.out}: cannot be made ({error.strerror})") from error
+    for path in tqdm(images, desc="images", unit="image"):
+        for what, prediction in network(read_image(path), progress=sys.stderr.isatty()).items():
+            write_result(arguments.out / path.stem, what, prediction.values)
+            if prediction.uncertainty is not None:
+                write_result(arguments.out / path.stem, f"{what}_uncertainty", prediction.uncertainty)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        run(arguments)
+    except Unusable as problem:
+        print(f"estimate: {problem}", file=sys.stderr)
+        return 1
+    print(arguments.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

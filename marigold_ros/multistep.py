@@ -1,0 +1,194 @@
+"""diffusers' own pipelines on any checkpoint of the family: several steps, ensembles, normals, intrinsic images.
+
+The slow, exact way: what researchers compare with. The network's answers come back as arrays by the name of what they
+show.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DiffusionPipeline,
+    LCMScheduler,
+    MarigoldDepthPipeline,
+    MarigoldIntrinsicsPipeline,
+    MarigoldNormalsPipeline,
+)
+from diffusers.utils import logging as diffusers_logging
+
+from marigold_ros.checkpoints import CheckpointInfo, load_modules
+from marigold_ros.config import Unusable
+from marigold_ros.ensemble import ensemble_depth
+from marigold_ros.family import DEPTH, DIFFUSION, E2E, INTRINSICS, LCM, NORMALS
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to run a checkpoint; zeros and empty texts leave it to the checkpoint.
+
+    steps: denoising steps. ensemble: members, each from other noise. resolution: pixels of the long side, a multiple of
+    8; -1 is the image's own. spacing: 'leading' or 'trailing' timesteps instead of the checkpoint's. batch: members
+    that run at once. diffusers_alignment: align an ensemble's depth as diffusers does.
+    """
+
+    steps: int = 0
+    ensemble: int = 1
+    resolution: int = 0
+    spacing: str = ""
+    seed: int = 0
+    batch: int = 1
+    diffusers_alignment: bool = False
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the network says of one image.
+
+    values: (H, W) float32 relative depth in [0, 1] increasing with distance, (H, W, 3) unit normals in the optical
+    frame (x right, y down, z forward), or an intrinsic image (H, W, 3) in [0, 1], linear or sRGB as the checkpoint
+    says. uncertainty: of the same size in the same units (normals: mean angle to the mean, of pi); None without an
+    ensemble of three or more.
+    """
+
+    values: np.ndarray
+    uncertainty: np.ndarray | None
+
+
+class MultiStep:
+    """A checkpoint on diffusers' pipeline of its task.
+
+    Raises `Unusable` for settings that mean nothing to the checkpoint.
+    """
+
+    def __init__(
+        self, info: CheckpointInfo, settings: Settings, device: str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.info = info
+        self.settings = settings
+        self.steps = settings.steps or info.kind.steps
+        self._check()
+        index = json.loads((info.folder / "model_index.json").read_text(encoding="utf-8"))
+        modules = load_modules(info, dtype)
+        kind, extra = {
+            DEPTH: (
+                MarigoldDepthPipeline,
+                {"scale_invariant": info.scale_invariant, "shift_invariant": info.shift_invariant},
+            ),
+            NORMALS: (MarigoldNormalsPipeline, {"use_full_z_range": index.get("use_full_z_range", True)}),
+            INTRINSICS: (MarigoldIntrinsicsPipeline, {"target_properties": index.get("target_properties")}),
+        }[info.kind.task]
+        prediction = index.get("prediction_type") or info.kind.task
+        self.pipeline: DiffusionPipeline = kind(
+            modules.unet,
+            modules.vae,
+            self._scheduler(),
+            text_encoder=None,
+            tokenizer=None,
+            prediction_type=prediction,
+            default_denoising_steps=self.steps,
+            default_processing_resolution=max(info.width, info.height),
+            **extra,
+        ).to(device)
+        self.pipeline.empty_text_embedding = modules.prompt.to(device=device, dtype=dtype)
+        if info.kind.task == DEPTH and not settings.diffusers_alignment:
+            self.pipeline.ensemble_depth = ensemble_depth
+
+    def __call__(self, rgb: np.ndarray, progress: bool = False) -> dict[str, Prediction]:
+        """(H, W, 3) uint8 -> what the checkpoint says of it, by name: 'depth', 'normals', 'albedo', ..."""
+        self.pipeline.set_progress_bar_config(disable=not progress, leave=False)
+        settings = self.settings
+        image = torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1).float() / 255.0
+        resolution = {0: None, -1: 0}.get(settings.resolution, settings.resolution)
+        result = self.pipeline(
+            image,
+            num_inference_steps=self.steps,
+            ensemble_size=settings.ensemble,
+            processing_resolution=resolution,
+            batch_size=settings.batch,
+            output_uncertainty=settings.ensemble > 2,
+            output_type="np",
+            **self._start(image, resolution),
+        )
+        return self._named(result.prediction, result.uncertainty)
+
+    def _check(self) -> None:
+        kind, settings = self.info.kind, self.settings
+        where = f"checkpoint {self.info.name!r}"
+        if settings.ensemble < 1 or settings.steps < 0 or settings.batch < 1:
+            raise Unusable(
+                f"steps={settings.steps}, ensemble={settings.ensemble}, batch={settings.batch}: must be at least 1"
+            )
+        if settings.resolution > 0 and settings.resolution % 8:
+            raise Unusable(f"resolution={settings.resolution}: must be a multiple of 8, or -1 for the image's own")
+        if kind.protocol == E2E and (self.steps > 1 or settings.ensemble > 1):
+            raise Unusable(
+                f"{where}: is deterministic and has one step; steps={self.steps} and ensemble={settings.ensemble} "
+                "mean nothing to it"
+            )
+        if settings.spacing not in ("", "leading", "trailing"):
+            raise Unusable(f"spacing={settings.spacing!r}: must be 'leading' or 'trailing'")
+        if settings.spacing and kind.protocol != DIFFUSION:
+            raise Unusable(
+                f"{where}: spacing={settings.spacing!r} is for networks of many steps, this is {kind.protocol}"
+            )
+
+    def _scheduler(self) -> DDIMScheduler | LCMScheduler:
+        path = self.info.folder / "scheduler" / "scheduler_config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        protocol, spacing = self.info.kind.protocol, self.settings.spacing
+        if protocol == LCM:
+            return LCMScheduler.from_config(config)
+        if protocol == E2E:
+            # The end-to-end trainer decodes the denoised latent itself; with this its last step gives just that.
+            return DDIMScheduler.from_config(config, set_alpha_to_one=True)
+        if spacing == "leading" and config.get("rescale_betas_zero_snr"):
+            raise Unusable(
+                f"checkpoint {self.info.name!r}: spacing='leading' contradicts its zero-SNR schedule, which must start "
+                "at the last timestep"
+            )
+        if self.steps == 1 and not spacing and config["timestep_spacing"] == "leading":
+            raise Unusable(
+                f"checkpoint {self.info.name!r}: one step with 'leading' timesteps starts at t = 1, as if its noise "
+                "were almost the answer; give more steps, or spacing 'trailing' (or 'leading', to see what comes of it)"
+            )
+        return DDIMScheduler.from_config(config, timestep_spacing=spacing or config["timestep_spacing"])
+
+    def _start(self, image: torch.Tensor, resolution: int | None) -> dict[str, Any]:
+        """Zeros for an end-to-end fine-tuned network, else noise from the seed."""
+        pipe = self.pipeline
+        if self.info.kind.protocol != E2E:
+            return {"generator": torch.Generator(pipe.device).manual_seed(self.settings.seed)}
+        side = pipe.default_processing_resolution if resolution is None else resolution
+        padded, _, _ = pipe.image_processor.preprocess(image, side, "bilinear", pipe.device, pipe.dtype)
+        rows, columns = (pixels // pipe.vae_scale_factor for pixels in padded.shape[2:])
+        channels = pipe.vae.config.latent_channels
+        return {"latents": torch.zeros(1, channels, rows, columns, device=pipe.device, dtype=pipe.dtype)}
+
+    def _named(self, values: np.ndarray, uncertainty: np.ndarray | None) -> dict[str, Prediction]:
+        values = values.astype(np.float32)
+        doubts: list[np.ndarray | None] = [None] * len(values)
+        if uncertainty is not None:
+            doubts = [np.squeeze(doubt.astype(np.float32)) for doubt in uncertainty]
+        task = self.info.kind.task
+        if task == DEPTH:
+            depth = values[0, ..., 0]
+            return {DEPTH: Prediction(1.0 - depth if self.info.disparity else depth, doubts[0])}
+        if task == NORMALS:
+            # From Marigold's camera frame (x right, y up, z to the viewer) to the optical one.
+            return {NORMALS: Prediction(values[0] * np.float32((1, -1, -1)), doubts[0])}
+        return {
+            name: Prediction(value, doubt)
+            for name, value, doubt in zip(self.info.kind.targets, values, doubts, strict=True)
+        }
+
+
+def quiet() -> None:
+    """Keep diffusers' loading messages to itself."""
+    diffusers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()

@@ -1,0 +1,74 @@
+"""The program `estimate`: files in, files out."""
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from family_checkpoints import FAMILY, write_family_checkpoint
+
+from marigold_ros.estimate import main, write_result
+
+ROWS = {row.name: row for row in FAMILY}
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for name in ("a.png", "b.jpg"):
+        cv2.imwrite(str(folder / name), random.integers(0, 256, (48, 64, 3), np.uint8))
+    (folder / "notes.txt").write_text("not an image")
+    return folder
+
+
+def test_depth_of_a_folder_with_uncertainty(pictures, tmp_path):
+    checkpoint = write_family_checkpoint(tmp_path, ROWS["marigold-depth-v1-1"])
+    out = tmp_path / "out"
+    options = ["--checkpoint", str(checkpoint), "--resolution", "64", "--steps", "1", "--ensemble", "3"]
+    assert main([str(pictures), "--out", str(out), *options]) == 0
+    kinds = (".npy", ".png", "_colour.png")
+    expected = {f"{name}_{what}{kind}" for name in "ab" for what in ("depth", "depth_uncertainty") for kind in kinds}
+    assert {path.name for path in out.iterdir()} == expected
+    depth = np.load(out / "a_depth.npy")
+    stored = cv2.imread(str(out / "a_depth.png"), cv2.IMREAD_UNCHANGED)
+    assert stored.dtype == np.uint16
+    np.testing.assert_allclose(stored / 65535, depth, atol=1e-5)
+    assert cv2.imread(str(out / "a_depth_colour.png")).shape == (48, 64, 3)
+
+
+def test_a_wall_that_faces_the_camera(tmp_path):
+    """Its normal is (0, 0, -1) in the optical frame, and lilac as the field draws it."""
+    write_result(tmp_path / "wall", "normals", np.full((4, 4, 3), (0, 0, -1), np.float32))
+    red, green, blue = cv2.imread(str(tmp_path / "wall_normals.png"), cv2.IMREAD_UNCHANGED)[0, 0, ::-1]
+    assert (red, green, blue) == (32768, 32768, 0)
+    assert tuple(cv2.imread(str(tmp_path / "wall_normals_colour.png"))[0, 0, ::-1]) == (128, 128, 255)
+
+
+def test_intrinsic_images_by_their_names(pictures, tmp_path):
+    checkpoint = write_family_checkpoint(tmp_path, ROWS["marigold-iid-appearance-v1-1"])
+    out = tmp_path / "out"
+    options = ["--checkpoint", str(checkpoint), "--resolution", "64", "--steps", "1"]
+    assert main([str(pictures / "a.png"), "--out", str(out), *options]) == 0
+    assert {path.name for path in out.glob("*.npy")} == {"a_albedo.npy", "a_material.npy"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["{pictures}/none.png"], "no such file"),
+        (["{pictures}/notes.txt"], "cannot be read"),
+        (["{pictures}/a.png", "{pictures}"], "more than one has this name"),
+        (["{pictures}/a.png", "--checkpoint", "nowhere"], "nowhere"),
+        (["{pictures}/a.png", "--out", "{pictures}/notes.txt"], "cannot be made"),
+        (["{pictures}/a.png", "--ensemble", "4"], "deterministic"),
+    ],
+)
+def test_nonsense_is_one_sentence(pictures, capsys, arguments, words):
+    assert main([argument.format(pictures=pictures) for argument in arguments]) == 1
+    error = capsys.readouterr().err
+    assert words in error
+    assert "Traceback" not in error

@@ -1,0 +1,127 @@
+"""Every published checkpoint's layout on diffusers' pipelines, and the fast path against them."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from family_checkpoints import FAMILY, write_family_checkpoint  # noqa: E402
+
+from marigold_ros.checkpoints import describe, load_network  # noqa: E402
+from marigold_ros.config import Unusable  # noqa: E402
+from marigold_ros.multistep import MultiStep, Settings  # noqa: E402
+from marigold_ros.network import answer  # noqa: E402
+
+ROWS = {row.name: row for row in FAMILY}
+QUICK = Settings(resolution=64)
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory):
+    """A checkpoint of the family by its name; each is written once."""
+    parent, written = tmp_path_factory.mktemp("family"), {}
+
+    def get(name):
+        if name not in written:
+            written[name] = describe(write_family_checkpoint(parent, ROWS[name]))
+        return written[name]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def rgb():
+    return np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+
+
+@pytest.mark.parametrize("row", FAMILY, ids=lambda row: row.name)
+def test_every_checkpoint_runs_as_it_asks_to_be_run(family, rgb, row):
+    network = MultiStep(family(row.name), QUICK if row.steps != 1 else replace(QUICK, steps=1))
+    assert network.steps == family(row.name).kind.steps
+    answers = network(rgb)
+    assert tuple(answers) == row.targets
+    for name, prediction in answers.items():
+        assert prediction.uncertainty is None
+        assert prediction.values.shape == ((48, 64) if name == "depth" else (48, 64, 3))
+        assert prediction.values.dtype == np.float32
+        assert np.isfinite(prediction.values).all()
+        assert np.ptp(prediction.values) > 0
+    if row.task == "normals":
+        np.testing.assert_allclose(np.linalg.norm(answers["normals"].values, axis=2), 1.0, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", [row.name for row in FAMILY if row.protocol == "e2e"])
+def test_the_fast_path_answers_like_diffusers(family, rgb, name):
+    """At the image's own size, in float32, from the same floats: random weights give normals so short that bytes
+    divided in another order show."""
+    info = family(name)
+    theirs = MultiStep(info, Settings(resolution=-1))(rgb)[info.kind.task].values
+    image = torch.from_numpy(rgb).permute(2, 0, 1)[None].float() / 255.0
+    with torch.inference_mode():
+        ours = answer(load_network(info).forward_normalised(image * 2.0 - 1.0))[0].numpy()
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "targets"),
+    [
+        ("marigold-depth-v1-1", ["depth"]),
+        ("marigold-normals-v1-1", ["normals"]),
+        ("marigold-iid-lighting-v1-1", ["albedo", "shading", "residual"]),
+    ],
+)
+def test_ensembles_come_with_uncertainty(family, rgb, name, targets):
+    answers = MultiStep(family(name), replace(QUICK, ensemble=3, steps=1, batch=2))(rgb)
+    assert list(answers) == targets
+    for prediction in answers.values():
+        assert prediction.uncertainty.shape[:2] == (48, 64)
+        assert float(prediction.uncertainty.mean()) > 0
+
+
+def test_the_seed_decides(family, rgb):
+    info = family("marigold-depth-v1-1")
+    first, again, other = (
+        MultiStep(info, replace(QUICK, steps=1, seed=seed))(rgb)["depth"].values for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 1e-4
+
+
+def test_both_timestep_spacings_of_the_first_release(family, rgb):
+    """Its own is 'leading'; the ablation of arXiv 2409.11355 needs both, down to one step."""
+    info = family("marigold-depth-v1-0")
+    starts = {}
+    for spacing in ("leading", "trailing"):
+        network = MultiStep(info, replace(QUICK, steps=1, spacing=spacing))
+        network(rgb)
+        starts[spacing] = network.pipeline.scheduler.timesteps.tolist()
+    assert starts == {"leading": [1], "trailing": [999]}
+
+
+def test_depth_increases_with_distance_whatever_the_map(family, rgb, tmp_path):
+    row = ROWS["marigold-e2e-ft-depth"]
+    folder = write_family_checkpoint(tmp_path, replace(row, index={**row.index, "prediction_type": "disparity"}))
+    disparity, depth = (MultiStep(info, QUICK)(rgb)["depth"].values for info in (describe(folder), family(row.name)))
+    np.testing.assert_allclose(disparity, 1 - depth, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("marigold-e2e-ft-depth", {"ensemble": 5}, "deterministic"),
+        ("marigold-e2e-ft-depth", {"steps": 4}, "has one step"),
+        ("marigold-e2e-ft-depth", {"spacing": "leading"}, "spacing='leading'"),
+        ("marigold-depth-lcm-v1-0", {"spacing": "trailing"}, "lcm"),
+        ("marigold-depth-v1-1", {"spacing": "leading"}, "zero-SNR"),
+        ("marigold-depth-v1-1", {"spacing": "sideways"}, "sideways"),
+        ("marigold-depth-v1-0", {"steps": 1}, "one step with 'leading'"),
+        ("marigold-depth-v1-1", {"resolution": 100}, "resolution=100"),
+        ("marigold-depth-v1-1", {"ensemble": 0}, "ensemble=0"),
+    ],
+)
+def test_settings_that_mean_nothing_to_the_checkpoint_are_refused(family, name, changes, words):
+    with pytest.raises(Unusable, match=words):
+        MultiStep(family(name), replace(QUICK, **changes))
