@@ -100,6 +100,9 @@ def write_family_checkpoint(parent: Path, row: Row) -> Path:
         sample_size=768,
         scaling_factor=0.18215,
     )
+    if row.task == "normals":
+        # Trained networks decode vectors of about unit length; without this they would be short and their angles noise.
+        torch.nn.init.constant_(vae.decoder.conv_out.bias, 0.6)
     unet = UNet2DConditionModel(
         sample_size=96,
         in_channels=4 * (images + 1),

@@ -6,10 +6,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from family_checkpoints import FAMILY, write_family_checkpoint
 
 from marigold_ros import estimator as module
 from marigold_ros.config import ModelConfig, Unusable
-from marigold_ros.estimator import load_estimator
+from marigold_ros.estimator import load_estimator, load_normals_estimator
 from small_checkpoint import write_small_checkpoint
 
 DATA = Path(os.environ.get("MARIGOLD_ROS_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -113,3 +114,28 @@ def test_nano_on_openvino_stays_within_a_hundredth_of_torch_on_real_frames(nano,
     image = cv2.cvtColor(cv2.imread(str(frame)), cv2.COLOR_BGR2RGB)
     fast, reference = nano
     assert np.abs(fast(image) - reference(image)).mean() < 0.01
+
+
+@pytest.mark.parametrize("row", [row for row in FAMILY if row.protocol == "e2e"], ids=lambda row: row.name)
+def test_every_single_step_checkpoint_goes_through_onnx_and_openvino(row, photo, tmp_path):
+    checkpoint = write_family_checkpoint(tmp_path, row)
+    settings = {"checkpoint": str(checkpoint), "cache_dir": str(tmp_path / "cache"), "width": 128, "height": 128}
+    load = load_normals_estimator if row.task == "normals" else load_estimator
+    reference, fast = (load(ModelConfig(engine=engine, **settings)) for engine in ("torch", "openvino"))
+    image = photo[:300, :400]
+    expected, found = reference(image), fast(image)
+    assert expected.shape == found.shape == ((300, 400, 3) if row.task == "normals" else (300, 400))
+    # Random weights lose more in bfloat16 than trained ones, and of normals all three channels count.
+    assert np.abs(found - expected).mean() < (0.05 if row.task == "normals" else 0.01)
+    if row.task == "normals":
+        np.testing.assert_allclose(np.linalg.norm(found, axis=2), 1.0, atol=1e-3)
+
+
+def test_a_network_for_something_else_is_refused(tmp_path):
+    rows = {row.name: row for row in FAMILY}
+    normals = ModelConfig(checkpoint=str(write_family_checkpoint(tmp_path, rows["marigold-e2e-ft-normals"])))
+    with pytest.raises(Unusable, match="gives normals, not depth"):
+        load_estimator(normals)
+    many_steps = ModelConfig(checkpoint=str(write_family_checkpoint(tmp_path, rows["marigold-depth-v1-1"])))
+    with pytest.raises(Unusable, match="wants 4 steps"):
+        load_estimator(many_steps)
