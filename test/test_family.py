@@ -1,6 +1,7 @@
 """Every published layout is read for what it is; what contradicts itself, or is no Marigold, is refused."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -142,3 +143,14 @@ def test_other_pipelines_are_refused(kind, words):
 def test_intrinsic_images_must_say_which():
     with pytest.raises(Unusable, match="target_names"):
         kind_of("checkpoint /x", "x", {**MANY, "_class_name": "MarigoldIntrinsicsPipeline"}, {}, SCHEDULER)
+
+
+def test_the_documentation_lists_the_whole_family():
+    table = (Path(__file__).parents[1] / "docs" / "checkpoints.md").read_text()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("|")]
+    for row in FAMILY:
+        (found,) = [line for line in cells if f"/{row.name}`" in line[0] or f"`{row.name}`" in line[0]]
+        assert found[1] == ", ".join(row.targets)
+        fast = "as a library ¹" if row.task == "normals" else "yes"
+        assert (found[4] == fast) == (row.protocol == "e2e")
+        assert found[5].startswith("yes")
