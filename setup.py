@@ -42,7 +42,7 @@ setup(
     data_files=shared_files(),
     zip_safe=False,
     # ROS' own Python packages (rclpy, messages) come from the ROS installation, or from the wheels of 'ros' below.
-    install_requires=["setuptools", "numpy", "opencv-python-headless"],
+    install_requires=["setuptools", "numpy", "opencv-python-headless", "simplejpeg>=1.7"],
     extras_require={
         "openvino": OPENVINO,
         "torch": TORCH,

@@ -99,7 +99,12 @@ def describe(folder: Path) -> CheckpointInfo:
     refuse_strangers(where, name, unet)
     kind = kind_of(where, name, index, own, _read_json(folder / "scheduler" / "scheduler_config.json"))
     check_channels(where, kind, unet, vae.get("latent_channels", 4))
-    digest = _check_files(folder, own.get("manifest"))
+    manifest = own.get("manifest")
+    if manifest is not None and not (
+        isinstance(manifest, dict) and all(isinstance(f, dict) for f in manifest.values())
+    ):
+        raise Unusable(f"{where}: manifest in {OWN_FILE}: must map files to their size and sha256; copy it again")
+    digest = _check_files(folder, manifest)
     space, disparity = _space(where, index, own) if kind.task == DEPTH else ("", False)
     multiple = _multiple(folder, (unet, vae))
     width, height = _working_size(where, index, own, multiple)

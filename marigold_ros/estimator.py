@@ -19,7 +19,7 @@ from marigold_ros.geometry import resize
 log = logging.getLogger(__name__)
 
 # What to install for an engine, the one to prefer first.
-PACKAGES = {"openvino": "openvino", "torch": "torch diffusers safetensors"}
+PACKAGES = {"openvino": ("openvino",), "torch": ("torch", "diffusers", "safetensors")}
 
 
 class Engine(Protocol):
@@ -134,7 +134,7 @@ def _open_engine(info: CheckpointInfo, config: ModelConfig, export: bool) -> Eng
         if engine is None:
             raise Unusable("model.engine='auto': no engine is installed; pip install openvino")
     if not _installed(engine):
-        raise Unusable(f"model.engine={engine!r}: is not installed; pip install {PACKAGES[engine]}")
+        raise Unusable(f"model.engine={engine!r}: is not installed; pip install {' '.join(PACKAGES[engine])}")
     if engine == "openvino":
         cache = cache_folder(config.cache_dir)
         path = onnx_file(info, cache) if export else ready_file(info, cache)
@@ -159,5 +159,6 @@ def _not_exported(config: ModelConfig, cache: Path) -> None:
     log.warning("%s (until then torch runs it, several times slower)", reason)
 
 
-def _installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
+def _installed(engine: str) -> bool:
+    """Whether all that the engine needs is there: Jetsons come with torch, but without diffusers."""
+    return all(importlib.util.find_spec(package) is not None for package in PACKAGES[engine])

@@ -188,8 +188,12 @@ def single_step(scheduler: Mapping[str, Any], where: str) -> SingleStep:
 
     if scheduler.get("beta_schedule") != "scaled_linear":
         raise refuse("beta_schedule", "only 'scaled_linear' is known")
-    steps = int(scheduler.get("num_train_timesteps", 1000))
-    low, high = math.sqrt(scheduler["beta_start"]), math.sqrt(scheduler["beta_end"])
+    numbers = {"num_train_timesteps": 1000, **scheduler}
+    for field in ("num_train_timesteps", "beta_start", "beta_end"):
+        if type(numbers.get(field)) not in (int, float) or numbers[field] <= 0:
+            raise refuse(field, "must be a positive number")
+    steps = int(numbers["num_train_timesteps"])
+    low, high = math.sqrt(numbers["beta_start"]), math.sqrt(numbers["beta_end"])
     abar = math.prod(1.0 - (low + (high - low) * i / (steps - 1)) ** 2 for i in range(steps))
     scales = {
         "v_prediction": -math.sqrt(1.0 - abar),

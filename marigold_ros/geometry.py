@@ -52,8 +52,8 @@ class Camera:
 
     @property
     def is_distorted(self) -> bool:
-        """Whether any distortion coefficient differs from zero."""
-        return any(self.distortion)
+        """Whether the image differs from a pinhole's; a fisheye's (equidistant) does even if all coefficients are 0."""
+        return any(self.distortion) or self.distortion_model == "equidistant"
 
     @property
     def matrix(self) -> np.ndarray:

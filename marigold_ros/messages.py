@@ -8,6 +8,7 @@ loaded beside numpy 2 at all.
 
 from __future__ import annotations
 
+import re
 import sys
 
 import cv2
@@ -37,8 +38,9 @@ _TO_RGB: dict[str, tuple[int, int | None]] = {
     "yuv422_yuy2": (2, cv2.COLOR_YUV2RGB_YUYV),
     "yuyv": (2, cv2.COLOR_YUV2RGB_YUYV),
 }
-# The first and last bytes of the compressed formats we take. Decoders fill what is missing with grey and say nothing.
-_COMPRESSED = {"JPEG": (b"\xff\xd8\xff", b"\xff\xd9"), "PNG": (b"\x89PNG\r\n\x1a\n", b"IEND")}
+_JPEG, _PNG, _PNG_END = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"IEND"
+# Cheap cameras leave a few bytes after the last pixel, and decoders complain of every frame.
+_LEFT_OVER = re.compile(r"\b[0-9]{1,2} extraneous bytes before marker 0xd9")
 _FLOATS = {PointField.FLOAT32: "f4", PointField.FLOAT64: "f8"}
 _NATIVE_IS_BIG = sys.byteorder == "big"
 
@@ -88,20 +90,34 @@ def _pixels(message: Image, pixel_bytes: int) -> np.ndarray:
 
 
 def rgb_from_compressed(message: CompressedImage) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of a JPEG or PNG image."""
+    """(H, W, 3) uint8 RGB of a JPEG or PNG image; damaged ones are refused."""
     data = memoryview(message.data)
-    start, end = bytes(data[:8]), bytes(data[-1024:])
-    name = next((name for name, (first, _) in _COMPRESSED.items() if start.startswith(first)), None)
-    if name is None:
+    if bytes(data[: len(_JPEG)]) == _JPEG:
+        return _rgb_from_jpeg(data)
+    if bytes(data[: len(_PNG)]) != _PNG:
         raise Unusable(f"format={message.format!r} of {len(data)} bytes: is neither JPEG nor PNG")
-    # Cameras pad their JPEGs, so the end mark is looked for near the end only.
-    if _COMPRESSED[name][1] not in end:
-        raise Unusable(f"{name} of {len(data)} bytes: its end is missing; truncated on the way")
+    # OpenCV fills what is missing of a PNG with black and says nothing.
+    if _PNG_END not in bytes(data[-1024:]):
+        raise Unusable(f"PNG of {len(data)} bytes: its end is missing; truncated on the way")
     # The camera info belongs to the pixels as the sensor sent them, so an orientation tag must not turn the image.
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if pixels is None:
-        raise Unusable(f"{name} of {len(data)} bytes: cannot be decoded; corrupt")
+        raise Unusable(f"PNG of {len(data)} bytes: cannot be decoded; corrupt")
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+
+
+def _rgb_from_jpeg(data: memoryview) -> np.ndarray:
+    """By simplejpeg: OpenCV answers a JPEG with a piece missing as if nothing were wrong, rows shifted or grey."""
+    try:
+        from simplejpeg import decode_jpeg
+    except ImportError:
+        raise Unusable("JPEG images need simplejpeg, which tells damaged ones; pip install simplejpeg") from None
+    try:
+        return decode_jpeg(data, "RGB", strict=True)
+    except ValueError as problem:
+        if not _LEFT_OVER.search(str(problem)):
+            raise Unusable(f"JPEG of {len(data)} bytes: is damaged or truncated ({problem})") from None
+    return decode_jpeg(data, "RGB", strict=False)
 
 
 def camera_from_info(info: CameraInfo, width: int, height: int, *, rectified: bool = False) -> Camera:
@@ -132,7 +148,7 @@ def camera_from_info(info: CameraInfo, width: int, height: int, *, rectified: bo
         fy=fy / binning_y,
         cx=(cx - roi.x_offset) / binning_x,
         cy=(cy - roi.y_offset) / binning_y,
-        distortion_model=info.distortion_model,
+        distortion_model="plumb_bob" if rectified else info.distortion_model,
         distortion=() if rectified else tuple(info.d),
     )
 

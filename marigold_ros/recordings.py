@@ -67,7 +67,8 @@ class RecordingWriter:
     """Writes messages into the folder `path`; use it in a `with` statement.
 
     The folder appears, and an old recording there is replaced, when the statement ends without an error and something
-    was written; until then all goes into the folder `.NAME.part` beside it.
+    was written; until then all goes into the folder `.NAME.part` beside it. After a disk error (OSError) that folder is
+    left, and `Unusable` names it; after any other error it is removed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -108,14 +109,23 @@ class RecordingWriter:
         self, kind: type[BaseException] | None, problem: BaseException | None, where: TracebackType | None
     ) -> None:
         if kind is None:
-            self._writer.close()
+            try:
+                self._writer.close()
+            except OSError as full:
+                raise self._kept(full) from full
             if self._connections:
                 self._put_in_place()
                 return
         else:
             with suppress(Exception):  # the first problem is the one to be told
                 self._writer.close()
+            if isinstance(problem, OSError) and self._connections:
+                raise self._kept(problem) from problem
         shutil.rmtree(self._part)
+
+    def _kept(self, problem: OSError) -> Unusable:
+        """A disk that is full or gone: hours may have been recorded, and nobody can record them again."""
+        return Unusable(f"{problem}; what was recorded until then is left in {self._writer.path}")
 
     def _put_in_place(self) -> None:
         try:

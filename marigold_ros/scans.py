@@ -13,9 +13,11 @@ import numpy as np
 from marigold_ros.config import Unusable
 from marigold_ros.messages import stamp_ns
 
-# At 10 to 20 Hz this reaches a second back; memory stays bounded whatever the sensor does. A network that takes longer
-# still gets its scan: see `expect`.
+# At 10 to 20 Hz this reaches a second back, and a few of the largest clouds still a fraction of one: memory stays bounded
+# whatever the sensor does. A network that takes longer gets its scan nevertheless: see `expect`.
 _KEPT = 20
+_KEPT_BYTES = 40_000_000
+_KEPT_AT_LEAST = 3
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class ScanBuffer:
                 self._messages.clear()
                 self._held = None
             self._messages.append(message)
+            while len(self._messages) > _KEPT_AT_LEAST and sum(map(_size, self._messages)) > _KEPT_BYTES:
+                self._messages.popleft()
             self._hold_nearest()
 
     def expect(self, image_ns: int) -> None:
@@ -106,3 +110,8 @@ class ScanBuffer:
 
     def _all(self) -> list[Any]:
         return [*self._messages] if self._held is None else [self._held, *self._messages]
+
+
+def _size(message: Any) -> int:
+    """Bytes of a cloud; a laser scan's few count as none."""
+    return len(getattr(message, "data", ()))

@@ -141,6 +141,7 @@ def test_one_changed_byte_is_damage(folder):
         ({"space": "metres"}, "space='metres'"),
         ({"width": 100}, "100x96"),
         ({"height": "tall"}, "height='tall'"),
+        ({"manifest": ["unet"]}, "manifest in"),
     ],
 )
 def test_nonsense_in_our_own_file_is_refused(folder, changes, words):

@@ -316,7 +316,9 @@ def test_compressed_images_good_and_corrupt(robot, start_node):
         arguments=["-r", "__ns:=/squeezed", "-r", "depth:=depth/image_raw"],
     )
     robot.listen(__squeezed__depth__image_raw=Image, __squeezed__depth__camera_info=CameraInfo)
-    jpeg = cv2.imencode(".jpg", np.full((HEIGHT, WIDTH, 3), 90, np.uint8))[1].tobytes()
+    noise = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
+    jpeg = cv2.imencode(".jpg", noise)[1].tobytes()
+    holed = jpeg[: len(jpeg) // 3] + jpeg[len(jpeg) // 2 :]
 
     def answered(data=jpeg):
         return robot.frame_answered(
@@ -329,7 +331,8 @@ def test_compressed_images_good_and_corrupt(robot, start_node):
     assert abs(int(values[0, 0]) - 1000 * NEAR_M) <= 4
     assert abs(int(values[0, -1]) - 1000 * FAR_M) <= 20
     robot.spin_until(lambda: robot.answers["/squeezed/depth/camera_info"], "the sibling camera info")
-    for data, text in ((jpeg[: len(jpeg) // 2], "its end is missing"), (b"GIF89a", "neither JPEG nor PNG")):
+    harmed = {"truncated (Premature end": jpeg[: len(jpeg) // 2], "neither JPEG nor PNG": b"GIF89a", "damaged": holed}
+    for text, data in harmed.items():
         since = time.monotonic()
         robot.send_until(
             lambda data=data: robot.send_frame(prefix="/squeezed/", image=compressed_image("jpeg", data)),

@@ -65,6 +65,8 @@ def test_only_end_to_end_fine_tuned_ones_take_the_fast_path(row, folder):
         (MANY, {"rescale_betas_zero_snr": True, "timestep_spacing": "leading"}, "zero-SNR"),
         (MANY, {"timestep_spacing": "linspace"}, "timestep_spacing='linspace'"),
         ({**E2E, "default_denoising_steps": 0}, {}, "default_denoising_steps=0"),
+        (E2E, {"beta_start": None}, "beta_start=None"),
+        (E2E, {"num_train_timesteps": "many"}, "num_train_timesteps='many'"),
     ],
 )
 def test_contradictions_are_refused(index, changes, words):

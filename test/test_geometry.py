@@ -74,6 +74,7 @@ def test_shrinking_averages_and_growing_interpolates():
         ("plumb_bob", (-0.3, 0.1, 0.001, -0.001, 0.0)),
         ("rational_polynomial", (-0.3, 0.1, 0.001, -0.001, 0.02, 0.01, 0.01, 0.0)),
         ("equidistant", (0.1, 0.02, -0.01, 0.002)),
+        ("equidistant", (0.0, 0.0, 0.0, 0.0)),  # an ideal fisheye, which is no pinhole
     ],
 )
 def test_rectifying_moves_a_distorted_point_to_where_a_pinhole_sees_it(model, coefficients):

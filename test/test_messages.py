@@ -143,8 +143,9 @@ def test_compressed_images_have_the_right_colours(extension, tolerance):
     assert np.abs(rgb.astype(int) - picture()).mean() <= tolerance
 
 
-def test_cameras_may_pad_their_jpegs():
-    data = cv2.imencode(".jpg", picture())[1].tobytes() + b"\0" * 100
+@pytest.mark.parametrize("padding", [100, 5000])
+def test_cameras_may_pad_their_jpegs(padding):
+    data = cv2.imencode(".jpg", picture())[1].tobytes() + b"\0" * padding
     assert messages.rgb_from_compressed(CompressedImage(format="jpeg", data=data)).shape == (HEIGHT, WIDTH, 3)
 
 
@@ -153,12 +154,36 @@ def test_cameras_may_pad_their_jpegs():
 def test_truncated_compressed_images_are_refused(extension, share):
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     data = cv2.imencode(extension, noise)[1].tobytes()
-    with pytest.raises(Unusable, match=r"missing|neither"):
+    with pytest.raises(Unusable, match=r"missing|neither|truncated"):
         messages.rgb_from_compressed(CompressedImage(format="jpeg", data=data[: int(len(data) * share)]))
 
 
+def noisy_jpeg():
+    noise = np.random.default_rng(0).integers(0, 255, (240, 320, 3), np.uint8)
+    return cv2.imencode(".jpg", noise)[1].tobytes()
+
+
+@pytest.mark.parametrize(("start", "length"), [(0.5, 1400), (0.3, 20000), (0.9, 300)])
+@pytest.mark.parametrize("filled", [True, False], ids=["zeroed", "missing"])
+def test_a_jpeg_with_a_hole_is_refused(start, length, filled):
+    """OpenCV would answer with grey or shifted rows, and the node with metres of them."""
+    data = noisy_jpeg()
+    first = int(len(data) * start)
+    data = data[:first] + bytes(length if filled else 0) + data[first + length :]
+    with pytest.raises(Unusable, match="damaged"):
+        messages.rgb_from_compressed(CompressedImage(format="jpeg", data=data))
+
+
+def test_a_few_bytes_after_the_last_pixel_are_forgiven():
+    """As cheap cameras send them with every frame."""
+    whole = noisy_jpeg()
+    data = whole[:-2] + b"\x12\x34\x56" + whole[-2:]
+    expected = messages.rgb_from_compressed(CompressedImage(format="jpeg", data=whole))
+    np.testing.assert_array_equal(messages.rgb_from_compressed(CompressedImage(format="jpeg", data=data)), expected)
+
+
 def test_a_jpeg_that_is_only_start_and_end_is_refused():
-    with pytest.raises(Unusable, match="corrupt"):
+    with pytest.raises(Unusable, match="damaged"):
         messages.rgb_from_compressed(CompressedImage(format="jpeg", data=b"\xff\xd8\xff" + b"?" * 500 + b"\xff\xd9"))
 
 

@@ -114,13 +114,27 @@ def test_a_file_is_not_replaced_by_a_recording(tmp_path):
 def test_a_recording_that_fails_leaves_the_old_one_as_it_was(recording, tmp_path):
     def broken():
         yield from frames(3)
-        raise OSError("the disk is full")
+        raise ValueError("the robot fell over")
 
     recordings.write_frames(tmp_path / "r", frames(2), CAMERA, POSE)
     before = contents(tmp_path)
-    with pytest.raises(OSError, match="disk is full"):
+    with pytest.raises(ValueError, match="fell over"):
         recordings.write_frames(tmp_path / "r", broken(), CAMERA, POSE)
     assert contents(tmp_path) == before
+
+
+def test_when_the_disk_is_full_nothing_is_lost(recording, tmp_path):
+    """Neither the old recording nor what of the new one was written until then."""
+
+    def broken():
+        yield from frames(3)
+        raise OSError("the disk is full")
+
+    recordings.write_frames(tmp_path / "r", frames(2), CAMERA, POSE)
+    with pytest.raises(Unusable, match=r"disk is full; what was recorded until then is left in .*\.r\.part"):
+        recordings.write_frames(tmp_path / "r", broken(), CAMERA, POSE)
+    assert len(stamps(tmp_path / "r")) == 2
+    assert len(stamps(tmp_path / ".r.part" / "r")) == 3
 
 
 def test_a_recording_without_messages_leaves_the_old_one_as_it_was(tmp_path):

@@ -128,3 +128,15 @@ def test_time_that_starts_again_takes_the_held_scan_with_it(buffer):
     buffer.scans.add(Message(1000))
     with pytest.raises(Unusable, match="older"):
         buffer.nearest_ms(5000)
+
+
+def test_large_clouds_do_not_fill_the_memory(buffer):
+    """A LiDAR of 128 x 2048 points of 48 bytes: twenty of its clouds would take 250 MB."""
+    for at_ms in range(1000, 3000, 100):
+        message = Message(at_ms)
+        message.data = bytes(12_500_000)
+        buffer.scans.add(message)
+    assert buffer.nearest_ms(2900) == 2900
+    assert buffer.nearest_ms(2700) == 2700
+    with pytest.raises(Unusable, match="newer"):
+        buffer.nearest_ms(2200)

@@ -12,8 +12,9 @@ from marigold_ros.engines.openvino_norms import keep_large_maps_in_layout
 
 
 class OpenVinoEngine:
-    """Calls the ONNX file `onnx` on the CPU; compiled once for each image size it is called with.
+    """Calls the ONNX file `onnx` on the CPU, compiled for the size of the image it is called with.
 
+    Only the last size is kept: cameras have one, and every compiled network takes 150 MB of memory and more.
     `threads` 0 leaves their number to OpenVINO. Where the processor has bfloat16 instructions OpenVINO computes with
     them (twice as fast or more; the answer moves by less than 0.01 on average, which a test holds it to).
     """
@@ -24,15 +25,18 @@ class OpenVinoEngine:
         self._options: dict[str, object] = {"PERFORMANCE_HINT": "LATENCY"}
         if threads:
             self._options["INFERENCE_NUM_THREADS"] = threads
-        self._requests: dict[tuple[int, int], openvino.InferRequest] = {}
+        self._size: tuple[int, int] | None = None
+        self._request: openvino.InferRequest | None = None
         self.description = f"openvino {openvino.get_version().split('-')[0]} (not compiled yet)"
 
     def __call__(self, rgb: np.ndarray) -> np.ndarray:
         """(h, w, 3) uint8 at a working size -> (h, w) float32; the next call overwrites the returned array."""
         size = rgb.shape[:2]
-        if size not in self._requests:
-            self._requests[size] = self._compile(size)
-        return self._requests[size].infer({0: rgb[None]}, share_inputs=True, share_outputs=True)[0][0]
+        if size != self._size:
+            self._size = self._request = None
+            self._request = self._compile(size)
+            self._size = size
+        return self._request.infer({0: rgb[None]}, share_inputs=True, share_outputs=True)[0][0]
 
     def _compile(self, size: tuple[int, int]) -> openvino.InferRequest:
         try:
@@ -52,5 +56,5 @@ class OpenVinoEngine:
         return compiled.create_infer_request()
 
     def close(self) -> None:
-        """Free the compiled networks."""
-        self._requests.clear()
+        """Free the compiled network."""
+        self._size = self._request = None
