@@ -13,8 +13,8 @@ import numpy as np
 from marigold_ros.config import Unusable
 from marigold_ros.messages import stamp_ns
 
-# At 10 to 20 Hz this reaches a second back, and a few of the largest clouds still a fraction of one: memory stays bounded
-# whatever the sensor does. A network that takes longer gets its scan nevertheless: see `expect`.
+# At 10 to 20 Hz this reaches a second back, with the largest clouds a fraction of one: memory stays bounded whatever
+# the sensor does. A network that takes longer gets its scan nevertheless: see `expect`.
 _KEPT = 20
 _KEPT_BYTES = 40_000_000
 _KEPT_AT_LEAST = 3
