@@ -104,7 +104,7 @@ def test_only_the_rim_imports_ros(path):
         assert not packages(imports(path)) & ROS
 
 
-@pytest.mark.parametrize("path", SOURCES + TRAINER, ids=lambda p: str(p.relative_to(PROJECT)))
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_are_absolute(path):
     """So that the other tests here see what they name."""
     nodes = ast.walk(ast.parse(path.read_text()))
