@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from marigold_ros import hub
 from marigold_ros.config import Unusable
 from marigold_ros.family import DEPTH, NORMALS, Kind, SingleStep, check_channels, kind_of, refuse_strangers
+from marigold_ros.files import sha256_of
 from marigold_ros.metric import SPACES
 from marigold_ros.places import shared
 
@@ -261,7 +262,9 @@ def seal(folder: Path) -> None:
     """Write the manifest of `folder` (size and sha256 of its files) into its own file; the last step of packaging."""
     folder = Path(folder)
     own = _read_json(folder / OWN_FILE)
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix in (".json", ".safetensors", ".onnx"))
+    files = sorted(
+        p for p in folder.rglob("*") if p.is_file() and p.suffix in (".json", ".safetensors", ".onnx", ".npz")
+    )
     own["manifest"] = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
         for path in files
@@ -340,12 +343,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise Unusable(f"checkpoint file {path}: must hold a JSON object; copy the checkpoint again")
     return value
-
-
-def sha256_of(path: Path) -> str:
-    """Hex sha256 of a file of any size."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -15,6 +15,7 @@ from marigold_ros.config import ModelConfig, Unusable
 from marigold_ros.export import cache_folder, onnx_file, ready_file
 from marigold_ros.family import DEPTH, NORMALS
 from marigold_ros.geometry import resize
+from marigold_ros.selfcheck import kept_verdict
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +44,9 @@ class Estimator:
     shapes run at about the same number of pixels in their own shape, unless the size was `fixed` by the user.
     """
 
-    def __init__(self, info: CheckpointInfo, engine: Engine, width: int, height: int, fixed: bool) -> None:
+    def __init__(self, info: CheckpointInfo, engine: Engine, check: str, width: int, height: int, fixed: bool) -> None:
         self.checkpoint = info.name
+        self._check = check
         self.space = info.space
         self.width, self.height = width, height
         self._multiple = info.multiple
@@ -55,8 +57,8 @@ class Estimator:
 
     @property
     def engine(self) -> str:
-        """What runs the network: library, version, precision and device."""
-        return self._engine.description
+        """What runs the network: library, version, precision and device, and how near it comes to torch."""
+        return f"{self._engine.description}{self._check}"
 
     def __call__(self, rgb: np.ndarray) -> np.ndarray:
         """(H, W, 3) uint8 -> (H, W) float32 in [0, 1], 0 nearest.
@@ -124,10 +126,11 @@ def _load(config: ModelConfig, task: str, kind: type[_Kind], export: bool) -> _K
         raise Unusable(
             f"model.width={width}, model.height={height}: checkpoint {info.name!r} needs multiples of {info.multiple}"
         )
-    return kind(info, _open_engine(info, config, export), width, height, fixed=bool(config.width))
+    return kind(info, *_open_engine(info, config, export), width, height, fixed=bool(config.width))
 
 
-def _open_engine(info: CheckpointInfo, config: ModelConfig, export: bool) -> Engine:
+def _open_engine(info: CheckpointInfo, config: ModelConfig, export: bool) -> tuple[Engine, str]:
+    """The engine, and what the self-check says of it."""
     engine = config.engine
     if engine == "auto":
         engine = next((name for name in PACKAGES if _installed(name)), None)
@@ -138,14 +141,29 @@ def _open_engine(info: CheckpointInfo, config: ModelConfig, export: bool) -> Eng
     if engine == "openvino":
         cache = cache_folder(config.cache_dir)
         path = onnx_file(info, cache) if export else ready_file(info, cache)
-        if path is not None:
+        if path is None:
+            _not_exported(config, cache)
+        else:
             from marigold_ros.engines.openvino_engine import OpenVinoEngine
 
-            return OpenVinoEngine(path, config.threads)
-        _not_exported(config, cache)
+            opened = OpenVinoEngine(path, config.threads)
+            found = kept_verdict(opened, opened.identity, path, cache)
+            if found.passed:
+                return opened, f"; {found}"
+            opened.close()
+            _failed(
+                config, f"{opened.identity}: {found}; at most {found.mean_limit} and {found.worst_limit} are allowed"
+            )
     from marigold_ros.engines.torch_engine import TorchEngine
 
-    return TorchEngine(info, config.threads)
+    return TorchEngine(info, config.threads), ""
+
+
+def _failed(config: ModelConfig, reason: str) -> None:
+    """An engine that answers wrongly is refused, or replaced by torch where the user left the choice."""
+    if config.engine != "auto" or not _installed("torch"):
+        raise Unusable(f"{reason}; set model.engine to 'torch', and run 'ros2 run marigold_ros doctor'")
+    log.warning("%s; torch runs the network instead, several times slower", reason)
 
 
 def _not_exported(config: ModelConfig, cache: Path) -> None:

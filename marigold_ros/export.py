@@ -14,15 +14,18 @@ import contextlib
 import logging
 import os
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from marigold_ros.checkpoints import CheckpointInfo, describe, find_checkpoint, load_network, sha256_of
+import numpy as np
+
+from marigold_ros.checkpoints import CheckpointInfo, describe, find_checkpoint, load_network
 from marigold_ros.config import Unusable
 from marigold_ros.family import NORMALS
+from marigold_ros.files import sha256_of, written_beside
+from marigold_ros.selfcheck import frames, reference_of, write_reference
 
 if TYPE_CHECKING:
     import onnx
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
 OPSET = 18
 _IR_VERSION = 10
 # Part of the cache's file names: raise it when the exported graph changes.
-_EXPORT_VERSION = 3
+_EXPORT_VERSION = 4
 
 log = logging.getLogger(__name__)
 
@@ -44,19 +47,22 @@ def cache_folder(setting: str) -> Path:
 
 
 def cached_file(info: CheckpointInfo, cache: Path) -> Path:
-    """Where `cache` keeps the checkpoint's exported network; its checksum lies beside it as .sha256."""
+    """Where `cache` keeps the checkpoint's exported network; checksums lie beside it as .sha256."""
     return cache / f"{info.name}-{info.digest[:16]}-v{_EXPORT_VERSION}.onnx"
 
 
 def ready_file(info: CheckpointInfo, cache: Path) -> Path | None:
-    """The checkpoint's ONNX file as far as it exists: its own, else one in `cache` that matches its checksum."""
-    if info.onnx is not None:
+    """The checkpoint's ONNX file as far as it exists: its own, else one in `cache` that matches its checksums.
+
+    One without its self-check does not count.
+    """
+    if info.onnx is not None and reference_of(info.onnx).is_file():
         return info.onnx
     path = cached_file(info, cache)
-    checksum = path.with_suffix(".sha256")
-    if not (path.is_file() and checksum.is_file()):
+    checksums = path.with_suffix(".sha256")
+    if not (path.is_file() and checksums.is_file() and reference_of(path).is_file()):
         return None
-    if sha256_of(path) != checksum.read_text().strip():
+    if _checksums(path) != checksums.read_text(encoding="utf-8"):
         log.warning("%s is damaged (its checksum differs)", path)
         return None
     return path
@@ -72,13 +78,17 @@ def onnx_file(info: CheckpointInfo, cache: Path) -> Path:
         path = cached_file(info, cache)
         log.info("exporting %s to %s: about half a minute, once", info.name, path)
         export_onnx(info, path)
-        with _written_beside(path.with_suffix(".sha256")) as beside:
-            beside.write_text(sha256_of(path))
+        with written_beside(path.with_suffix(".sha256")) as beside:
+            beside.write_text(_checksums(path), encoding="utf-8")
     return path
 
 
+def _checksums(path: Path) -> str:
+    return f"{sha256_of(path)}\n{sha256_of(reference_of(path))}\n"
+
+
 def export_onnx(info: CheckpointInfo, path: Path) -> None:
-    """Write the checkpoint's folded network to `path`; the file appears whole or not at all.
+    """Write the checkpoint's folded network to `path`, and torch's answers to the self-check's frames beside it.
 
     Input `rgb` (1, 32 h, 32 w, 3) uint8; output `relative` (1, 32 h, 32 w) float32 in [0, 1], or of a network for
     normals `normals` (1, 32 h, 32 w, 3) float32.
@@ -94,8 +104,13 @@ def export_onnx(info: CheckpointInfo, path: Path) -> None:
         ) from error
     from marigold_ros.folds import folded
 
-    with _written_beside(path) as beside:
-        network = folded(load_network(info))
+    with written_beside(path) as beside:
+        network = load_network(info)
+        rgb = frames(info.width, info.height)
+        with torch.inference_mode():
+            # Before anything is folded, so that the self-check sees the folds as well.
+            answers = np.stack([network(torch.from_numpy(frame[None]))[0].numpy() for frame in rgb])
+        network = folded(network)
         example = torch.zeros(1, info.height, info.width, 3, dtype=torch.uint8)
         cells = {axis: info.multiple * torch.export.Dim(name, min=2, max=128) for axis, name in ((1, "h"), (2, "w"))}
         with _quiet():
@@ -110,11 +125,11 @@ def export_onnx(info: CheckpointInfo, path: Path) -> None:
                 verbose=False,
             )
         onnx.save(_slim(program.model_proto), beside)
+    write_reference(path, rgb, answers)
 
 
 def _slim(model: onnx.ModelProto) -> onnx.ModelProto:
     """Halve the file: float16 weights behind casts, and no source-code annotations. The graph computes as before."""
-    import numpy as np
     import onnx
     from onnx import numpy_helper
 
@@ -139,26 +154,6 @@ def _slim(model: onnx.ModelProto) -> onnx.ModelProto:
     model.ir_version = _IR_VERSION
     onnx.checker.check_model(model)
     return model
-
-
-@contextlib.contextmanager
-def _written_beside(path: Path) -> Iterator[Path]:
-    """A temporary file in `path`'s folder that replaces `path` when the block ends well, and disappears when not."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=path.stem, suffix=".part", dir=path.parent)
-    except OSError as error:
-        raise Unusable(
-            f"folder {path.parent}: cannot be written ({error.strerror}); set model.cache_dir to a folder that can"
-        ) from error
-    os.close(handle)
-    beside = Path(name)
-    try:
-        yield beside
-        os.chmod(beside, 0o644)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,8 @@ import openvino
 from marigold_ros.config import Unusable
 from marigold_ros.engines.openvino_norms import keep_large_maps_in_layout
 
+_FEATURES = "OPTIMIZATION_CAPABILITIES"
+
 
 class OpenVinoEngine:
     """Calls the ONNX file `onnx` on the CPU, compiled for the size of the image it is called with.
@@ -27,6 +29,9 @@ class OpenVinoEngine:
             self._options["INFERENCE_NUM_THREADS"] = threads
         self._size: tuple[int, int] | None = None
         self._request: openvino.InferRequest | None = None
+        # All that may change the answer, known before anything is compiled.
+        device, features = (self._core.get_property("CPU", name) for name in ("FULL_DEVICE_NAME", _FEATURES))
+        self.identity = f"openvino {openvino.get_version()}, {device} ({' '.join(sorted(features))})"
         self.description = f"openvino {openvino.get_version().split('-')[0]} (not compiled yet)"
 
     def __call__(self, rgb: np.ndarray) -> np.ndarray:

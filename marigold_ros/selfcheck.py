@@ -1,0 +1,117 @@
+"""Does an engine answer like torch? An engine that builds and answers wrongly looks just like one that works.
+
+When a network is exported, torch answers a few stored frames; frames and answers lie beside the exported file. An
+engine is accepted once it has answered them alike, and the verdict is kept for as long as library, processor and file
+stay.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from marigold_ros.config import Unusable
+from marigold_ros.files import sha256_of, written_beside
+from marigold_ros.geometry import resize
+from marigold_ros.places import shared
+
+_FRAMES = ("room", "street", "warehouse")
+# The largest mean and worst error. Depth is in [0, 1]; normals err by an angle, here in parts of pi.
+_DEPTH_LIMITS, _NORMALS_LIMITS = (0.01, 0.25), (0.03, 1.0)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How far an engine's answers are from torch's, on average and at the worst pixel, and what is allowed.
+
+    Depth in [0, 1], or angles of normals in parts of pi; NaN where an answer is not finite.
+    """
+
+    mean: float
+    worst: float
+    mean_limit: float
+    worst_limit: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the engine may be used; never with NaN."""
+        return self.mean <= self.mean_limit and self.worst <= self.worst_limit
+
+    def __str__(self) -> str:
+        return f"differs from torch by {self.mean:.4f} on average, {self.worst:.3f} at worst"
+
+
+def reference_of(network: Path) -> Path:
+    """Where the frames and torch's answers for the exported file `network` are."""
+    return network.with_suffix(".check.npz")
+
+
+def frames(width: int, height: int) -> np.ndarray:
+    """(N, height, width, 3) uint8 RGB: the stored frames, which are of generated scenes."""
+    images = []
+    for name in _FRAMES:
+        path = shared(f"checkpoints/self_check/{name}.jpg")
+        image = cv2.imread(str(path))
+        if image is None:
+            raise Unusable(f"image {path}: belongs to marigold_ros but cannot be read; install the package again")
+        images.append(resize(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), width, height))
+    return np.stack(images)
+
+
+def write_reference(network: Path, rgb: np.ndarray, answers: np.ndarray) -> None:
+    """Keep the frames (N, h, w, 3) and torch's answers (N, h, w) or (N, h, w, 3) beside the exported file."""
+    with written_beside(reference_of(network)) as beside:
+        np.savez_compressed(beside, rgb=rgb, answers=answers.astype(np.float16))
+
+
+def verdict(engine: Callable[[np.ndarray], np.ndarray], network: Path) -> Verdict:
+    """Let `engine` answer the frames of the exported file; raises `Unusable` where they cannot be read."""
+    path = reference_of(network)
+    try:
+        with np.load(path) as stored:
+            rgb, answers = stored["rgb"], stored["answers"].astype(np.float32)
+    except (OSError, ValueError, KeyError) as error:
+        raise Unusable(f"self-check file {path}: cannot be read ({error}); export the checkpoint again") from error
+    errors = [_errors(np.array(engine(frame)), answer) for frame, answer in zip(rgb, answers, strict=True)]
+    limits = _NORMALS_LIMITS if answers.ndim == 4 else _DEPTH_LIMITS
+    return Verdict(float(np.mean(errors)), float(np.max(errors)), *limits)
+
+
+def _errors(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    if found.shape != expected.shape:
+        return np.full(1, np.nan)
+    if found.ndim == 2:
+        return np.abs(found - expected)
+    lengths = np.linalg.norm(found, axis=2) * np.linalg.norm(expected, axis=2)
+    cosine = np.sum(found * expected, axis=2) / np.maximum(lengths, 1e-6)
+    return np.arccos(np.clip(cosine, -1.0, 1.0)) / np.pi
+
+
+def kept_verdict(engine: Callable[[np.ndarray], np.ndarray], identity: str, network: Path, cache: Path) -> Verdict:
+    """The verdict on the engine called `identity`, found in `cache` or made now and kept there where that can be."""
+    path = reference_of(network)
+    if not path.is_file():
+        raise Unusable(f"self-check file {path}: is missing; export the checkpoint again")
+    key = hashlib.sha256(f"{identity}\n{sha256_of(network)}\n{sha256_of(path)}".encode()).hexdigest()[:16]
+    record = cache / "self_check" / f"{network.stem}-{key}.json"
+    try:
+        return Verdict(**json.loads(record.read_text(encoding="utf-8"))["verdict"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # none yet, or a damaged one
+    found = verdict(engine, network)
+    facts = {"engine": identity, "network": str(network), "verdict": asdict(found)}
+    try:
+        with written_beside(record) as beside:
+            beside.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    except Unusable as problem:
+        log.info("the self-check will be made at every start: %s", problem)
+    return found
