@@ -21,7 +21,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from marigold_ros.checkpoints import describe, find_checkpoint
 from marigold_ros.config import Unusable
@@ -125,6 +124,7 @@ def run(arguments: argparse.Namespace) -> None:
     info = describe(find_checkpoint(arguments.checkpoint, download=True))
     try:
         import torch
+        from tqdm import tqdm
 
         from marigold_ros.multistep import MultiStep, Settings, quiet
     except ImportError as error:

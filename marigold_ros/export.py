@@ -59,13 +59,19 @@ def ready_file(info: CheckpointInfo, cache: Path) -> Path | None:
     if info.onnx is not None and reference_of(info.onnx).is_file():
         return info.onnx
     path = cached_file(info, cache)
-    checksums = path.with_suffix(".sha256")
-    if not (path.is_file() and checksums.is_file() and reference_of(path).is_file()):
+    if not path.is_file():
         return None
-    if _checksums(path) != checksums.read_text(encoding="utf-8"):
+    if not intact(path):
         log.warning("%s is damaged (its checksum differs)", path)
         return None
     return path
+
+
+def intact(path: Path) -> bool:
+    """Whether the cached file `path` and its self-check are there and match their checksums."""
+    checksums = path.with_suffix(".sha256")
+    whole = checksums.is_file() and reference_of(path).is_file()
+    return whole and _checksums(path) == checksums.read_text(encoding="utf-8")
 
 
 def onnx_file(info: CheckpointInfo, cache: Path) -> Path:

@@ -1,0 +1,248 @@
+"""What this machine has, which exported networks pass their self-check, and the command that mends what is wrong.
+
+    ros2 run marigold_ros doctor        (or python -m marigold_ros.doctor)
+
+Exit status 1 where something must be mended before the node can run. Checkpoints that are exported already are found in
+the cache; `--checkpoint` looks at one more, a folder or a hub id.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from marigold_ros.checkpoints import BUNDLED, describe, find_checkpoint
+from marigold_ros.config import Unusable
+from marigold_ros.export import cache_folder, intact
+from marigold_ros.places import shared
+from marigold_ros.selfcheck import verdict
+
+OK, NOTE, WRONG = "ok", "note", "WRONG"
+# Shared-memory segments of the DDS profile, for the node and a few others.
+_SHARED_MEMORY_BYTES = 256_000_000
+# An organized cloud of a 1280x720 image, in one burst of UDP between machines.
+_SOCKET_BUFFER_BYTES = 16_000_000
+_FREE_DISK_BYTES = 2_000_000_000
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report; `mend` is the command or setting that helps, '' where nothing is to be done."""
+
+    level: str
+    text: str
+    mend: str = ""
+
+    def __str__(self) -> str:
+        return f"[{self.level:^5}] {self.text}" + (f"\n        -> {self.mend}" if self.mend else "")
+
+
+def machine() -> Iterator[Finding]:
+    """Processor, memory, GPU and its driver."""
+    info = Path("/proc/cpuinfo")
+    names = [line.partition(":")[2].strip() for line in _lines(info) if line.startswith("model name")]
+    memory_kb = next((int(line.split()[1]) for line in _lines(Path("/proc/meminfo")) if line.startswith("MemTotal")), 0)
+    processor = names[0] if names else platform.machine()
+    yield Finding(OK, f"{processor}, {len(os.sched_getaffinity(0))} cores, {memory_kb / 1e6:.0f} GB of memory")
+    yield Finding(OK, f"Python {platform.python_version()}, {platform.platform()}")
+    jetson = _lines(Path("/etc/nv_tegra_release"))
+    if jetson:
+        yield Finding(OK, f"Jetson: {jetson[0].strip('# ')}")
+    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    if shutil.which("nvidia-smi") is None:
+        if not jetson:
+            yield Finding(NOTE, "no NVIDIA GPU (nvidia-smi is not there): networks run on the processor")
+        return
+    answer = subprocess.run(query, capture_output=True, text=True, check=False)
+    if answer.returncode:
+        yield Finding(WRONG, f"nvidia-smi fails: {answer.stdout.strip()}", "install the driver again, then restart")
+    for line in answer.stdout.splitlines() if answer.returncode == 0 else ():
+        yield Finding(OK, f"NVIDIA GPU: {line}")
+
+
+def libraries() -> Iterator[Finding]:
+    """What can run, export and read; and whether torch sees the GPU."""
+    runs = [name for name in ("openvino", "torch") if _version(name)]
+    if not runs:
+        yield Finding(WRONG, "neither OpenVINO nor torch is installed: nothing can run a network", _pip("openvino"))
+    for name, use in (
+        ("openvino", "runs networks on the processor, several times as fast as torch"),
+        ("simplejpeg", "reads JPEGs (image.transport: compressed)"),
+        ("torch", "runs networks, exports and trains them"),
+        ("diffusers", "loads checkpoints, together with torch"),
+        ("onnxscript", "exports checkpoints for OpenVINO"),
+    ):
+        version = _version(name)
+        if version:
+            yield Finding(OK, f"{name} {version}")
+        else:
+            yield Finding(NOTE, f"{name} is not installed: it {use}", _pip(name))
+    if _version("torch") and shutil.which("nvidia-smi"):
+        import torch
+
+        if not torch.cuda.is_available():
+            yield Finding(
+                NOTE, f"torch {torch.__version__} does not see the GPU", "install the build for your CUDA (pytorch.org)"
+            )
+
+
+def ros() -> Iterator[Finding]:
+    """ROS, and what DDS needs to carry images."""
+    if importlib.util.find_spec("rclpy") is None:
+        mend = "source /opt/ros/DISTRO/setup.bash, or pip install 'ros-rclpy[fastrtps]' ros-common-interfaces"
+        yield Finding(WRONG, "rclpy cannot be imported: the node cannot start", mend)
+        return
+    distribution = os.environ.get("ROS_DISTRO", "of no sourced installation")
+    yield Finding(OK, f"ROS 2 {distribution}, domain {os.environ.get('ROS_DOMAIN_ID', '0')}")
+    rmw = os.environ.get("RMW_IMPLEMENTATION", "rmw_fastrtps_cpp")
+    profiles = [os.environ.get(f"{name}_DEFAULT_PROFILES_FILE") for name in ("FASTRTPS", "FASTDDS")]
+    profile = next(filter(None, profiles), None)
+    if "fastrtps" not in rmw:
+        yield Finding(NOTE, f"{rmw}: the DDS profile is for Fast DDS; see that images of 1 MB and more arrive")
+    elif profile is None:
+        text = "no Fast DDS profile in this shell: most images between processes get lost; the launch files set it"
+        yield Finding(NOTE, text, f"export FASTRTPS_DEFAULT_PROFILES_FILE={shared('config/fastdds.xml')}")
+    elif not Path(profile).is_file():
+        mend = f"export FASTRTPS_DEFAULT_PROFILES_FILE={shared('config/fastdds.xml')}"
+        yield Finding(WRONG, f"Fast DDS profile {profile}: no such file", mend)
+    else:
+        yield Finding(OK, f"Fast DDS profile {profile}")
+    yield from shared_memory(shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else 0)
+    buffer = _lines(Path("/proc/sys/net/core/rmem_max"))
+    if buffer:
+        yield from socket_buffer(int(buffer[0]))
+
+
+def shared_memory(total_bytes: int) -> Iterator[Finding]:
+    """Whether /dev/shm holds the DDS profile's segments."""
+    text = f"/dev/shm: {total_bytes / 1e6:.0f} MB"
+    if total_bytes < _SHARED_MEMORY_BYTES:
+        mend = "docker run --shm-size=512m ..., or sudo mount -o remount,size=512m /dev/shm"
+        yield Finding(WRONG, f"{text}, too little for the DDS profile's segments of 64 MB", mend)
+    else:
+        yield Finding(OK, text)
+
+
+def socket_buffer(bytes_: int) -> Iterator[Finding]:
+    """Whether large messages pass between machines."""
+    text = f"socket buffers up to {bytes_ / 1e6:.1f} MB"
+    if bytes_ < _SOCKET_BUFFER_BYTES:
+        mend = f"sudo sysctl -w net.core.rmem_max={2 * _SOCKET_BUFFER_BYTES}"
+        yield Finding(NOTE, f"{text}: clouds and images to other machines get lost", mend)
+    else:
+        yield Finding(OK, text)
+
+
+def cache(folder: Path) -> Iterator[Finding]:
+    """The folder of exported networks, and each network in it."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        mend = f"sudo chown -R $USER {existing}, or set model.cache_dir"
+        yield Finding(WRONG, f"cache {folder}: cannot be written", mend)
+        return
+    free = shutil.disk_usage(existing).free
+    text = f"cache {folder}: {free / 1e9:.1f} GB free on its disk"
+    if free < _FREE_DISK_BYTES:
+        yield Finding(
+            NOTE, f"{text}, too little to export a large checkpoint", f"rm -r {folder}, or set model.cache_dir"
+        )
+    else:
+        yield Finding(OK, text)
+    for path in sorted(folder.glob("*.onnx")):
+        yield exported(path) if intact(path) else Finding(WRONG, f"{path}: is damaged", f"rm {path}; export it again")
+
+
+def checkpoint(name: str) -> Finding:
+    """One checkpoint: whole, and with its network exported or not."""
+    try:
+        info = describe(find_checkpoint(name))
+    except Unusable as problem:
+        return Finding(WRONG, str(problem))
+    if info.onnx is not None:
+        return exported(info.onnx)
+    what = f"{info.kind.protocol}, gives {' and '.join(info.kind.targets)}"
+    if info.kind.single_step is None:
+        return Finding(OK, f"checkpoint {name}: whole ({what}); for 'estimate', not for the node")
+    return Finding(OK, f"checkpoint {name}: whole ({what})", f"ros2 run marigold_ros export --checkpoint {name}")
+
+
+def exported(path: Path) -> Finding:
+    """The self-check of an exported network, made anew."""
+    if not _version("openvino"):
+        return Finding(NOTE, f"{path}: not checked, OpenVINO is not installed", _pip("openvino"))
+    from marigold_ros.engines.openvino_engine import OpenVinoEngine
+
+    try:
+        engine = OpenVinoEngine(path)
+        found = verdict(engine, path)
+    except Unusable as problem:
+        return Finding(WRONG, str(problem))
+    text = f"{path}: on {engine.description}, {found}"
+    if found.passed:
+        return Finding(OK, text)
+    return Finding(WRONG, f"{text}; too far", "set model.engine to 'torch', or install another version of openvino")
+
+
+def _version(package: str) -> str:
+    """The version of an installed package, '' where it is not installed."""
+    if importlib.util.find_spec(package) is None:
+        return ""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "of unknown version"
+
+
+def _pip(package: str) -> str:
+    return f"{Path(sys.executable).name} -m pip install {package}"
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+def report(findings: Iterable[Finding], title: str) -> list[Finding]:
+    """Print findings as they come; returns them."""
+    print(f"\n{title}")
+    made = []
+    for finding in findings:
+        print(finding, flush=True)
+        made.append(finding)
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the report; exit status 1 where something is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoint", action="append", default=[], metavar="NAME", help="look at this one as well")
+    parser.add_argument("--cache-dir", default="", help="the cache, default ~/.cache/marigold_ros")
+    arguments = parser.parse_args(argv)
+    findings = [
+        *report(machine(), "Machine"),
+        *report(libraries(), "Libraries"),
+        *report(ros(), "ROS and DDS"),
+        *report(map(checkpoint, [*BUNDLED, *arguments.checkpoint]), "Checkpoints"),
+        *report(cache(cache_folder(arguments.cache_dir)), "Exported networks"),
+    ]
+    wrong = sum(finding.level == WRONG for finding in findings)
+    notes = sum(finding.level == NOTE for finding in findings)
+    print(f"\n{wrong} wrong, {notes} to note, {len(findings) - wrong - notes} ok")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

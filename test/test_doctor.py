@@ -1,0 +1,115 @@
+"""The doctor: what it finds on this machine, and what it says of things that are wrong."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+from marigold_ros import doctor
+from marigold_ros.checkpoints import describe
+from marigold_ros.export import onnx_file
+from marigold_ros.selfcheck import reference_of
+from small_checkpoint import write_small_checkpoint
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A small random checkpoint and a cache with its export."""
+    root = tmp_path_factory.mktemp("doctor")
+    folder = write_small_checkpoint(root / "small")
+    onnx_file(describe(folder), root / "cache")
+    return folder, root / "cache"
+
+
+@pytest.fixture
+def cache(exported, tmp_path):
+    return shutil.copytree(exported[1], tmp_path / "cache")
+
+
+def only(findings):
+    (finding,) = findings
+    return finding
+
+
+def test_this_machine_is_in_order(exported, capsys):
+    pytest.importorskip("rclpy")
+    folder, cache = exported
+    assert doctor.main(["--cache-dir", str(cache), "--checkpoint", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    for words in (
+        "cores",
+        "openvino",
+        "ROS 2",
+        "nano",
+        "differs from torch by",
+        f"export --checkpoint {folder}",
+        "0 wrong",
+    ):
+        assert words in printed
+
+
+def test_a_damaged_export_is_named_with_what_to_do(cache, capsys):
+    (network,) = cache.glob("*.onnx")
+    network.write_bytes(network.read_bytes()[:1000])
+    assert doctor.main(["--cache-dir", str(cache)]) == 1
+    assert f"[WRONG] {network}: is damaged\n        -> rm {network}" in capsys.readouterr().out
+
+
+def test_an_engine_that_answers_wrongly_is_found(cache):
+    """Made up by changing what torch is said to have answered: no faulty library can be had here."""
+    (network,) = cache.glob("*.onnx")
+    with np.load(reference_of(network)) as stored:
+        rgb, answers = stored["rgb"], stored["answers"]
+    np.savez_compressed(reference_of(network), rgb=rgb, answers=1 - answers)
+    finding = doctor.exported(network)
+    assert finding.level == doctor.WRONG
+    assert "too far" in finding.text
+    assert "'torch'" in finding.mend
+
+
+def test_a_cache_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    finding = only(doctor.cache(tmp_path / "file" / "cache"))
+    assert finding.level == doctor.WRONG
+    assert "model.cache_dir" in finding.mend
+
+
+def test_a_checkpoint_that_is_not_there():
+    finding = doctor.checkpoint("nowhere")
+    assert (finding.level, "nowhere" in finding.text) == (doctor.WRONG, True)
+
+
+def test_nothing_to_run_networks_with(monkeypatch):
+    monkeypatch.setattr(doctor, "_version", lambda package: "")
+    findings = list(doctor.libraries())
+    assert findings[0].level == doctor.WRONG
+    assert "pip install openvino" in findings[0].mend
+
+
+def test_the_dds_profile(monkeypatch, tmp_path):
+    pytest.importorskip("rclpy")
+    monkeypatch.delenv("RMW_IMPLEMENTATION", raising=False)
+    monkeypatch.delenv("FASTDDS_DEFAULT_PROFILES_FILE", raising=False)
+
+    def found():
+        return next(finding for finding in doctor.ros() if "Fast DDS profile" in finding.text)
+
+    monkeypatch.delenv("FASTRTPS_DEFAULT_PROFILES_FILE", raising=False)
+    assert found().level == doctor.NOTE
+    assert found().mend.endswith("config/fastdds.xml")
+    monkeypatch.setenv("FASTRTPS_DEFAULT_PROFILES_FILE", str(tmp_path / "none.xml"))
+    assert found().level == doctor.WRONG
+    monkeypatch.setenv("FASTRTPS_DEFAULT_PROFILES_FILE", found().mend.partition("=")[2])
+    assert found().level == doctor.OK
+
+
+@pytest.mark.parametrize(("megabytes", "level"), [(64, doctor.WRONG), (1000, doctor.OK)])
+def test_shared_memory(megabytes, level):
+    assert only(doctor.shared_memory(megabytes * 10**6)).level == level
+
+
+@pytest.mark.parametrize(("megabytes", "level"), [(0.2, doctor.NOTE), (32, doctor.OK)])
+def test_socket_buffers(megabytes, level):
+    assert only(doctor.socket_buffer(int(megabytes * 10**6))).level == level
