@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,7 +22,7 @@ from marigold_ros.places import shared
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 
     from marigold_ros.network import SingleStepNetwork
 
@@ -35,6 +35,14 @@ MODULES = ("unet", "vae")
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
 # The working size's long side where a checkpoint does not say it.
 _FOREIGN_SIDE_PX = 768
+
+
+@dataclass(frozen=True)
+class TinyVae:
+    """A tiny VAE (TAESD's kind) that decodes instead of the checkpoint's own, and `encodes` too if so."""
+
+    folder: Path
+    encodes: bool
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,7 @@ class CheckpointInfo:
     shift_invariant: bool
     onnx: Path | None
     digest: str
+    tiny: TinyVae | None = None
 
 
 def find_checkpoint(name: str, download: bool = False) -> Path:
@@ -125,6 +134,46 @@ def describe(folder: Path) -> CheckpointInfo:
     )
 
 
+def with_tiny_vae(info: CheckpointInfo, use: str, name: str, download: bool = False) -> CheckpointInfo:
+    """`info` with the tiny VAE `name`, a folder or a hub id, in place of half or all of its own.
+
+    use: 'full' leaves it as it is, 'tiny' replaces both halves, 'tiny-decoder' the decoder. Raises `Unusable` where the
+    tiny VAE is not there or does not fit.
+    """
+    if use == "full":
+        return info
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        if not hub.is_hub_id(name):
+            raise Unusable(f"tiny VAE {name!r}: no such folder; give one, or a hub id such as 'madebyollin/taesd'")
+        folder = hub.download(name) if download else hub.cached(name)
+    config, own = _read_json(folder / "config.json"), _read_json(info.folder / "vae" / "config.json")
+    if config.get("_class_name") != "AutoencoderTiny":
+        raise Unusable(f"tiny VAE {folder}: _class_name={config.get('_class_name')!r}: must be AutoencoderTiny")
+    if config.get("scaling_factor", 1.0) != 1.0:
+        raise Unusable(f"tiny VAE {folder}: scaling_factor={config['scaling_factor']}: only 1.0 is known")
+    channels = config.get("latent_channels", 4), own.get("latent_channels", 4)
+    if channels[0] != channels[1]:
+        raise Unusable(
+            f"tiny VAE {folder}: has {channels[0]} latent channels, checkpoint {info.name!r} has {channels[1]}; "
+            "set model.vae to 'full'"
+        )
+    # The exported network in the checkpoint's folder is of its own VAE.
+    digest = hashlib.sha256(f"{info.digest} {use} {sha256_of(_weights(folder, '.'))}".encode()).hexdigest()
+    return replace(info, tiny=TinyVae(folder, encodes=use == "tiny"), onnx=None, digest=digest)
+
+
+def _load_tiny(tiny: TinyVae, dtype: torch.dtype) -> AutoencoderTiny:
+    from diffusers import AutoencoderTiny
+
+    try:
+        return AutoencoderTiny.from_pretrained(
+            tiny.folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
+        )
+    except Exception as error:  # as with the other modules
+        raise Unusable(f"tiny VAE {tiny.folder}: cannot be loaded ({error}); copy it again") from error
+
+
 def require_single_step(info: CheckpointInfo, task: str = DEPTH) -> SingleStep:
     """The constants of the single step; raises `Unusable` where the checkpoint has none or does not do `task`."""
     if info.kind.task != task:
@@ -178,7 +227,16 @@ def load_network(info: CheckpointInfo, device: str = "cpu", dtype: torch.dtype |
     from marigold_ros.network import SingleStepNetwork, depth_head, normals_head
 
     head = normals_head() if info.kind.task == NORMALS else depth_head(info.disparity)
-    network = SingleStepNetwork(modules.vae, modules.unet, modules.prompt, step.x0_scale, head, step.timestep)
+    network = SingleStepNetwork(
+        modules.vae,
+        modules.unet,
+        modules.prompt,
+        step.x0_scale,
+        head,
+        step.timestep,
+        tiny=None if info.tiny is None else _load_tiny(info.tiny, modules.unet.dtype),
+        tiny_encodes=info.tiny is not None and info.tiny.encodes,
+    )
     return network.to(device=device, dtype=modules.unet.dtype).eval()
 
 

@@ -88,6 +88,16 @@ class ModelConfig:
         0, "Working height in pixels; 0 takes the checkpoint's own.", low=0, high=2048, read_only=True
     )
     threads: int = setting(0, "CPU threads of the network; 0 leaves it to the engine.", low=0, high=256, read_only=True)
+    vae: str = setting(
+        "full",
+        "The VAE: 'full' is the checkpoint's own, 'tiny' replaces it (most of the work of a large network), "
+        "'tiny-decoder' its decoder only.",
+        choices=("full", "tiny", "tiny-decoder"),
+        read_only=True,
+    )
+    tiny_vae: str = setting(
+        "madebyollin/taesd", "The tiny VAE: a folder or a downloaded hub id; used unless vae is 'full'.", read_only=True
+    )
     cache_dir: str = setting(
         "", "Folder for exported networks; '' means ~/.cache/marigold_ros (or $XDG_CACHE_HOME).", read_only=True
     )

@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from marigold_ros.checkpoints import CheckpointInfo, describe, find_checkpoint, require_single_step
+from marigold_ros.checkpoints import CheckpointInfo, describe, find_checkpoint, require_single_step, with_tiny_vae
 from marigold_ros.config import ModelConfig, Unusable
 from marigold_ros.export import cache_folder, onnx_file, ready_file
 from marigold_ros.family import DEPTH, NORMALS
@@ -121,6 +121,7 @@ def load_normals_estimator(config: ModelConfig, export: bool = True) -> NormalsE
 def _load(config: ModelConfig, task: str, kind: type[_Kind], export: bool) -> _Kind:
     info = describe(find_checkpoint(config.checkpoint))
     require_single_step(info, task)
+    info = with_tiny_vae(info, config.vae, config.tiny_vae)
     width, height = config.width or info.width, config.height or info.height
     if width % info.multiple or height % info.multiple:
         raise Unusable(
@@ -169,6 +170,8 @@ def _failed(config: ModelConfig, reason: str) -> None:
 def _not_exported(config: ModelConfig, cache: Path) -> None:
     """Say how to export the network: as an error, or as a warning where torch can run it meanwhile."""
     command = f"ros2 run marigold_ros export --checkpoint {shlex.quote(config.checkpoint)}"
+    if config.vae != "full":
+        command += f" --vae {config.vae} --tiny-vae {shlex.quote(config.tiny_vae)}"
     if config.cache_dir:
         command += f" --cache-dir {shlex.quote(str(cache))}"
     reason = f"model.checkpoint={config.checkpoint!r}: is not exported for OpenVINO yet; run: {command}"

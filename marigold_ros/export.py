@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from marigold_ros.checkpoints import CheckpointInfo, describe, find_checkpoint, load_network
+from marigold_ros.checkpoints import CheckpointInfo, describe, find_checkpoint, load_network, with_tiny_vae
 from marigold_ros.config import Unusable
 from marigold_ros.family import NORMALS
 from marigold_ros.files import sha256_of, written_beside
@@ -182,12 +182,15 @@ def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="export", description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", default="nano", help="'nano', a folder, or a hub id (downloaded)")
+    parser.add_argument("--vae", default="full", choices=("full", "tiny", "tiny-decoder"), help="as model.vae")
+    parser.add_argument("--tiny-vae", default="madebyollin/taesd", help="a folder, or a hub id (downloaded)")
     parser.add_argument("--output", type=Path, help="the ONNX file to write (default: into the cache)")
     parser.add_argument("--cache-dir", default="", help="the cache, default ~/.cache/marigold_ros")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         info = describe(find_checkpoint(arguments.checkpoint, download=True))
+        info = with_tiny_vae(info, arguments.vae, arguments.tiny_vae, download=True)
         path = arguments.output
         if path is None:
             path = onnx_file(info, cache_folder(arguments.cache_dir))

@@ -66,8 +66,11 @@ def folded(network: SingleStepNetwork) -> FoldedNetwork:
     fold_timestep(network)
     prompt = fold_prompt(network)
     fold_upsampling(network)
-    decoder = nn.Sequential(network.vae.post_quant_conv, network.vae.decoder)
-    return FoldedNetwork(network.vae.encoder, network.unet, prompt, decoder)
+    encoder, decoder = network.vae.encoder, nn.Sequential(network.vae.post_quant_conv, network.vae.decoder)
+    if network.tiny is not None:
+        encoder = network.tiny.encoder if network.tiny_encodes else encoder
+        decoder = network.tiny.decoder
+    return FoldedNetwork(encoder, network.unet, prompt, decoder)
 
 
 def fold_scales(network: SingleStepNetwork) -> None:
@@ -94,9 +97,15 @@ def fold_quant_conv(network: SingleStepNetwork) -> None:
 
 def fold_head(network: SingleStepNetwork) -> None:
     """What becomes of the decoder's three channels becomes its last convolution: of depth, only one is left."""
-    last, head = network.vae.decoder.conv_out, network.head.double()
+    head, tiny = network.head.double(), network.tiny
+    last = network.vae.decoder.conv_out if tiny is None else tiny.decoder.layers[-1]
     weight = torch.einsum("om,mihw->oihw", head, last.weight.double())
-    network.vae.decoder.conv_out = _convolution(last, weight, head @ last.bias.double())
+    bias = head @ last.bias.double()
+    if tiny is None:
+        network.vae.decoder.conv_out = _convolution(last, weight, bias)
+    else:
+        # It ends with 2 x - 1, of which the head would take its part of the 1.
+        tiny.decoder.layers[-1] = _convolution(last, weight, bias + (1.0 - head.sum(1)) / 2.0)
     network.head = torch.eye(head.shape[0]).to(network.head)
 
 

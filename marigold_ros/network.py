@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 
 
 class SingleStepNetwork(nn.Module):
@@ -25,6 +25,8 @@ class SingleStepNetwork(nn.Module):
         (-sqrt(1 - abar) for v-prediction; see `family.single_step`).
     head: (1 or 3, 3) what becomes of the decoder's three channels, `depth_head` or `normals_head`.
     timestep: the constant timestep.
+    tiny: a tiny VAE (TAESD's kind) that decodes instead of `vae`, and encodes as well if `tiny_encodes`; its latents
+        are scaled already.
     """
 
     def __init__(
@@ -35,9 +37,13 @@ class SingleStepNetwork(nn.Module):
         x0_scale: float,
         head: Tensor,
         timestep: int = 999,
+        tiny: AutoencoderTiny | None = None,
+        tiny_encodes: bool = False,
     ) -> None:
         super().__init__()
         self.vae = vae
+        self.tiny = tiny
+        self.tiny_encodes = tiny is not None and tiny_encodes
         self.unet = unet
         self.x0_scale = float(x0_scale)
         self.latent_scale = float(vae.config.scaling_factor)
@@ -58,6 +64,8 @@ class SingleStepNetwork(nn.Module):
 
     def encode(self, image: Tensor) -> Tensor:
         """(N, 3, H, W) in [-1, 1] to the scaled RGB latent (N, C, H / 8, W / 8): the mean, never a sample."""
+        if self.tiny_encodes:
+            return self.tiny.encoder(image)
         return self.vae.encode(image).latent_dist.mode() * self.latent_scale
 
     def predict(self, rgb_latent: Tensor) -> Tensor:
@@ -69,7 +77,10 @@ class SingleStepNetwork(nn.Module):
 
     def decode(self, latent: Tensor) -> Tensor:
         """Scaled target latent to (N, 1 or 3, H, W): depth that increases with distance, or normals; not clamped."""
-        decoded = self.vae.decode(latent / self.latent_scale, return_dict=False)[0]
+        if self.tiny is not None:
+            decoded = self.tiny.decoder(latent)
+        else:
+            decoded = self.vae.decode(latent / self.latent_scale, return_dict=False)[0]
         return torch.einsum("oi,nihw->nohw", self.head.to(decoded.dtype), decoded)
 
 

@@ -24,15 +24,16 @@ from marigold_ros.places import shared
 
 _FRAMES = ("room", "street", "warehouse")
 # The largest mean and worst error. Depth is in [0, 1]; normals err by an angle, here in parts of pi.
-_DEPTH_LIMITS, _NORMALS_LIMITS = (0.01, 0.25), (0.03, 1.0)
+_DEPTH_LIMITS, _NORMALS_LIMITS = (0.01, 0.1), (0.03, 0.3)
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """How far an engine's answers are from torch's, on average and at the worst pixel, and what is allowed.
+    """How far an engine's answers are from torch's, and what is allowed.
 
+    mean: over all pixels. worst: exceeded by one pixel in a thousand; single ones on an edge may fall to either side.
     Depth in [0, 1], or angles of normals in parts of pi; NaN where an answer is not finite.
     """
 
@@ -47,7 +48,7 @@ class Verdict:
         return self.mean <= self.mean_limit and self.worst <= self.worst_limit
 
     def __str__(self) -> str:
-        return f"differs from torch by {self.mean:.4f} on average, {self.worst:.3f} at worst"
+        return f"differs from torch by {self.mean:.4f} on average, {self.worst:.3f} at the worst 0.1 %"
 
 
 def reference_of(network: Path) -> Path:
@@ -81,9 +82,10 @@ def verdict(engine: Callable[[np.ndarray], np.ndarray], network: Path) -> Verdic
             rgb, answers = stored["rgb"], stored["answers"].astype(np.float32)
     except (OSError, ValueError, KeyError) as error:
         raise Unusable(f"self-check file {path}: cannot be read ({error}); export the checkpoint again") from error
-    errors = [_errors(np.array(engine(frame)), answer) for frame, answer in zip(rgb, answers, strict=True)]
+    pairs = zip(rgb, answers, strict=True)
+    errors = np.concatenate([_errors(np.array(engine(frame)), answer).ravel() for frame, answer in pairs])
     limits = _NORMALS_LIMITS if answers.ndim == 4 else _DEPTH_LIMITS
-    return Verdict(float(np.mean(errors)), float(np.max(errors)), *limits)
+    return Verdict(float(errors.mean()), float(np.quantile(errors, 0.999)), *limits)
 
 
 def _errors(found: np.ndarray, expected: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, LCMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, DDPMScheduler, LCMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 # reference/marigold.md §1.5: what all published schedulers share.
@@ -100,9 +100,12 @@ def write_family_checkpoint(parent: Path, row: Row) -> Path:
         sample_size=768,
         scaling_factor=0.18215,
     )
-    if row.task == "normals":
-        # Trained networks decode vectors of about unit length; without this they would be short and their angles noise.
-        torch.nn.init.constant_(vae.decoder.conv_out.bias, 0.6)
+    with torch.no_grad():
+        # Random weights lose far more in half precision than trained ones, and the self-check would refuse them.
+        vae.decoder.conv_out.weight *= 0.25
+        if row.task == "normals":
+            # Trained networks decode vectors of about unit length; short ones would have noise for angles.
+            vae.decoder.conv_out.bias.fill_(0.6)
     unet = UNet2DConditionModel(
         sample_size=96,
         in_channels=4 * (images + 1),
@@ -145,3 +148,16 @@ def write_text_encoder(folder: Path, variant: str | None = None) -> CLIPTextMode
         encoder.half()
     encoder.eval().save_pretrained(folder / "text_encoder", variant=variant)
     return encoder
+
+
+def write_tiny_vae(folder: Path, latent_channels: int = 4) -> Path:
+    """Write a tiny VAE of TAESD's layout, narrow, with random weights."""
+    torch.manual_seed(1)
+    AutoencoderTiny(
+        encoder_block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8, 8),
+        num_encoder_blocks=(1, 1, 1, 1),
+        num_decoder_blocks=(1, 1, 1, 1),
+        latent_channels=latent_channels,
+    ).save_pretrained(folder)
+    return folder

@@ -59,9 +59,10 @@ def test_the_bundled_network_passes_with_room():
         (lambda answer: 1 - answer, False),
         (lambda answer: answer * np.nan, False),
         (lambda answer: answer[:-1], False),
-        (lambda answer: np.where(np.arange(answer.size).reshape(answer.shape) == 7, answer + 0.3, answer), False),
+        (lambda answer: np.where(np.arange(answer.size).reshape(answer.shape) < 10, answer + 0.2, answer), False),
+        (lambda answer: np.where(np.arange(answer.size).reshape(answer.shape) < 1, answer + 0.2, answer), True),
     ],
-    ids=["equal", "near", "far", "turned over", "nan", "other size", "one pixel"],
+    ids=["equal", "near", "far", "turned over", "nan", "other size", "a patch", "one pixel"],
 )
 def test_the_limits(made_up, harm, passes):
     network, engine = made_up
@@ -132,7 +133,7 @@ def test_an_engine_that_answers_wrongly_is_refused_with_the_numbers(small, tmp_p
     folder, root = small
     monkeypatch.setattr(estimator, "cache_folder", lambda _: root / "cache")
     settings = {"checkpoint": str(folder), "cache_dir": str(tmp_path)}
-    with pytest.raises(Unusable, match=r"differs from torch by 0\.\d+ on average.*at most 0\.01 and 0\.25.*'torch'"):
+    with pytest.raises(Unusable, match=r"differs from torch by 0\.\d+ on average.*at most 0\.01 and 0\.1 .*'torch'"):
         load_estimator(ModelConfig(engine="openvino", **settings))
 
 
