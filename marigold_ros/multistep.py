@@ -6,6 +6,7 @@ show.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -131,6 +132,8 @@ class MultiStep:
                 f"{where}: is deterministic and has one step; steps={self.steps} and ensemble={settings.ensemble} "
                 "mean nothing to it"
             )
+        if settings.ensemble > 1 and importlib.util.find_spec("scipy") is None:
+            raise Unusable(f"ensemble={settings.ensemble}: diffusers wants scipy for it; pip install scipy")
         if settings.spacing not in ("", "leading", "trailing"):
             raise Unusable(f"spacing={settings.spacing!r}: must be 'leading' or 'trailing'")
         if settings.spacing and kind.protocol != DIFFUSION:

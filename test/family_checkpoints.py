@@ -85,8 +85,11 @@ FAMILY = [
 ]  # fmt: skip
 
 
-def write_family_checkpoint(parent: Path, row: Row) -> Path:
-    """Write the checkpoint `row` into a folder of its name in `parent`; a few hundred thousand parameters."""
+def write_family_checkpoint(parent: Path, row: Row, size: tuple[int, int] | None = None) -> Path:
+    """Write the checkpoint `row` into a folder of its name in `parent`; a few hundred thousand parameters.
+
+    size: a working size (width, height) in our own file beside the published ones, to export it in a test's time.
+    """
     torch.manual_seed(0)
     folder = parent / row.name
     images = len(row.targets)
@@ -132,6 +135,8 @@ def write_family_checkpoint(parent: Path, row: Row) -> Path:
         "vae": ["diffusers", "AutoencoderKL"],
     }
     (folder / "model_index.json").write_text(json.dumps(index))
+    if size is not None:
+        (folder / "marigold_ros.json").write_text(json.dumps({"width": size[0], "height": size[1]}))
     return folder
 
 

@@ -118,8 +118,8 @@ def test_nano_on_openvino_stays_within_a_hundredth_of_torch_on_real_frames(nano,
 
 @pytest.mark.parametrize("row", [row for row in FAMILY if row.protocol == "e2e"], ids=lambda row: row.name)
 def test_every_single_step_checkpoint_goes_through_onnx_and_openvino(row, photo, tmp_path):
-    checkpoint = write_family_checkpoint(tmp_path, row)
-    settings = {"checkpoint": str(checkpoint), "cache_dir": str(tmp_path / "cache"), "width": 128, "height": 128}
+    checkpoint = write_family_checkpoint(tmp_path, row, (128, 128))
+    settings = {"checkpoint": str(checkpoint), "cache_dir": str(tmp_path / "cache")}
     load = load_normals_estimator if row.task == "normals" else load_estimator
     reference, fast = (load(ModelConfig(engine=engine, **settings)) for engine in ("torch", "openvino"))
     image = photo[:300, :400]

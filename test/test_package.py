@@ -38,10 +38,12 @@ ROSDEP = {
     "matplotlib": "python3-matplotlib",
     "numpy": "python3-numpy",
     "psutil": "python3-psutil",
+    "tqdm": "python3-tqdm",
     "yaml": "python3-yaml",
 }
 # Has no rosdep key: comes by pip, as the README says.
 FROM_PIP = {
+    "simplejpeg",
     "PIL",
     "diffusers",
     "huggingface_hub",
