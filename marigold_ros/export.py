@@ -4,13 +4,15 @@
 
 The file's height and width are symbolic (multiples of 32), because cameras differ in shape and the bundled file must
 serve them without torch; engines fix them to one static size before they compile. Opset 18, IR 10, weights stored as
-float16. Without --output the file goes where the node looks for it: the per-user cache.
+float16. Without --output the file goes where the node looks for it: the per-user cache. Frames with torch's answers
+lie beside it, and OpenVINO is checked against them at once, so that the node need not do it while it starts.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import logging
 import os
 import sys
@@ -25,7 +27,7 @@ from marigold_ros.checkpoints import CheckpointInfo, describe, find_checkpoint, 
 from marigold_ros.config import Unusable
 from marigold_ros.family import NORMALS
 from marigold_ros.files import sha256_of, written_beside
-from marigold_ros.selfcheck import frames, reference_of, write_reference
+from marigold_ros.selfcheck import frames, kept_verdict, reference_of, write_reference
 
 if TYPE_CHECKING:
     import onnx
@@ -200,7 +202,23 @@ def main(argv: list[str] | None = None) -> int:
         print(f"export: {problem}", file=sys.stderr)
         return 1
     print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
-    return 0
+    if arguments.output is not None or importlib.util.find_spec("openvino") is None:
+        return 0
+    return _check(path, cache_folder(arguments.cache_dir))
+
+
+def _check(path: Path, cache: Path) -> int:
+    """Make OpenVINO's self-check of the exported file; returns the exit status."""
+    from marigold_ros.engines.openvino_engine import OpenVinoEngine
+
+    try:
+        engine = OpenVinoEngine(path)
+        found = kept_verdict(engine, engine.identity, path, cache)
+    except Unusable as problem:
+        print(f"export: {problem}", file=sys.stderr)
+        return 1
+    print(f"{engine.identity}: {found}: {'accepted' if found.passed else 'refused, run it with torch'}")
+    return 0 if found.passed else 1
 
 
 if __name__ == "__main__":

@@ -70,3 +70,12 @@ def test_a_cache_that_cannot_be_written_is_named_with_the_way_out(info, tmp_path
 def test_the_program_reports_a_missing_checkpoint_as_one_sentence(capsys, tmp_path):
     assert export.main(["--checkpoint", str(tmp_path / "none")]) == 1
     assert "none" in capsys.readouterr().err
+
+
+def test_the_program_exports_and_checks(info, cached, capsys):
+    """Found in the cache, so that only the check is left to do."""
+    assert export.main(["--checkpoint", str(info.folder), "--cache-dir", str(cached)]) == 0
+    printed = capsys.readouterr().out
+    assert str(cached) in printed
+    assert "accepted" in printed
+    assert list((cached / "self_check").glob("*.json"))
