@@ -26,6 +26,9 @@ _FRAMES = ("room", "street", "warehouse")
 # The largest mean and worst error. Depth is in [0, 1]; normals err by an angle, here in parts of pi.
 _DEPTH_LIMITS, _NORMALS_LIMITS = (0.01, 0.1), (0.03, 0.3)
 
+# Part of the kept verdicts' names: raise it when what is compared, or the limits, change.
+_CHECK_VERSION = 1
+
 log = logging.getLogger(__name__)
 
 
@@ -103,17 +106,18 @@ def kept_verdict(engine: Callable[[np.ndarray], np.ndarray], identity: str, netw
     path = reference_of(network)
     if not path.is_file():
         raise Unusable(f"self-check file {path}: is missing; export the checkpoint again")
-    key = hashlib.sha256(f"{identity}\n{sha256_of(network)}\n{sha256_of(path)}".encode()).hexdigest()[:16]
+    facts = f"{_CHECK_VERSION}\n{identity}\n{sha256_of(network)}\n{sha256_of(path)}"
+    key = hashlib.sha256(facts.encode()).hexdigest()[:16]
     record = cache / "self_check" / f"{network.stem}-{key}.json"
     try:
         return Verdict(**json.loads(record.read_text(encoding="utf-8"))["verdict"])
     except (OSError, ValueError, KeyError, TypeError):
         pass  # none yet, or a damaged one
     found = verdict(engine, network)
-    facts = {"engine": identity, "network": str(network), "verdict": asdict(found)}
+    kept = {"engine": identity, "network": str(network), "verdict": asdict(found)}
     try:
         with written_beside(record) as beside:
-            beside.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+            beside.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
     except Unusable as problem:
         log.info("the self-check will be made at every start: %s", problem)
     return found
