@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -114,7 +115,8 @@ def describe(folder: Path) -> CheckpointInfo:
         isinstance(manifest, dict) and all(isinstance(f, dict) for f in manifest.values())
     ):
         raise Unusable(f"{where}: manifest in {OWN_FILE}: must map files to their size and sha256; copy it again")
-    digest = _check_files(folder, manifest)
+    # Our own file is not among the weights, but may say what they are.
+    digest = hashlib.sha256(f"{_check_files(folder, manifest)} {kind}".encode()).hexdigest()
     space, disparity = _space(where, index, own) if kind.task == DEPTH else ("", False)
     multiple = _multiple(folder, (unet, vae))
     width, height = _working_size(where, index, own, multiple)
@@ -179,7 +181,7 @@ def require_single_step(info: CheckpointInfo, task: str = DEPTH) -> SingleStep:
     if info.kind.task != task:
         raise Unusable(
             f"checkpoint {info.name!r}: gives {' and '.join(info.kind.targets)}, not {task}; "
-            f"'ros2 run marigold_ros estimate --checkpoint {info.name}' can run it"
+            f"'ros2 run marigold_ros estimate --checkpoint {shlex.quote(str(info.folder))}' can run it"
         )
     if info.kind.single_step is None:
         raise Unusable(

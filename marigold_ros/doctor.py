@@ -22,7 +22,7 @@ from pathlib import Path
 
 from marigold_ros.checkpoints import BUNDLED, describe, find_checkpoint
 from marigold_ros.config import Unusable
-from marigold_ros.export import cache_folder, intact
+from marigold_ros.export import cache_folder, cached_files, intact
 from marigold_ros.places import shared
 from marigold_ros.selfcheck import verdict
 
@@ -157,7 +157,7 @@ def cache(folder: Path) -> Iterator[Finding]:
         )
     else:
         yield Finding(OK, text)
-    for path in sorted(folder.glob("*.onnx")):
+    for path in cached_files(folder):
         yield exported(path) if intact(path) else Finding(WRONG, f"{path}: is damaged", f"rm {path}; export it again")
 
 

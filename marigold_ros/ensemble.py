@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from marigold_ros.config import Unusable
+
 # Each round weighs pairs by the inverse of their distance in the one before; it changes nothing after a few.
 _ROUNDS = 10
 _TINY = 1e-6
@@ -61,6 +63,8 @@ def align(depth: Tensor, shift_invariant: bool = True) -> tuple[Tensor, Tensor]:
     sum of distances. Without shifts, C holds the uncentred products.
     """
     members = depth.reshape(depth.shape[0], -1).double()
+    if not torch.isfinite(members).all():
+        raise Unusable("the ensemble's depth has NaN or infinite pixels; compute in float32")
     mean = members.mean(1) if shift_invariant else torch.zeros_like(members[:, 0])
     members = members - mean[:, None]
     products = (members @ members.T / members.shape[1]).cpu().numpy()
@@ -73,6 +77,9 @@ def align(depth: Tensor, shift_invariant: bool = True) -> tuple[Tensor, Tensor]:
         unit = vectors[:, 0] * np.sign(vectors[:, 0].sum())
         # A member that contradicts the others would be turned over; it is flattened instead.
         unit = np.maximum(unit, 0.0)
+        if np.count_nonzero(unit) < 2:
+            unit = np.ones(len(spread))  # nobody agrees with anybody: each counts as it is
+            break
         distance = np.sqrt(np.maximum(np.add.outer(unit**2, unit**2) - 2 * np.outer(unit, unit) * correlation, 0.0))
         weights = (1.0 - np.eye(len(unit))) / np.maximum(distance, 1e-3 * max(distance.max(), _TINY))
     scale = torch.from_numpy(unit / spread)

@@ -121,6 +121,8 @@ def _parser() -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> None:
     """Run the checkpoint on every image."""
     images = images_in(arguments.images)
+    if arguments.out.resolve() in {path.resolve().parent for path in images}:
+        raise Unusable(f"--out {arguments.out}: holds images to be read; give another folder")
     info = describe(find_checkpoint(arguments.checkpoint, download=True))
     try:
         import torch

@@ -53,6 +53,11 @@ def cached_file(info: CheckpointInfo, cache: Path) -> Path:
     return cache / f"{info.name}-{info.digest[:16]}-v{_EXPORT_VERSION}.onnx"
 
 
+def cached_files(cache: Path) -> list[Path]:
+    """All exported networks in `cache` of the kind that this version makes."""
+    return sorted(cache.glob(f"*-v{_EXPORT_VERSION}.onnx"))
+
+
 def ready_file(info: CheckpointInfo, cache: Path) -> Path | None:
     """The checkpoint's ONNX file as far as it exists: its own, else one in `cache` that matches its checksums.
 

@@ -77,6 +77,11 @@ def kind_of(
     known_protocol, known_steps = _PUBLISHED.get(name, (None, None))
     steps = steps or known_steps
     protocol = own.get("protocol") or known_protocol or _protocol(name, steps, scheduler)
+    if protocol is None:
+        raise Unusable(
+            f"{where}: nothing says whether it takes one step from zeros or several from noise; write "
+            f'{{"protocol": "{E2E}"}} or {{"protocol": "{DIFFUSION}"}} into its marigold_ros.json'
+        )
     if protocol not in (E2E, DIFFUSION, LCM):
         raise Unusable(
             f"{where}: protocol={protocol!r} in marigold_ros.json: must be '{E2E}', '{DIFFUSION}' or '{LCM}'"
@@ -86,7 +91,7 @@ def kind_of(
         task=task,
         targets=_targets(where, task, index),
         protocol=protocol,
-        steps=steps or {E2E: 1, DIFFUSION: 4, LCM: 1}[protocol],
+        steps=1 if protocol == E2E else steps or {DIFFUSION: 4, LCM: 1}[protocol],
         single_step=single_step(scheduler, where) if protocol == E2E else None,
     )
 
@@ -119,7 +124,9 @@ def _task(where: str, name: str, index: Mapping[str, Any], own: Mapping[str, Any
     if pipeline in _TASKS:
         return _TASKS[pipeline]
     if pipeline == _NAMELESS:
-        named = [task for task in (DEPTH, NORMALS) if own.get("task") == task or task in name.lower()]
+        named = [task for task in (DEPTH, NORMALS) if task in name.lower()]
+        if own.get("task") in (DEPTH, NORMALS):
+            named = [own["task"]]
         if len(named) == 1:
             return named[0]
         raise Unusable(
@@ -140,16 +147,17 @@ def _targets(where: str, task: str, index: Mapping[str, Any]) -> tuple[str, ...]
     return tuple(map(str, names))
 
 
-def _protocol(name: str, steps: int | None, scheduler: Mapping[str, Any]) -> str:
+def _protocol(name: str, steps: int | None, scheduler: Mapping[str, Any]) -> str | None:
+    """How the network was trained; None where nothing says it."""
     if scheduler.get("_class_name") == "LCMScheduler":
         return LCM
     if "e2e" in name.lower() or steps == 1:
         return E2E
     if steps is not None:
         return DIFFUSION
-    # Nothing says it: of the published ones only the end-to-end fine-tunes are trailing without zero-SNR.
+    # Trailing without zero-SNR are the end-to-end fine-tunes, but also a diffusion network of the same authors.
     trailing = scheduler.get("timestep_spacing") == "trailing"
-    return E2E if trailing and not scheduler.get("rescale_betas_zero_snr") else DIFFUSION
+    return None if trailing and not scheduler.get("rescale_betas_zero_snr") else DIFFUSION
 
 
 def _check_scheduler(where: str, protocol: str, scheduler: Mapping[str, Any]) -> None:

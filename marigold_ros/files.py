@@ -16,7 +16,7 @@ from marigold_ros.config import Unusable
 def written_beside(path: Path) -> Iterator[Path]:
     """A temporary file in `path`'s folder that replaces `path` when the block ends well, and disappears when not.
 
-    Raises `Unusable` where the folder cannot be written.
+    Raises `Unusable` where the folder cannot be written, or the disk is full.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,6 +31,8 @@ def written_beside(path: Path) -> Iterator[Path]:
         yield beside
         os.chmod(beside, 0o644)
         beside.replace(path)
+    except OSError as error:
+        raise Unusable(f"file {path}: cannot be written ({error.strerror or error})") from error
     finally:
         beside.unlink(missing_ok=True)
 

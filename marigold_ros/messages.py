@@ -40,7 +40,7 @@ _TO_RGB: dict[str, tuple[int, int | None]] = {
 }
 _JPEG, _PNG, _PNG_END = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"IEND"
 # Cheap cameras leave a few bytes after the last pixel, and decoders complain of every frame.
-_LEFT_OVER = re.compile(r"\b[0-9]{1,2} extraneous bytes before marker 0xd9")
+_LEFT_OVER = re.compile(r"\b[0-9] extraneous bytes before marker 0xd9")
 _FLOATS = {PointField.FLOAT32: "f4", PointField.FLOAT64: "f8"}
 _NATIVE_IS_BIG = sys.byteorder == "big"
 
@@ -90,7 +90,7 @@ def _pixels(message: Image, pixel_bytes: int) -> np.ndarray:
 
 
 def rgb_from_compressed(message: CompressedImage) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of a JPEG or PNG image; damaged ones are refused."""
+    """(H, W, 3) uint8 RGB of a JPEG or PNG image; those that the decoder finds damaged are refused."""
     data = memoryview(message.data)
     if bytes(data[: len(_JPEG)]) == _JPEG:
         return _rgb_from_jpeg(data)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -83,7 +85,7 @@ def verdict(engine: Callable[[np.ndarray], np.ndarray], network: Path) -> Verdic
     try:
         with np.load(path) as stored:
             rgb, answers = stored["rgb"], stored["answers"].astype(np.float32)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise Unusable(f"self-check file {path}: cannot be read ({error}); export the checkpoint again") from error
     pairs = zip(rgb, answers, strict=True)
     errors = np.concatenate([_errors(np.array(engine(frame)), answer).ravel() for frame, answer in pairs])

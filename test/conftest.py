@@ -1,4 +1,4 @@
-"""Fixtures for the tests that need ROS: real rclpy and real DDS with the shipped profile, in a domain of their own."""
+"""Fixtures of several files: real rclpy and real DDS with the shipped profile, in a domain of their own; an export."""
 
 import os
 
@@ -44,3 +44,17 @@ def start_node(ros_domain, tmp_path_factory):
     yield start
     for process in started:
         process.kill()
+
+
+@pytest.fixture(scope="session")
+def small_export(tmp_path_factory):
+    """A small random checkpoint's folder, and a cache that holds its export; not to be changed."""
+    pytest.importorskip("torch")
+    from marigold_ros.checkpoints import describe
+    from marigold_ros.export import onnx_file
+    from small_checkpoint import write_small_checkpoint
+
+    root = tmp_path_factory.mktemp("export")
+    folder = write_small_checkpoint(root / "small")
+    onnx_file(describe(folder), root / "cache")
+    return folder, root / "cache"

@@ -194,3 +194,13 @@ def test_precision_and_place_are_as_asked(folder):
     assert {p.dtype for p in network.parameters()} == {torch.bfloat16}
     assert not network.training
     assert network.prompt.shape == (1, 2, 16)
+
+
+def test_digest_follows_what_our_own_file_says_the_weights_are(folder):
+    before = describe(folder).digest
+    edit(folder / "model_index.json", _class_name="StableDiffusionPipeline")
+    edit(folder / "marigold_ros.json", task="depth")
+    seal(folder)
+    depth = describe(folder).digest
+    edit(folder / "marigold_ros.json", task="normals")
+    assert len({before, depth, describe(folder).digest}) == 3

@@ -8,24 +8,12 @@ import pytest
 pytest.importorskip("torch")
 
 from marigold_ros import doctor
-from marigold_ros.checkpoints import describe
-from marigold_ros.export import onnx_file
 from marigold_ros.selfcheck import reference_of
-from small_checkpoint import write_small_checkpoint
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    """A small random checkpoint and a cache with its export."""
-    root = tmp_path_factory.mktemp("doctor")
-    folder = write_small_checkpoint(root / "small")
-    onnx_file(describe(folder), root / "cache")
-    return folder, root / "cache"
 
 
 @pytest.fixture
-def cache(exported, tmp_path):
-    return shutil.copytree(exported[1], tmp_path / "cache")
+def cache(small_export, tmp_path):
+    return shutil.copytree(small_export[1], tmp_path / "cache")
 
 
 def only(findings):
@@ -33,9 +21,9 @@ def only(findings):
     return finding
 
 
-def test_this_machine_is_in_order(exported, capsys):
+def test_this_machine_is_in_order(small_export, capsys):
     pytest.importorskip("rclpy")
-    folder, cache = exported
+    folder, cache = small_export
     assert doctor.main(["--cache-dir", str(cache), "--checkpoint", str(folder)]) == 0
     printed = capsys.readouterr().out
     for words in (

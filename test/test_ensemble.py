@@ -7,6 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from marigold_ros.config import Unusable  # noqa: E402
 from marigold_ros.ensemble import align, disagreement, ensemble_depth, main, synthetic_members  # noqa: E402
 
 SIZE = (48, 64)
@@ -94,6 +95,21 @@ def test_a_member_that_contradicts_the_others_is_flattened_and_not_turned_over()
     scale, _ = align(members)
     assert float(scale[3]) <= 1e-6
     assert float(scale[:3].min()) > 0.1
+
+
+def test_members_that_all_contradict_each_other_are_not_flattened():
+    first = synthetic_members(1, SIZE)
+    answer, _ = ensemble_depth(torch.cat([first, 1 - first]))
+    scale, _ = align(torch.cat([first, 1 - first]))
+    assert float(scale.min()) > 0
+    assert torch.isfinite(answer).all()
+
+
+def test_members_that_are_no_numbers_are_refused():
+    members = synthetic_members(3, SIZE)
+    members[1, 0, 2, 2] = torch.nan
+    with pytest.raises(Unusable, match="NaN"):
+        ensemble_depth(members)
 
 
 @pytest.mark.parametrize(

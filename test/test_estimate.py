@@ -65,6 +65,7 @@ def test_intrinsic_images_by_their_names(pictures, tmp_path):
         (["{pictures}/a.png", "--checkpoint", "nowhere"], "nowhere"),
         (["{pictures}/a.png", "--out", "{pictures}/notes.txt"], "cannot be made"),
         (["{pictures}/a.png", "--ensemble", "4"], "deterministic"),
+        (["{pictures}/a.png", "--out", "{pictures}"], "holds images to be read"),
     ],
 )
 def test_nonsense_is_one_sentence(pictures, capsys, arguments, words):

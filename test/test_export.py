@@ -79,3 +79,13 @@ def test_the_program_exports_and_checks(info, cached, capsys):
     assert str(cached) in printed
     assert "accepted" in printed
     assert list((cached / "self_check").glob("*.json"))
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(info, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(export, "load_network", full)
+    with pytest.raises(Unusable, match=r"cannot be written \(No space left"):
+        export.onnx_file(info, tmp_path)
+    assert list(tmp_path.iterdir()) == []

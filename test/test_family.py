@@ -74,6 +74,19 @@ def test_contradictions_are_refused(index, changes, words):
         kind_of("checkpoint /x", "x", index, {}, {**SCHEDULER, **changes})
 
 
+def test_where_nothing_says_how_it_was_trained_the_user_is_asked():
+    """A copy of GonzaloMG/marigold-normals under another name looks like an end-to-end fine-tune, and is none."""
+    nameless = {"_class_name": "StableDiffusionPipeline"}
+    with pytest.raises(Unusable, match=r'\{"protocol": "e2e"\}'):
+        kind_of("checkpoint /x", "my-normals", nameless, {}, SCHEDULER)
+    assert kind_of("checkpoint /x", "my-normals", nameless, {"protocol": "e2e"}, SCHEDULER).single_step is not None
+
+
+def test_our_own_file_counts_more_than_the_name():
+    nameless = {"_class_name": "StableDiffusionPipeline", "default_denoising_steps": 1}
+    assert kind_of("checkpoint /x", "my-normals", nameless, {"task": "depth"}, SCHEDULER).task == "depth"
+
+
 def test_a_distilled_network_needs_its_own_scheduler():
     with pytest.raises(Unusable, match="LCMScheduler"):
         kind_of("checkpoint /x", "x", MANY, {"protocol": "lcm"}, SCHEDULER)

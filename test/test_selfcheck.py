@@ -1,27 +1,17 @@
 """The self-check: an engine that answers like torch is accepted, any other is refused with the numbers."""
 
+import shutil
+
 import numpy as np
 import pytest
 
 pytest.importorskip("torch")
 
-from marigold_ros import estimator
 from marigold_ros.checkpoints import describe, find_checkpoint
 from marigold_ros.config import ModelConfig, Unusable
 from marigold_ros.engines.openvino_engine import OpenVinoEngine
 from marigold_ros.estimator import load_estimator
-from marigold_ros.export import onnx_file
 from marigold_ros.selfcheck import frames, kept_verdict, reference_of, verdict, write_reference
-from small_checkpoint import write_small_checkpoint
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    """A small random checkpoint on disk, and a cache with its export."""
-    root = tmp_path_factory.mktemp("selfcheck")
-    folder = write_small_checkpoint(root / "small")
-    onnx_file(describe(folder), root / "cache")
-    return folder, root
 
 
 @pytest.fixture
@@ -112,9 +102,11 @@ def test_a_cache_that_cannot_be_written_costs_a_check_and_no_more(made_up, tmp_p
     assert kept_verdict(engine, "one", network, tmp_path / "file").passed
 
 
-def test_a_missing_or_damaged_self_check_is_named(made_up, tmp_path):
+@pytest.mark.parametrize("kept", [0, 2, 0.5], ids=["empty", "two bytes", "half"])
+def test_a_missing_or_damaged_self_check_is_named(made_up, tmp_path, kept):
     network, engine = made_up
-    reference_of(network).write_bytes(b"PK")
+    whole = reference_of(network).read_bytes()
+    reference_of(network).write_bytes(whole[: int(len(whole) * kept) if kept < 1 else kept])
     with pytest.raises(Unusable, match=r"network\.check\.npz: cannot be read.*export"):
         verdict(engine, network)
     reference_of(network).unlink()
@@ -129,23 +121,24 @@ def wrong_engine(monkeypatch):
     monkeypatch.setattr(OpenVinoEngine, "__call__", lambda self, rgb: 1 - original(self, rgb))
 
 
-def test_an_engine_that_answers_wrongly_is_refused_with_the_numbers(small, tmp_path, wrong_engine, monkeypatch):
-    folder, root = small
-    monkeypatch.setattr(estimator, "cache_folder", lambda _: root / "cache")
-    settings = {"checkpoint": str(folder), "cache_dir": str(tmp_path)}
+def test_an_engine_that_answers_wrongly_is_refused_with_the_numbers(small_export, tmp_path, wrong_engine):
+    folder, cache = small_export
+    cache = shutil.copytree(cache, tmp_path / "cache")
+    settings = {"checkpoint": str(folder), "cache_dir": str(cache)}
     with pytest.raises(Unusable, match=r"differs from torch by 0\.\d+ on average.*at most 0\.01 and 0\.1 .*'torch'"):
         load_estimator(ModelConfig(engine="openvino", **settings))
 
 
-def test_where_the_choice_is_free_torch_takes_over(small, wrong_engine, monkeypatch, caplog):
-    folder, root = small
-    monkeypatch.setattr(estimator, "cache_folder", lambda _: root / "cache")
-    assert load_estimator(ModelConfig(checkpoint=str(folder))).engine.startswith("torch")
+def test_where_the_choice_is_free_torch_takes_over(small_export, tmp_path, wrong_engine, caplog):
+    folder, cache = small_export
+    cache = shutil.copytree(cache, tmp_path / "cache")
+    assert load_estimator(ModelConfig(checkpoint=str(folder), cache_dir=str(cache))).engine.startswith("torch")
     assert "torch runs the network instead" in caplog.text
 
 
-def test_the_engines_description_tells_the_verdict(small):
-    folder, root = small
-    found = load_estimator(ModelConfig(checkpoint=str(folder), cache_dir=str(root / "cache2"))).engine
+def test_the_engines_description_tells_the_verdict(small_export, tmp_path):
+    folder, cache = small_export
+    cache = shutil.copytree(cache, tmp_path / "cache")
+    found = load_estimator(ModelConfig(checkpoint=str(folder), cache_dir=str(cache))).engine
     assert "openvino" in found
     assert "differs from torch by" in found

@@ -35,7 +35,7 @@ class OpenVinoEngine:
         self.description = f"openvino {openvino.get_version().split('-')[0]} (not compiled yet)"
 
     def __call__(self, rgb: np.ndarray) -> np.ndarray:
-        """(h, w, 3) uint8 at a working size -> (h, w) float32; the next call overwrites the returned array."""
+        """(h, w, 3) uint8 at a working size -> what the network gives; the next call overwrites the returned array."""
         size = rgb.shape[:2]
         if size != self._size:
             self._size = self._request = None
