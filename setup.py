@@ -26,6 +26,7 @@ def shared_files() -> list[tuple[str, list[str]]]:
 OPENVINO = ["openvino>=2025.0"]
 TORCH = ["torch>=2.4", "diffusers>=0.33", "safetensors"]
 ONNX = ["onnx>=1.17", "onnxscript>=0.2"]
+TENSORRT = ["tensorrt>=10.3", "cuda-python>=12"]
 RECORDINGS = ["rosbags>=0.11", "matplotlib>=3.8", "rich>=13"]
 
 setup(
@@ -47,6 +48,7 @@ setup(
         "openvino": OPENVINO,
         "torch": TORCH,
         "export": TORCH + ONNX,
+        "tensorrt": TENSORRT,
         "trainer": [*TORCH, *ONNX, "mitsuba>=3.6", "matplotlib>=3.8", "pyyaml", "rosbags>=0.11"],
         "demo": [*OPENVINO, *RECORDINGS, "psutil"],
         "ros": ["ros-rclpy[fastrtps]==7.1.6", "ros-common-interfaces==5.3.6"],

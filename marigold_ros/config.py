@@ -78,9 +78,9 @@ class ModelConfig:
     )
     engine: str = setting(
         "auto",
-        "What runs the network: 'openvino' (CPU), 'torch' (the reference) or 'auto' (openvino where installed "
-        "and the checkpoint is exported).",
-        choices=("auto", "openvino", "torch"),
+        "What runs the network: 'tensorrt' (NVIDIA), 'openvino' (CPU), 'torch' (the reference) or 'auto' (the first of "
+        "them that is installed and for which the checkpoint is exported).",
+        choices=("auto", "tensorrt", "openvino", "torch"),
         read_only=True,
     )
     width: int = setting(0, "Working width in pixels; 0 takes the checkpoint's own.", low=0, high=2048, read_only=True)

@@ -15,18 +15,30 @@ from marigold_ros.config import ModelConfig, Unusable
 from marigold_ros.export import cache_folder, onnx_file, ready_file
 from marigold_ros.family import DEPTH, NORMALS
 from marigold_ros.geometry import resize
+from marigold_ros.parts import ready_parts
 from marigold_ros.selfcheck import kept_verdict
 
 log = logging.getLogger(__name__)
 
-# What to install for an engine, the one to prefer first.
-PACKAGES = {"openvino": ("openvino",), "torch": ("torch", "diffusers", "safetensors")}
+# The modules that an engine needs, the engine to prefer first; and the packages that are named otherwise.
+PACKAGES = {
+    "tensorrt": ("tensorrt", "cuda"),
+    "openvino": ("openvino",),
+    "torch": ("torch", "diffusers", "safetensors"),
+}
+_PIP = {"cuda": "cuda-python"}
+# An NVIDIA GPU's driver is there; a Jetson.
+_GPU_SIGNS = ("/dev/nvidiactl", "/etc/nv_tegra_release")
 
 
 class Engine(Protocol):
-    """Runs the network at a working size: (h, w, 3) uint8 -> (h, w) or (h, w, 3) float32, see `network.answer`."""
+    """Runs the network at a working size: (h, w, 3) uint8 -> (h, w) or (h, w, 3) float32, see `network.answer`.
+
+    any_size: it takes every working size, and not only the one it was built for.
+    """
 
     description: str
+    any_size: bool
 
     def __call__(self, rgb: np.ndarray) -> np.ndarray:
         """The network's answer; it may be overwritten by the next call."""
@@ -107,8 +119,9 @@ def _rounded(pixels: float, multiple: int) -> int:
 def load_estimator(config: ModelConfig, export: bool = True) -> Estimator:
     """A ready estimator of relative depth for `config`; raises `Unusable` with the reason and the way out.
 
-    A checkpoint without its exported network is exported first, which takes half a minute or more and needs torch. With
-    `export` False it is not: then the engine "auto" falls back to torch, and "openvino" is refused.
+    For OpenVINO a checkpoint without its exported network is exported first, which takes half a minute or more and
+    needs torch; with `export` False it is refused instead. For TensorRT nothing is ever built here: that takes minutes.
+    The engine "auto" goes on to the next engine then.
     """
     return _load(config, DEPTH, Estimator, export)
 
@@ -127,57 +140,96 @@ def _load(config: ModelConfig, task: str, kind: type[_Kind], export: bool) -> _K
         raise Unusable(
             f"model.width={width}, model.height={height}: checkpoint {info.name!r} needs multiples of {info.multiple}"
         )
-    return kind(info, *_open_engine(info, config, export), width, height, fixed=bool(config.width))
+    engine, check = _open_engine(info, config, export, (width, height))
+    return kind(info, engine, check, width, height, fixed=bool(config.width) or not engine.any_size)
 
 
-def _open_engine(info: CheckpointInfo, config: ModelConfig, export: bool) -> tuple[Engine, str]:
-    """The engine, and what the self-check says of it."""
-    engine = config.engine
-    if engine == "auto":
-        engine = next((name for name in PACKAGES if _installed(name)), None)
-        if engine is None:
-            raise Unusable("model.engine='auto': no engine is installed; pip install openvino")
-    if not _installed(engine):
-        raise Unusable(f"model.engine={engine!r}: is not installed; pip install {' '.join(PACKAGES[engine])}")
-    if engine == "openvino":
-        cache = cache_folder(config.cache_dir)
-        path = onnx_file(info, cache) if export else ready_file(info, cache)
-        if path is None:
-            _not_exported(config, cache)
-        else:
-            from marigold_ros.engines.openvino_engine import OpenVinoEngine
+def _open_engine(info: CheckpointInfo, config: ModelConfig, export: bool, size: tuple[int, int]) -> tuple[Engine, str]:
+    """The engine, and what the self-check says of it; with 'auto' the first that can be had."""
+    names = _preferred() if config.engine == "auto" else [config.engine]
+    if not names:
+        raise Unusable("model.engine='auto': no engine is installed; pip install openvino")
+    for name, following in zip(names, [*names[1:], None], strict=True):
+        try:
+            if not _installed(name):
+                packages = (_PIP.get(package, package) for package in PACKAGES[name])
+                raise Unusable(f"model.engine={name!r}: is not installed; pip install {' '.join(packages)}")
+            if name == "tensorrt":
+                return _open_tensorrt(info, config, size)
+            if name == "openvino":
+                return _open_openvino(info, config, export)
+            from marigold_ros.engines.torch_engine import TorchEngine
 
-            opened = OpenVinoEngine(path, config.threads)
-            found = kept_verdict(opened, opened.identity, path, cache)
-            if found.passed:
-                return opened, f"; {found}"
-            opened.close()
-            _failed(
-                config, f"{opened.identity}: {found}; at most {found.mean_limit} and {found.worst_limit} are allowed"
+            return TorchEngine(info, config.threads), ""
+        except Unusable as problem:
+            if following is None:
+                raise
+            log.warning(
+                "%s (until then %s runs the network instead, which may be several times slower)", problem, following
             )
-    from marigold_ros.engines.torch_engine import TorchEngine
-
-    return TorchEngine(info, config.threads), ""
+    raise AssertionError("the last engine either opens or raises")
 
 
-def _failed(config: ModelConfig, reason: str) -> None:
-    """An engine that answers wrongly is refused, or replaced by torch where the user left the choice."""
-    if config.engine != "auto" or not _installed("torch"):
-        raise Unusable(f"{reason}; set model.engine to 'torch', and run 'ros2 run marigold_ros doctor'")
-    log.warning("%s; torch runs the network instead, several times slower", reason)
+def _preferred() -> list[str]:
+    """The engines installed here, the one to try first first."""
+    names = [name for name in PACKAGES if _installed(name)]
+    # A large network is faster with torch on a GPU than with OpenVINO on the processor.
+    if "torch" in names and any(Path(sign).exists() for sign in _GPU_SIGNS):
+        import torch
+
+        if torch.cuda.is_available():
+            names.sort(key=["tensorrt", "torch", "openvino"].index)
+    return names
 
 
-def _not_exported(config: ModelConfig, cache: Path) -> None:
-    """Say how to export the network: as an error, or as a warning where torch can run it meanwhile."""
+def _open_tensorrt(info: CheckpointInfo, config: ModelConfig, size: tuple[int, int]) -> tuple[Engine, str]:
+    cache = cache_folder(config.cache_dir)
+    parts = ready_parts(info, *size, cache)
+    try:
+        from marigold_ros.engines.tensorrt_ready import open_built
+    except ImportError as error:
+        raise Unusable(
+            f"model.engine='tensorrt': TensorRT cannot be loaded ({error}); run 'ros2 run marigold_ros doctor'"
+        ) from error
+    opened = None if parts is None else open_built(parts, cache)
+    if opened is None:
+        command = f"{_export_command(config, cache)} --engine tensorrt --size {size[0]}x{size[1]}"
+        raise Unusable(
+            f"model.checkpoint={config.checkpoint!r}: no TensorRT engine for {size[0]}x{size[1]} is built for this "
+            f"GPU and TensorRT yet; run: {command}"
+        )
+    engine, found = opened
+    return engine, f"; {found}"
+
+
+def _open_openvino(info: CheckpointInfo, config: ModelConfig, export: bool) -> tuple[Engine, str]:
+    cache = cache_folder(config.cache_dir)
+    path = onnx_file(info, cache) if export else ready_file(info, cache)
+    if path is None:
+        raise Unusable(
+            f"model.checkpoint={config.checkpoint!r}: is not exported for OpenVINO yet; run: "
+            f"{_export_command(config, cache)}"
+        )
+    from marigold_ros.engines.openvino_engine import OpenVinoEngine
+
+    engine = OpenVinoEngine(path, config.threads)
+    found = kept_verdict(engine, engine.identity, path, cache)
+    if not found.passed:
+        engine.close()
+        raise Unusable(
+            f"{engine.identity}: {found}; at most {found.mean_limit} and {found.worst_limit} are allowed; set "
+            "model.engine to 'torch', and run 'ros2 run marigold_ros doctor'"
+        )
+    return engine, f"; {found}"
+
+
+def _export_command(config: ModelConfig, cache: Path) -> str:
     command = f"ros2 run marigold_ros export --checkpoint {shlex.quote(config.checkpoint)}"
     if config.vae != "full":
         command += f" --vae {config.vae} --tiny-vae {shlex.quote(config.tiny_vae)}"
     if config.cache_dir:
         command += f" --cache-dir {shlex.quote(str(cache))}"
-    reason = f"model.checkpoint={config.checkpoint!r}: is not exported for OpenVINO yet; run: {command}"
-    if config.engine != "auto" or not _installed("torch"):
-        raise Unusable(reason)
-    log.warning("%s (until then torch runs it, several times slower)", reason)
+    return command
 
 
 def _installed(engine: str) -> bool:

@@ -1,39 +1,32 @@
-"""Checkpoint -> ONNX: one file for every image size, made once and kept.
+"""Checkpoint -> ONNX -> engine, made once, checked against torch and kept in the per-user cache.
 
-    python -m marigold_ros.export --checkpoint FOLDER [--output FILE]
+    python -m marigold_ros.export --checkpoint FOLDER
+    python -m marigold_ros.export --checkpoint FOLDER --engine tensorrt --size 640x480
 
-The file's height and width are symbolic (multiples of 32), because cameras differ in shape and the bundled file must
-serve them without torch; engines fix them to one static size before they compile. Opset 18, IR 10, weights stored as
-float16. Without --output the file goes where the node looks for it: the per-user cache. Frames with torch's answers
-lie beside it, and OpenVINO is checked against them at once, so that the node need not do it while it starts.
+For OpenVINO: one file whose height and width are symbolic (multiples of 32), because cameras differ in shape and the
+bundled file must serve them without torch. For TensorRT: three files of one size (encode, step, decode) in float16, and
+from them engines for the GPU of this machine, which takes minutes, on a Jetson tens of minutes. Frames with torch's
+answers lie beside both, and an engine is accepted once it has answered them alike.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
+import dataclasses
 import importlib.util
 import logging
 import os
 import sys
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
+from marigold_ros.checkpoints import CheckpointInfo, describe, find_checkpoint, with_tiny_vae
+from marigold_ros.config import ModelConfig, Unusable
+from marigold_ros.files import locked, sha256_of, written_beside
+from marigold_ros.onnx_export import export_onnx, export_parts
+from marigold_ros.parts import PARTS, Parts, parts_folder, read_parts, ready_parts
+from marigold_ros.selfcheck import kept_verdict, reference_of
 
-from marigold_ros.checkpoints import CheckpointInfo, describe, find_checkpoint, load_network, with_tiny_vae
-from marigold_ros.config import Unusable
-from marigold_ros.family import NORMALS
-from marigold_ros.files import sha256_of, written_beside
-from marigold_ros.selfcheck import frames, kept_verdict, reference_of, write_reference
-
-if TYPE_CHECKING:
-    import onnx
-
-OPSET = 18
-_IR_VERSION = 10
 # Part of the cache's file names: raise it when the exported graph changes.
 _EXPORT_VERSION = 4
 
@@ -100,130 +93,173 @@ def _checksums(path: Path) -> str:
     return f"{sha256_of(path)}\n{sha256_of(reference_of(path))}\n"
 
 
-def export_onnx(info: CheckpointInfo, path: Path) -> None:
-    """Write the checkpoint's folded network to `path`, and torch's answers to the self-check's frames beside it.
+def parts_of(info: CheckpointInfo, width: int, height: int, cache: Path) -> Parts:
+    """The checkpoint's ONNX files for TensorRT at a working size, exported to `cache` where they are not there.
 
-    Input `rgb` (1, 32 h, 32 w, 3) uint8; output `relative` (1, 32 h, 32 w) float32 in [0, 1], or of a network for
-    normals `normals` (1, 32 h, 32 w, 3) float32.
+    Two programs that want the same export once. Raises `Unusable` as `onnx_file` does.
     """
-    try:
-        import onnx
-        import onnxscript  # noqa: F401  torch's exporter needs it
-        import torch
-    except ImportError as error:
-        raise Unusable(
-            f"{error.name} is not installed: exporting checkpoint {info.name!r} needs torch, diffusers, onnx and "
-            "onnxscript (pip install torch diffusers safetensors onnx onnxscript)"
-        ) from error
-    from marigold_ros.folds import folded
-
-    with written_beside(path) as beside:
-        network = load_network(info)
-        rgb = frames(info.width, info.height)
-        with torch.inference_mode():
-            # Before anything is folded, so that the self-check sees the folds as well.
-            answers = np.stack([network(torch.from_numpy(frame[None]))[0].numpy() for frame in rgb])
-        network = folded(network)
-        example = torch.zeros(1, info.height, info.width, 3, dtype=torch.uint8)
-        cells = {axis: info.multiple * torch.export.Dim(name, min=2, max=128) for axis, name in ((1, "h"), (2, "w"))}
-        with _quiet():
-            program = torch.onnx.export(
-                network,
-                (example,),
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=["rgb"],
-                output_names=["normals" if info.kind.task == NORMALS else "relative"],
-                dynamic_shapes={"rgb": cells},
-                verbose=False,
-            )
-        onnx.save(_slim(program.model_proto), beside)
-    write_reference(path, rgb, answers)
-
-
-def _slim(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Halve the file: float16 weights behind casts, and no source-code annotations. The graph computes as before."""
-    import onnx
-    from onnx import numpy_helper
-
-    graph, casts = model.graph, []
-    for tensor in list(graph.initializer):
-        values = numpy_helper.to_array(tensor)
-        # Small tensors are scales and shifts, where rounding would cost more than it saves.
-        if values.dtype != np.float32 or values.ndim < 2:
-            continue
-        half = numpy_helper.from_array(values.astype(np.float16), f"{tensor.name}_f16")
-        casts.append(onnx.helper.make_node("Cast", [half.name], [tensor.name], to=onnx.TensorProto.FLOAT))
-        graph.initializer.remove(tensor)
-        graph.initializer.append(half)
-    nodes = [*casts, *graph.node]
-    del graph.node[:]
-    graph.node.extend(nodes)
-    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
-        del part.metadata_props[:]
-        part.doc_string = ""
-    # Every consumer infers the shapes again once it has fixed the size.
-    del graph.value_info[:]
-    model.ir_version = _IR_VERSION
-    onnx.checker.check_model(model)
-    return model
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence torch's exporter and its helpers, which tell of optional packages and every step of their own."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    folder = parts_folder(info, width, height, cache)
+    parts = read_parts(folder)
+    if parts is not None:
+        return parts
+    with locked(folder):
+        parts = read_parts(folder)
+        if parts is None:
+            log.info("exporting %s at %dx%d to %s: a minute or more, once", info.name, width, height, folder)
+            parts = export_parts(info, width, height, folder)
+    return parts
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="export", description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", default="nano", help="'nano', a folder, or a hub id (downloaded)")
-    parser.add_argument("--vae", default="full", choices=("full", "tiny", "tiny-decoder"), help="as model.vae")
-    parser.add_argument("--tiny-vae", default="madebyollin/taesd", help="a folder, or a hub id (downloaded)")
-    parser.add_argument("--output", type=Path, help="the ONNX file to write (default: into the cache)")
-    parser.add_argument("--cache-dir", default="", help="the cache, default ~/.cache/marigold_ros")
-    arguments = parser.parse_args(argv)
+    arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        info = describe(find_checkpoint(arguments.checkpoint, download=True))
-        info = with_tiny_vae(info, arguments.vae, arguments.tiny_vae, download=True)
-        path = arguments.output
-        if path is None:
-            path = onnx_file(info, cache_folder(arguments.cache_dir))
-        else:
-            export_onnx(info, path)
+        return _run(arguments)
     except Unusable as problem:
         print(f"export: {problem}", file=sys.stderr)
-        return 1
+    except KeyboardInterrupt:
+        print("export: interrupted; nothing half-written is left, run it again to go on", file=sys.stderr)
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    model = {field.name: field for field in dataclasses.fields(ModelConfig)}
+    parser = argparse.ArgumentParser(
+        prog="export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoint", default="nano", help="'nano', a folder, or a hub id (downloaded)")
+    parser.add_argument("--engine", default="openvino", choices=("openvino", "tensorrt"), help="for which engine")
+    parser.add_argument(
+        "--size", metavar="WxH", help="tensorrt: the working size in pixels (default: the checkpoint's own)"
+    )
+    parser.add_argument("--vae", default="full", choices=model["vae"].metadata["choices"], help="as model.vae")
+    parser.add_argument("--tiny-vae", default=model["tiny_vae"].default, help="a folder, or a hub id (downloaded)")
+    parser.add_argument("--output", type=Path, help="openvino: the ONNX file to write (default: into the cache)")
+    parser.add_argument("--cache-dir", default="", help="the cache, default ~/.cache/marigold_ros")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--onnx-only", action="store_true", help="write ONNX, build and check no engine")
+    only.add_argument(
+        "--build-only", action="store_true", help="tensorrt: build from ONNX that is exported already; needs no torch"
+    )
+    parser.add_argument("--rebuild", action="store_true", help="tensorrt: build anew what is built already")
+    parser.add_argument(
+        "--level", type=int, default=3, choices=range(6), help="tensorrt: how long to search for fast kernels (3)"
+    )
+    parser.add_argument(
+        "--workspace", type=float, default=0.0, metavar="GIB", help="tensorrt: GPU memory it may use (default: all)"
+    )
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    cache = cache_folder(arguments.cache_dir)
+    tensorrt = arguments.engine == "tensorrt"
+    _check_options(arguments, tensorrt)
+    info = describe(find_checkpoint(arguments.checkpoint, download=True))
+    info = with_tiny_vae(info, arguments.vae, arguments.tiny_vae, download=True)
+    if tensorrt:
+        return _run_tensorrt(info, arguments, cache)
+    path = arguments.output
+    if path is None:
+        path = onnx_file(info, cache)
+    else:
+        export_onnx(info, path)
     print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
-    if arguments.output is not None or importlib.util.find_spec("openvino") is None:
+    if arguments.onnx_only or arguments.output is not None or importlib.util.find_spec("openvino") is None:
         return 0
-    return _check(path, cache_folder(arguments.cache_dir))
+    return _check_openvino(path, cache)
 
 
-def _check(path: Path, cache: Path) -> int:
+def _check_options(arguments: argparse.Namespace, tensorrt: bool) -> None:
+    for name in ("build_only", "rebuild", "size", "workspace") if not tensorrt else ("output",):
+        if getattr(arguments, name):
+            raise Unusable(
+                f"--{name.replace('_', '-')}: means nothing to --engine {arguments.engine}"
+                + ("" if tensorrt else ", whose file serves every size and is compiled at every start")
+            )
+    if not 0 <= arguments.workspace < 1024:
+        raise Unusable(f"--workspace {arguments.workspace}: must be GPU memory in GiB, or 0 for all of it")
+
+
+def _check_openvino(path: Path, cache: Path) -> int:
     """Make OpenVINO's self-check of the exported file; returns the exit status."""
     from marigold_ros.engines.openvino_engine import OpenVinoEngine
 
-    try:
-        engine = OpenVinoEngine(path)
-        found = kept_verdict(engine, engine.identity, path, cache)
-    except Unusable as problem:
-        print(f"export: {problem}", file=sys.stderr)
-        return 1
+    engine = OpenVinoEngine(path)
+    found = kept_verdict(engine, engine.identity, path, cache)
     print(f"{engine.identity}: {found}: {'accepted' if found.passed else 'refused, run it with torch'}")
     return 0 if found.passed else 1
+
+
+def _run_tensorrt(info: CheckpointInfo, arguments: argparse.Namespace, cache: Path) -> int:
+    width, height = _size(arguments.size, info)
+    if not arguments.onnx_only:
+        for module, package in (("tensorrt", "tensorrt"), ("cuda", "cuda-python")):
+            if importlib.util.find_spec(module) is None:
+                raise Unusable(
+                    f"{package} is not installed: pip install {package} (on a Jetson, TensorRT comes with JetPack: see "
+                    "that this Python sees it), or write the ONNX files alone with --onnx-only"
+                )
+    if arguments.build_only:
+        parts = ready_parts(info, width, height, cache)
+        if parts is None:
+            raise Unusable(
+                f"--build-only: {parts_folder(info, width, height, cache)} is not there, or not whole; run this "
+                "without --build-only (it needs torch), or copy that folder from a machine that ran it with --onnx-only"
+            )
+        parts.require_whole()
+    else:
+        parts = parts_of(info, width, height, cache)
+    print(f"{parts.folder} ({sum(parts.facts(part)['bytes'] for part in PARTS) / 1e6:.1f} MB)")
+    return 0 if arguments.onnx_only else _build_tensorrt(parts, arguments, cache)
+
+
+def _build_tensorrt(parts: Parts, arguments: argparse.Namespace, cache: Path) -> int:
+    try:
+        from marigold_ros.engines.tensorrt_build import BuildSettings
+        from marigold_ros.engines.tensorrt_ready import build_and_open
+    except ImportError as error:
+        raise Unusable(f"TensorRT cannot be loaded ({error}); run 'ros2 run marigold_ros doctor'") from error
+    from tqdm import tqdm
+
+    bars: list[tqdm] = []
+
+    def progress(part: str) -> Callable[[float, str], None]:
+        bar = tqdm(total=100, desc=f"building {part}", unit="%", bar_format="{l_bar}{bar}| {elapsed} {postfix}")
+        bars.append(bar)
+
+        def show(share: float, what: str) -> None:
+            bar.set_postfix_str(what, refresh=False)
+            bar.update(max(0.0, 100 * share - bar.n))
+
+        return show
+
+    settings = BuildSettings(arguments.level, arguments.workspace)
+    try:
+        engine, found = build_and_open(parts, cache, settings, progress, arguments.rebuild)
+    finally:
+        for bar in bars:
+            bar.close()
+    print(f"{engine.description}: {found}: accepted")
+    engine.close()
+    return 0
+
+
+def _size(text: str | None, info: CheckpointInfo) -> tuple[int, int]:
+    """Width and height of '640x480', or the checkpoint's own."""
+    if text is None:
+        return info.width, info.height
+    sizes = text.lower().split("x")
+    if len(sizes) != 2 or not all(size.isdigit() and 0 < int(size) <= 4096 for size in sizes):
+        raise Unusable(f"--size {text}: must be width x height in pixels, such as 640x480")
+    width, height = map(int, sizes)
+    if width % info.multiple or height % info.multiple:
+        nearest = "x".join(str(max(1, round(size / info.multiple)) * info.multiple) for size in (width, height))
+        raise Unusable(
+            f"--size {text}: checkpoint {info.name!r} needs multiples of {info.multiple}; the nearest is {nearest}"
+        )
+    return width, height
 
 
 if __name__ == "__main__":

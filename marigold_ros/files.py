@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
+import logging
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from marigold_ros.config import Unusable
+
+_LOCK_POLL_S = 0.2
+
+log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -44,3 +52,51 @@ def sha256_of(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def folder_written_beside(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder` that becomes it when the block ends well, and disappears when not.
+
+    What is in `folder` already is replaced. Left-overs of writers that were killed are removed, so `folder` must be
+    `locked`. Raises `Unusable` as `written_beside` does.
+    """
+    beside = folder.with_name(f".{folder.name}.part")
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        yield beside
+        if folder.exists():
+            shutil.rmtree(folder)
+        beside.replace(folder)
+    except OSError as error:
+        raise Unusable(f"folder {folder}: cannot be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Only one process at a time is in the block for `path`; the others wait, which a signal ends.
+
+    The lock is a file of its own beside `path` and goes with the process that holds it, however that ends. Raises
+    `Unusable` where it cannot be written.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file = lock.open("a")
+    except OSError as error:
+        raise Unusable(f"file {lock}: cannot be written ({error.strerror or error})") from error
+    with file:
+        waiting = False
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not waiting:
+                    log.info("another process is at work on %s; waiting for it", path)
+                waiting = True
+                time.sleep(_LOCK_POLL_S)
+        yield

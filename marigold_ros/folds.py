@@ -56,8 +56,12 @@ class FoldedNetwork(nn.Module):
 
 
 @torch.no_grad()
-def folded(network: SingleStepNetwork) -> FoldedNetwork:
-    """`network` for inference only. It is used up: a copy of a large one would cost gigabytes."""
+def folded(network: SingleStepNetwork, transposed_upsampling: bool = True) -> FoldedNetwork:
+    """`network` for inference only. It is used up: a copy of a large one would cost gigabytes.
+
+    Without `transposed_upsampling` pixels are doubled and then convolved, as in diffusers: more products, but no
+    transposed convolutions.
+    """
     network.eval().requires_grad_(False)
     fold_scales(network)
     fold_quant_conv(network)
@@ -65,7 +69,8 @@ def folded(network: SingleStepNetwork) -> FoldedNetwork:
     fold_zero_target(network)
     fold_timestep(network)
     prompt = fold_prompt(network)
-    fold_upsampling(network)
+    if transposed_upsampling:
+        fold_upsampling(network)
     encoder, decoder = network.vae.encoder, nn.Sequential(network.vae.post_quant_conv, network.vae.decoder)
     if network.tiny is not None:
         encoder = network.tiny.encoder if network.tiny_encodes else encoder

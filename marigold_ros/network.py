@@ -107,7 +107,7 @@ def answer(signed: Tensor) -> Tensor:
     """
     signed = signed.float().clamp(-1.0, 1.0)
     if signed.shape[1] == 1:
-        return (signed[:, 0] + 1.0) * 0.5
+        return (signed.squeeze(1) + 1.0) * 0.5
     # As diffusers' pipeline: a vector shorter than this stays short.
     length = torch.linalg.vector_norm(signed, dim=1, keepdim=True).clamp(min=1e-6)
     return (signed / length).permute(0, 2, 3, 1)

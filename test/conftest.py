@@ -58,3 +58,17 @@ def small_export(tmp_path_factory):
     folder = write_small_checkpoint(root / "small")
     onnx_file(describe(folder), root / "cache")
     return folder, root / "cache"
+
+
+@pytest.fixture(scope="session")
+def small_parts(tmp_path_factory):
+    """A small random checkpoint's folder, and a cache that holds its export for TensorRT; not to be changed."""
+    pytest.importorskip("torch")
+    from marigold_ros.checkpoints import describe
+    from marigold_ros.export import parts_of
+    from small_checkpoint import write_small_checkpoint
+
+    root = tmp_path_factory.mktemp("parts")
+    folder = write_small_checkpoint(root / "small")
+    parts_of(describe(folder), 128, 96, root / "cache")
+    return folder, root / "cache"

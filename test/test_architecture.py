@@ -47,6 +47,10 @@ CORE = {
     "ensemble",
     "multistep",
     "export",
+    "half_range",
+    "onnx_export",
+    "onnx_rules",
+    "parts",
     "estimator",
     "pipeline",
 }
@@ -56,6 +60,7 @@ ALLOWED = {
     "config": set(),
     "family": set(),
     "files": set(),
+    "parts": set(),
     "selfcheck": {"numpy", "cv2"},
     "complaints": set(),
     "worker": set(),

@@ -3,7 +3,7 @@
 import onnx
 import pytest
 
-from marigold_ros import export
+from marigold_ros import export, onnx_export
 from marigold_ros.checkpoints import describe
 from marigold_ros.config import Unusable
 from small_checkpoint import write_small_checkpoint
@@ -52,7 +52,7 @@ def test_a_failed_export_leaves_nothing_behind(info, tmp_path, monkeypatch):
     def fails(*_):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(export, "load_network", fails)
+    monkeypatch.setattr(onnx_export, "load_network", fails)
     with pytest.raises(RuntimeError, match="out of memory"):
         export.onnx_file(info, tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -85,7 +85,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(info, tmp_path, monkeypa
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export, "load_network", full)
+    monkeypatch.setattr(onnx_export, "load_network", full)
     with pytest.raises(Unusable, match=r"cannot be written \(No space left"):
         export.onnx_file(info, tmp_path)
     assert list(tmp_path.iterdir()) == []

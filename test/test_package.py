@@ -45,6 +45,7 @@ ROSDEP = {
 FROM_PIP = {
     "simplejpeg",
     "PIL",
+    "cuda",
     "diffusers",
     "huggingface_hub",
     "onnx",
@@ -53,6 +54,7 @@ FROM_PIP = {
     "rich",
     "rosbags",
     "safetensors",
+    "tensorrt",
     "torch",
     "transformers",
 }

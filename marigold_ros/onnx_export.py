@@ -1,0 +1,248 @@
+"""Checkpoint -> ONNX files, by torch's exporter: one of any size for OpenVINO, three of one size for TensorRT."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from marigold_ros.checkpoints import CheckpointInfo, load_network
+from marigold_ros.config import Unusable
+from marigold_ros.family import NORMALS
+from marigold_ros.files import folder_written_beside, sha256_of, written_beside
+from marigold_ros.parts import MANIFEST, PARTS, TENSORS, Parts, read_parts
+from marigold_ros.selfcheck import frames, write_reference
+
+if TYPE_CHECKING:
+    import onnx
+    import torch
+    from torch import nn
+
+    from marigold_ros.folds import FoldedNetwork
+    from marigold_ros.half_range import Largest
+
+log = logging.getLogger(__name__)
+
+
+def export_onnx(info: CheckpointInfo, path: Path) -> None:
+    """Write the checkpoint's folded network to `path`, and torch's answers to the self-check's frames beside it.
+
+    Height and width are symbolic, weights are stored as float16. Input `rgb` (1, 32 h, 32 w, 3) uint8; output
+    `relative` (1, 32 h, 32 w) float32 in [0, 1], or of a network for normals `normals` (1, 32 h, 32 w, 3) float32.
+    """
+    torch = _require_exporter(info)
+    import onnx
+
+    from marigold_ros.folds import folded
+
+    with written_beside(path) as beside:
+        network = load_network(info)
+        rgb = frames(info.width, info.height)
+        # Before anything is folded, so that the self-check sees the folds as well.
+        answers = _answers(network, rgb)
+        network = folded(network)
+        example = torch.zeros(1, info.height, info.width, 3, dtype=torch.uint8)
+        cells = {axis: info.multiple * torch.export.Dim(name, min=2, max=128) for axis, name in ((1, "h"), (2, "w"))}
+        name = "normals" if info.kind.task == NORMALS else "relative"
+        program = _export(network, example, "rgb", name, dynamic_shapes={"rgb": cells})
+        onnx.save(_slim(program.model_proto), beside)
+        # First the reference: a network without one is exported again, a reference without a network disturbs nobody.
+        write_reference(path, rgb, answers)
+
+
+def export_parts(info: CheckpointInfo, width: int, height: int, folder: Path) -> Parts:
+    """Write the checkpoint's network at one working size, in pixels, as three ONNX files into the new `folder`.
+
+    Bytes (1, height, width, 3) uint8 go into the first, (1, height, width) or, of normals, (1, height, width, 3)
+    float32 comes out of the last, float16 latents go between. A part that would leave float16's range is
+    written in float32.
+    """
+    torch = _require_exporter(info)
+    from marigold_ros.folds import folded
+    from marigold_ros.onnx_rules import require_rules
+
+    network = load_network(info)
+    rgb = frames(width, height)
+    answers = _answers(network, rgb)
+    network = folded(network, transposed_upsampling=False)
+    largest, latent = _largest(network, rgb)
+    manifest = {"checkpoint": info.name, "digest": info.digest, "width": width, "height": height, "parts": {}}
+    examples = (torch.zeros(1, height, width, 3, dtype=torch.uint8), latent, latent)
+    with folder_written_beside(folder) as beside:
+        for number, (part, example) in enumerate(zip(PARTS, examples, strict=True)):
+            seen = largest[part]
+            dtype = torch.float16 if seen.fits else torch.float32
+            if not seen.fits:
+                log.warning("%s: reaches %.3g in %s, so it is exported in float32", part, seen.value, seen.where)
+            log.info("exporting %s", part)
+            path = beside / f"{part}.onnx"
+            _write_part(_part(network, part, dtype), example, path, *TENSORS[number : number + 2])
+            require_rules(path)
+            files = {file.name: sha256_of(file) for file in (path, path.with_name(f"{path.name}.data"))}
+            manifest["parts"][part] = {
+                "files": files,
+                "bytes": sum((beside / name).stat().st_size for name in files),
+                "precision": str(dtype).removeprefix("torch."),
+                "largest": round(seen.value, 3),
+                "in": seen.where,
+            }
+            gc.collect()
+        write_reference(beside / MANIFEST, rgb, answers)
+        (beside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    parts = read_parts(folder)
+    assert parts is not None
+    return parts
+
+
+def _require_exporter(info: CheckpointInfo) -> Any:
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401  torch's exporter needs it
+        import torch
+    except ImportError as error:
+        raise Unusable(
+            f"{error.name} is not installed: exporting checkpoint {info.name!r} needs torch, diffusers, onnx and "
+            "onnxscript (pip install torch diffusers safetensors onnx onnxscript)"
+        ) from error
+    return torch
+
+
+def _answers(network: nn.Module, rgb: np.ndarray) -> np.ndarray:
+    import torch
+
+    with torch.inference_mode():
+        return np.stack([network(torch.from_numpy(frame[None]))[0].numpy() for frame in rgb])
+
+
+def _largest(network: FoldedNetwork, rgb: np.ndarray) -> tuple[dict[str, Largest], torch.Tensor]:
+    """The largest magnitude in each part on these frames, and a float16 latent of the right shape."""
+    import torch
+
+    from marigold_ros.half_range import watched
+    from marigold_ros.network import normalised
+
+    with (
+        torch.inference_mode(),
+        watched(network.encoder) as encode,
+        watched(network.unet) as step,
+        watched(network.decoder) as decode,
+    ):
+        for frame in rgb:
+            latent = network.encode(normalised(torch.from_numpy(frame[None]), torch.float32))
+            network.decode(network.predict(latent))
+    return dict(zip(PARTS, (encode, step, decode), strict=True)), torch.zeros(latent.shape, dtype=torch.float16)
+
+
+def _part(network: FoldedNetwork, part: str, dtype: torch.dtype) -> nn.Module:
+    """One part in `dtype` between its neighbours' float16 latents; the network's own modules change their type."""
+    import torch
+    from torch import nn
+
+    from marigold_ros.network import answer, normalised
+
+    class Part(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, given: torch.Tensor) -> torch.Tensor:
+            if part == "encode":
+                return network.encode(normalised(given, dtype)).to(torch.float16)
+            if part == "step":
+                return network.predict(given.to(dtype)).to(torch.float16)
+            return answer(network.decode(given.to(dtype)))
+
+    # nn.Module's own, since diffusers' warns of modules that should stay in float32, of which there are none.
+    nn.Module.to({"encode": network.encoder, "step": network.unet, "decode": network.decoder}[part], dtype)
+    if part == "step" and network.prompt is not None:
+        network.prompt = network.prompt.to(dtype)
+    return Part()
+
+
+def _write_part(part: nn.Module, example: torch.Tensor, path: Path, given: str, gives: str) -> None:
+    import onnx
+
+    from marigold_ros.onnx_rules import IR_VERSION
+
+    _export(part, example, given, gives).save(path, external_data=True)
+    model = onnx.load(path, load_external_data=False)
+    _strip(model)
+    model.ir_version = IR_VERSION
+    onnx.save(model, path)
+
+
+def _export(network: nn.Module, example: torch.Tensor, given: str, gives: str, **options: Any) -> Any:
+    import torch
+
+    from marigold_ros.onnx_rules import OPSET
+
+    with _quiet(), torch.no_grad():
+        return torch.onnx.export(
+            network,
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[given],
+            output_names=[gives],
+            verbose=False,
+            **options,
+        )
+
+
+def _slim(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Halve the file: float16 weights behind casts, and no source-code annotations. The graph computes as before."""
+    import onnx
+    from onnx import numpy_helper
+
+    from marigold_ros.onnx_rules import IR_VERSION
+
+    graph, casts = model.graph, []
+    for tensor in list(graph.initializer):
+        values = numpy_helper.to_array(tensor)
+        # Small tensors are scales and shifts, where rounding would cost more than it saves.
+        if values.dtype != np.float32 or values.ndim < 2:
+            continue
+        half = numpy_helper.from_array(values.astype(np.float16), f"{tensor.name}_f16")
+        casts.append(onnx.helper.make_node("Cast", [half.name], [tensor.name], to=onnx.TensorProto.FLOAT))
+        graph.initializer.remove(tensor)
+        graph.initializer.append(half)
+    nodes = [*casts, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    _strip(model)
+    # Every consumer infers the shapes again once it has fixed the size.
+    del graph.value_info[:]
+    model.ir_version = IR_VERSION
+    onnx.checker.check_model(model)
+    return model
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Take out the exporter's annotations, which tell of source files."""
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        del part.metadata_props[:]
+        part.doc_string = ""
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence torch's exporter and its helpers, which tell of optional packages and every step of their own."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

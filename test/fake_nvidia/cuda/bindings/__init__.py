@@ -1,0 +1,1 @@
+"""Stands in for cuda-python, which needs an NVIDIA GPU and its driver."""
