@@ -13,6 +13,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,9 @@ from pathlib import Path
 
 from marigold_ros.checkpoints import BUNDLED, describe, find_checkpoint
 from marigold_ros.config import Unusable
-from marigold_ros.export import cache_folder, cached_files, intact
+from marigold_ros.estimator import GPU_SIGNS
+from marigold_ros.export import TENSORRT_PACKAGES, cache_folder, cached_files, intact, ready_file
+from marigold_ros.parts import Parts, all_parts
 from marigold_ros.places import shared
 from marigold_ros.selfcheck import verdict
 
@@ -71,9 +74,11 @@ def machine() -> Iterator[Finding]:
 
 def libraries() -> Iterator[Finding]:
     """What can run, export and read; and whether torch sees the GPU."""
-    runs = [name for name in ("openvino", "torch") if _version(name)]
+    runs = [name for name in ("openvino", "torch", "tensorrt") if _version(name)]
     if not runs:
-        yield Finding(WRONG, "neither OpenVINO nor torch is installed: nothing can run a network", _pip("openvino"))
+        yield Finding(
+            WRONG, "none of OpenVINO, torch and TensorRT is installed: nothing can run a network", _pip("openvino")
+        )
     for name, use in (
         ("openvino", "runs networks on the processor, several times as fast as torch"),
         ("simplejpeg", "reads JPEGs (image.transport: compressed)"),
@@ -86,13 +91,51 @@ def libraries() -> Iterator[Finding]:
             yield Finding(OK, f"{name} {version}")
         else:
             yield Finding(NOTE, f"{name} is not installed: it {use}", _pip(name))
-    if _version("torch") and shutil.which("nvidia-smi"):
-        import torch
+    if nvidia():
+        yield from torch_on_gpu()
+        yield tensorrt()
 
-        if not torch.cuda.is_available():
-            yield Finding(
-                NOTE, f"torch {torch.__version__} does not see the GPU", "install the build for your CUDA (pytorch.org)"
-            )
+
+def nvidia() -> bool:
+    """Whether an NVIDIA GPU's driver is here."""
+    return any(Path(sign).exists() for sign in GPU_SIGNS)
+
+
+def torch_on_gpu() -> Iterator[Finding]:
+    """Whether torch, where it is installed, sees the GPU."""
+    if not _version("torch"):
+        return
+    mend = "install the build for your CUDA (pytorch.org; on a Jetson NVIDIA's own)"
+    try:
+        import torch
+    except Exception as error:  # a broken installation can raise anything
+        yield Finding(WRONG, f"torch cannot be loaded: {error}", mend)
+        return
+    if not torch.cuda.is_available():
+        yield Finding(NOTE, f"torch {torch.__version__} does not see the GPU", mend)
+
+
+def tensorrt() -> Finding:
+    """Whether TensorRT and CUDA's Python bindings are installed, load, and see the GPU."""
+    for module, package in TENSORRT_PACKAGES.items():
+        if importlib.util.find_spec(module) is None:
+            return Finding(NOTE, f"{package} is not installed: TensorRT runs networks fastest on a GPU", _pip(package))
+    try:
+        from marigold_ros.engines import tensorrt_ready
+        from marigold_ros.engines.cuda import gpu
+
+        device = gpu()
+    except Unusable as problem:
+        return Finding(WRONG, f"TensorRT: {problem}", "see that nvidia-smi lists the GPU, then restart")
+    except Exception as error:  # ImportError of a library, or whatever a broken installation raises
+        mend = f"{_pip('tensorrt')} (on a Jetson: sudo apt install tensorrt python3-libnvinfer)"
+        return Finding(WRONG, f"TensorRT cannot be loaded: {error}", mend)
+    version = tensorrt_ready.trt.__version__
+    return Finding(
+        OK,
+        f"TensorRT {version} on {device.name} (sm {device.compute_capability}, {device.multiprocessors} "
+        f"multiprocessors, {device.memory_gib} GiB), CUDA driver {device.driver}, runtime {device.runtime}",
+    )
 
 
 def ros() -> Iterator[Finding]:
@@ -159,20 +202,51 @@ def cache(folder: Path) -> Iterator[Finding]:
         yield Finding(OK, text)
     for path in cached_files(folder):
         yield exported(path) if intact(path) else Finding(WRONG, f"{path}: is damaged", f"rm {path}; export it again")
+    for parts in all_parts(folder):
+        yield exported_parts(parts, folder)
 
 
-def checkpoint(name: str) -> Finding:
-    """One checkpoint: whole, and with its network exported or not."""
+def checkpoint(name: str, folder: Path) -> Finding:
+    """One checkpoint: whole, and with its network exported, in its own folder or in the cache `folder`, or not."""
     try:
         info = describe(find_checkpoint(name))
     except Unusable as problem:
         return Finding(WRONG, str(problem))
-    if info.onnx is not None:
-        return exported(info.onnx)
+    ready = ready_file(info, folder)
+    if ready is not None and ready == info.onnx:
+        return exported(ready)
     what = f"{info.kind.protocol}, gives {' and '.join(info.kind.targets)}"
     if info.kind.single_step is None:
         return Finding(OK, f"checkpoint {name}: whole ({what}); for 'estimate', not for the node")
+    if ready is not None:
+        return Finding(OK, f"checkpoint {name}: whole ({what}), exported to {ready}")
     return Finding(OK, f"checkpoint {name}: whole ({what})", f"ros2 run marigold_ros export --checkpoint {name}")
+
+
+def exported_parts(parts: Parts, folder: Path) -> Finding:
+    """A network that is exported for TensorRT: built for this GPU, and its self-check, made anew."""
+    size = f"{parts.width}x{parts.height}"
+    try:
+        parts.require_whole()
+    except Unusable as problem:
+        return Finding(WRONG, str(problem))
+    if not nvidia() or any(importlib.util.find_spec(module) is None for module in TENSORRT_PACKAGES):
+        return Finding(NOTE, f"{parts.folder}: not checked, there is no GPU here, or no TensorRT")
+    source = shlex.quote(str(parts.manifest.get("folder")))
+    command = f"ros2 run marigold_ros export --checkpoint {source} --engine tensorrt --size {size}"
+    try:
+        from marigold_ros.engines.tensorrt_ready import open_built
+
+        opened = open_built(parts, folder, check_anew=True)
+    except Unusable as problem:
+        return Finding(WRONG, f"{parts.folder}: {problem}", f"{command} --rebuild")
+    except Exception as error:  # TensorRT cannot be loaded: told above
+        return Finding(WRONG, f"{parts.folder}: {error}", _pip("tensorrt"))
+    if opened is None:
+        return Finding(NOTE, f"{parts.folder}: no engine for this GPU and TensorRT is built", command)
+    engine, found = opened
+    engine.close()
+    return Finding(OK, f"{parts.folder}: on {engine.description}, {found}")
 
 
 def exported(path: Path) -> Finding:
@@ -231,12 +305,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--checkpoint", action="append", default=[], metavar="NAME", help="look at this one as well")
     parser.add_argument("--cache-dir", default="", help="the cache, default ~/.cache/marigold_ros")
     arguments = parser.parse_args(argv)
+    folder = cache_folder(arguments.cache_dir)
     findings = [
         *report(machine(), "Machine"),
         *report(libraries(), "Libraries"),
         *report(ros(), "ROS and DDS"),
-        *report(map(checkpoint, [*BUNDLED, *arguments.checkpoint]), "Checkpoints"),
-        *report(cache(cache_folder(arguments.cache_dir)), "Exported networks"),
+        *report((checkpoint(name, folder) for name in [*BUNDLED, *arguments.checkpoint]), "Checkpoints"),
+        *report(cache(folder), "Exported networks"),
     ]
     wrong = sum(finding.level == WRONG for finding in findings)
     notes = sum(finding.level == NOTE for finding in findings)

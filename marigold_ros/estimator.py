@@ -12,7 +12,7 @@ import numpy as np
 
 from marigold_ros.checkpoints import CheckpointInfo, describe, find_checkpoint, require_single_step, with_tiny_vae
 from marigold_ros.config import ModelConfig, Unusable
-from marigold_ros.export import cache_folder, onnx_file, ready_file
+from marigold_ros.export import TENSORRT_PACKAGES, cache_folder, onnx_file, ready_file
 from marigold_ros.family import DEPTH, NORMALS
 from marigold_ros.geometry import resize
 from marigold_ros.parts import ready_parts
@@ -20,15 +20,14 @@ from marigold_ros.selfcheck import kept_verdict
 
 log = logging.getLogger(__name__)
 
-# The modules that an engine needs, the engine to prefer first; and the packages that are named otherwise.
+# The modules that an engine needs and the packages that they come in; the engine to prefer comes first.
 PACKAGES = {
-    "tensorrt": ("tensorrt", "cuda"),
-    "openvino": ("openvino",),
-    "torch": ("torch", "diffusers", "safetensors"),
+    "tensorrt": TENSORRT_PACKAGES,
+    "openvino": {"openvino": "openvino"},
+    "torch": {name: name for name in ("torch", "diffusers", "safetensors")},
 }
-_PIP = {"cuda": "cuda-python"}
-# An NVIDIA GPU's driver is there; a Jetson.
-_GPU_SIGNS = ("/dev/nvidiactl", "/etc/nv_tegra_release")
+# An NVIDIA GPU's driver is there: on a PC, a Jetson, in Windows' Linux.
+GPU_SIGNS = ("/dev/nvidiactl", "/etc/nv_tegra_release", "/dev/dxg")
 
 
 class Engine(Protocol):
@@ -152,8 +151,8 @@ def _open_engine(info: CheckpointInfo, config: ModelConfig, export: bool, size: 
     for name, following in zip(names, [*names[1:], None], strict=True):
         try:
             if not _installed(name):
-                packages = (_PIP.get(package, package) for package in PACKAGES[name])
-                raise Unusable(f"model.engine={name!r}: is not installed; pip install {' '.join(packages)}")
+                packages = " ".join(PACKAGES[name].values())
+                raise Unusable(f"model.engine={name!r}: is not installed; pip install {packages}")
             if name == "tensorrt":
                 return _open_tensorrt(info, config, size)
             if name == "openvino":
@@ -174,7 +173,7 @@ def _preferred() -> list[str]:
     """The engines installed here, the one to try first first."""
     names = [name for name in PACKAGES if _installed(name)]
     # A large network is faster with torch on a GPU than with OpenVINO on the processor.
-    if "torch" in names and any(Path(sign).exists() for sign in _GPU_SIGNS):
+    if "torch" in names and any(Path(sign).exists() for sign in GPU_SIGNS):
         import torch
 
         if torch.cuda.is_available():

@@ -27,6 +27,8 @@ from marigold_ros.onnx_export import export_onnx, export_parts
 from marigold_ros.parts import PARTS, Parts, parts_folder, read_parts, ready_parts
 from marigold_ros.selfcheck import kept_verdict, reference_of
 
+# What TensorRT needs: the modules, and the packages that they come in.
+TENSORRT_PACKAGES = {"tensorrt": "tensorrt", "cuda": "cuda-python"}
 # Part of the cache's file names: raise it when the exported graph changes.
 _EXPORT_VERSION = 4
 
@@ -195,7 +197,7 @@ def _check_openvino(path: Path, cache: Path) -> int:
 def _run_tensorrt(info: CheckpointInfo, arguments: argparse.Namespace, cache: Path) -> int:
     width, height = _size(arguments.size, info)
     if not arguments.onnx_only:
-        for module, package in (("tensorrt", "tensorrt"), ("cuda", "cuda-python")):
+        for module, package in TENSORRT_PACKAGES.items():
             if importlib.util.find_spec(module) is None:
                 raise Unusable(
                     f"{package} is not installed: pip install {package} (on a Jetson, TensorRT comes with JetPack: see "

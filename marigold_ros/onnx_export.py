@@ -73,7 +73,7 @@ def export_parts(info: CheckpointInfo, width: int, height: int, folder: Path) ->
     answers = _answers(network, rgb)
     network = folded(network, transposed_upsampling=False)
     largest, latent = _largest(network, rgb)
-    manifest = {"checkpoint": info.name, "digest": info.digest, "width": width, "height": height, "parts": {}}
+    manifest = {"checkpoint": info.name, "folder": str(info.folder), "width": width, "height": height, "parts": {}}
     examples = (torch.zeros(1, height, width, 3, dtype=torch.uint8), latent, latent)
     with folder_written_beside(folder) as beside:
         for number, (part, example) in enumerate(zip(PARTS, examples, strict=True)):

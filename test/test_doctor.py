@@ -1,6 +1,7 @@
 """The doctor: what it finds on this machine, and what it says of things that are wrong."""
 
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -8,7 +9,10 @@ import pytest
 pytest.importorskip("torch")
 
 from marigold_ros import doctor
+from marigold_ros.parts import all_parts
 from marigold_ros.selfcheck import reference_of
+from nvidia import stand_ins
+from tensorrt_signatures import NEWEST
 
 
 @pytest.fixture
@@ -32,7 +36,7 @@ def test_this_machine_is_in_order(small_export, capsys):
         "ROS 2",
         "nano",
         "differs from torch by",
-        f"export --checkpoint {folder}",
+        f"checkpoint {folder}: whole (e2e, gives depth), exported to {cache}",
         "0 wrong",
     ):
         assert words in printed
@@ -64,9 +68,54 @@ def test_a_cache_that_cannot_be_written(tmp_path):
     assert "model.cache_dir" in finding.mend
 
 
-def test_a_checkpoint_that_is_not_there():
-    finding = doctor.checkpoint("nowhere")
+def test_a_checkpoint_that_is_not_there(tmp_path):
+    finding = doctor.checkpoint("nowhere", tmp_path)
     assert (finding.level, "nowhere" in finding.text) == (doctor.WRONG, True)
+
+
+def test_a_checkpoint_that_is_not_exported_comes_with_the_command(small_export, tmp_path):
+    finding = doctor.checkpoint(str(small_export[0]), tmp_path)
+    assert finding.level == doctor.OK
+    assert finding.mend == f"ros2 run marigold_ros export --checkpoint {small_export[0]}"
+
+
+def test_torch_that_cannot_be_loaded(monkeypatch):
+    # None in the place of a module has importing it raise ImportError.
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setattr(doctor, "_version", lambda package: "2.0")
+    finding = only(doctor.torch_on_gpu())
+    assert finding.level == doctor.WRONG
+    assert finding.text.startswith("torch cannot be loaded")
+
+
+def test_networks_for_tensorrt_without_a_gpu_are_not_checked(small_parts):
+    (parts,) = all_parts(small_parts[1])
+    assert doctor.exported_parts(parts, small_parts[1]).level == doctor.NOTE
+
+
+def test_tensorrt_is_found_and_its_engines_are_checked_anew(small_parts, tmp_path, monkeypatch):
+    """Not real: GPU and TensorRT (fake_nvidia)."""
+    monkeypatch.setattr(doctor, "nvidia", lambda: True)
+    cache = shutil.copytree(small_parts[1], tmp_path / "cache")
+    (parts,) = all_parts(cache)
+    with stand_ins() as nvidia:
+        assert doctor.tensorrt().text.startswith(f"TensorRT {NEWEST} on Fake GPU (sm 8.7, 16 multiprocessors, 64 GiB)")
+        missing = doctor.exported_parts(parts, cache)
+        assert missing.level == doctor.NOTE
+        assert missing.mend.endswith(f"--checkpoint {small_parts[0]} --engine tensorrt --size 128x96")
+        settings = nvidia.build.BuildSettings()
+        nvidia.ready.build_and_open(parts, cache, settings, lambda part: lambda share, what: None)[0].close()
+        good = doctor.exported_parts(parts, cache)
+        assert good.level == doctor.OK
+        assert "differs from torch by 0.0" in good.text
+        # The verdict that was kept would still be good.
+        nvidia.trt.trouble.wrong_answers = True
+        bad = doctor.exported_parts(parts, cache)
+        assert bad.level == doctor.WRONG
+        assert "differs from torch by nan" in bad.text
+        assert bad.mend.endswith("--rebuild")
+        nvidia.cuda.trouble.no_device = True
+        assert doctor.tensorrt().level == doctor.WRONG
 
 
 def test_nothing_to_run_networks_with(monkeypatch):

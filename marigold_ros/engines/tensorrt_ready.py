@@ -17,15 +17,16 @@ from marigold_ros.engines.tensorrt_engine import DamagedPlan, TensorRtEngine
 from marigold_ros.engines.tensorrt_plans import PlanFolder
 from marigold_ros.files import locked, sha256_of
 from marigold_ros.parts import PARTS, Parts
-from marigold_ros.selfcheck import Verdict, kept_verdict
+from marigold_ros.selfcheck import Verdict, kept_verdict, verdict
 
 log = logging.getLogger(__name__)
 
 
-def open_built(parts: Parts, cache: Path) -> tuple[TensorRtEngine, Verdict] | None:
+def open_built(parts: Parts, cache: Path, check_anew: bool = False) -> tuple[TensorRtEngine, Verdict] | None:
     """The engine of `parts` and its verdict, which is good; None where it is not built for this machine.
 
-    Raises `Unusable` where there is no GPU, or every engine that is built fails its self-check.
+    The verdict is the one kept in `cache`, unless it is to be made anew. Raises `Unusable` where there is no GPU, or
+    every engine that is built fails its self-check.
     """
     device = gpu()
     folder = _plan_folder(cache, device)
@@ -35,7 +36,7 @@ def open_built(parts: Parts, cache: Path) -> tuple[TensorRtEngine, Verdict] | No
         if not all(plans.values()):
             continue
         try:
-            return _accepted(parts, plans, device, typing, cache)
+            return _accepted(parts, plans, device, typing, cache, check_anew)
         except DamagedPlan as damaged:
             folder.quarantine(damaged.path)
             log.warning("%s", damaged)
@@ -107,14 +108,15 @@ def _plan(
 
 
 def _accepted(
-    parts: Parts, plans: dict[str, Path], device: Gpu, typing: str, cache: Path
+    parts: Parts, plans: dict[str, Path], device: Gpu, typing: str, cache: Path, check_anew: bool = False
 ) -> tuple[TensorRtEngine, Verdict]:
     """Open the engine and let it answer; raises `Unusable` with the numbers where it answers wrongly."""
     content = hashlib.sha256("".join(sha256_of(plan) for plan in plans.values()).encode()).hexdigest()
     identity = f"tensorrt {trt.__version__}, {typing} types, {device.name}, plans {content[:12]}"
     opened = TensorRtEngine(parts, plans, device, typing, identity)
     try:
-        found = kept_verdict(opened, identity, parts.network, cache)
+        network = parts.network
+        found = verdict(opened, network) if check_anew else kept_verdict(opened, identity, network, cache)
         if not found.passed:
             raise Unusable(f"{identity}: {found}; at most {found.mean_limit} and {found.worst_limit} are allowed")
     except BaseException:
