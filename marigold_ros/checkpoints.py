@@ -88,7 +88,8 @@ def find_checkpoint(name: str, download: bool = False) -> Path:
     if name and folder.is_file():
         raise Unusable(f"checkpoint {name!r}: is a file; give the folder, in diffusers' format, that it belongs to")
     if hub.is_hub_id(name):
-        return hub.download(name) if download else hub.cached(name)
+        what = "checkpoint"
+        return hub.download(name, what) if download else hub.cached(name, what, f"--checkpoint {name}")
     allowed = ", ".join(map(repr, BUNDLED))
     raise Unusable(
         f"checkpoint {name!r}: no such folder; give {allowed} (bundled), a folder in diffusers' format, or a hub id "
@@ -148,7 +149,8 @@ def with_tiny_vae(info: CheckpointInfo, use: str, name: str, download: bool = Fa
     if not folder.is_dir():
         if not hub.is_hub_id(name):
             raise Unusable(f"tiny VAE {name!r}: no such folder; give one, or a hub id such as 'madebyollin/taesd'")
-        folder = hub.download(name) if download else hub.cached(name)
+        what, options = "tiny VAE", f"--checkpoint {shlex.quote(str(info.folder))} --vae {use} --tiny-vae {name}"
+        folder = hub.download(name, what) if download else hub.cached(name, what, options)
     config, own = _read_json(folder / "config.json"), _read_json(info.folder / "vae" / "config.json")
     if config.get("_class_name") != "AutoencoderTiny":
         raise Unusable(f"tiny VAE {folder}: _class_name={config.get('_class_name')!r}: must be AutoencoderTiny")
