@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from marigold_ros import hub
 from marigold_ros.config import Unusable
-from marigold_ros.family import DEPTH, NORMALS, Kind, SingleStep, check_channels, kind_of, refuse_strangers
+from marigold_ros.family import DEPTH, NORMALS, Kind, SingleStep, check_channels, kind_of, plain_name, refuse_strangers
 from marigold_ros.files import sha256_of
 from marigold_ros.metric import SPACES
 from marigold_ros.places import shared
@@ -36,6 +36,8 @@ MODULES = ("unet", "vae")
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
 # The working size's long side where a checkpoint does not say it.
 _FOREIGN_SIDE_PX = 768
+# As far as model.width and model.height go.
+_LARGEST_SIDE_PX = 2048
 
 
 @dataclass(frozen=True)
@@ -104,13 +106,16 @@ def describe(folder: Path) -> CheckpointInfo:
     """
     folder = Path(folder).resolve()
     where = f"checkpoint {folder}"
-    index = _read_json(folder / "model_index.json")
-    own = _read_json(folder / OWN_FILE) if (folder / OWN_FILE).is_file() else {}
-    name = str(own.get("name", hub.name_of(folder)))
-    unet, vae = (_read_json(folder / module / "config.json") for module in MODULES)
+    index = read_json(folder / "model_index.json")
+    own = read_json(folder / OWN_FILE) if (folder / OWN_FILE).is_file() else {}
+    name = plain_name(f"{where}: name in {OWN_FILE}", own["name"]) if "name" in own else hub.name_of(folder)
+    unet, vae = (read_json(folder / module / "config.json") for module in MODULES)
     refuse_strangers(where, name, unet)
-    kind = kind_of(where, name, index, own, _read_json(folder / "scheduler" / "scheduler_config.json"))
-    check_channels(where, kind, unet, vae.get("latent_channels", 4))
+    kind = kind_of(where, name, index, own, read_json(folder / "scheduler" / "scheduler_config.json"))
+    latent_channels = vae.get("latent_channels", 4)
+    if type(latent_channels) is not int:
+        raise Unusable(f"{where}: latent_channels={latent_channels!r} in vae/config.json: must be a whole number")
+    check_channels(where, kind, unet, latent_channels)
     manifest = own.get("manifest")
     if manifest is not None and not (
         isinstance(manifest, dict) and all(isinstance(f, dict) for f in manifest.values())
@@ -151,7 +156,7 @@ def with_tiny_vae(info: CheckpointInfo, use: str, name: str, download: bool = Fa
             raise Unusable(f"tiny VAE {name!r}: no such folder; give one, or a hub id such as 'madebyollin/taesd'")
         what, options = "tiny VAE", f"--checkpoint {shlex.quote(str(info.folder))} --vae {use} --tiny-vae {name}"
         folder = hub.download(name, what) if download else hub.cached(name, what, options)
-    config, own = _read_json(folder / "config.json"), _read_json(info.folder / "vae" / "config.json")
+    config, own = read_json(folder / "config.json"), read_json(info.folder / "vae" / "config.json")
     if config.get("_class_name") != "AutoencoderTiny":
         raise Unusable(f"tiny VAE {folder}: _class_name={config.get('_class_name')!r}: must be AutoencoderTiny")
     if config.get("scaling_factor", 1.0) != 1.0:
@@ -209,12 +214,18 @@ def _space(where: str, index: dict[str, Any], own: dict[str, Any]) -> tuple[str,
 def _working_size(where: str, index: dict[str, Any], own: dict[str, Any], multiple: int) -> tuple[int, int]:
     """Width and height by our own file, else 4:3 with the long side that diffusers' pipeline would use."""
     side = index.get("default_processing_resolution") or _FOREIGN_SIDE_PX
-    sides = (side, 3 * side / 4) if type(side) is int else (_FOREIGN_SIDE_PX, 3 * _FOREIGN_SIDE_PX / 4)
-    foreign = (max(2, round(pixels / multiple)) * multiple for pixels in sides)
+    if type(side) is not int or not 0 < side <= _LARGEST_SIDE_PX:
+        raise Unusable(
+            f"{where}: default_processing_resolution={side!r} in model_index.json: must be a whole number of pixels, "
+            f"at most {_LARGEST_SIDE_PX}"
+        )
+    foreign = (max(2, round(pixels / multiple)) * multiple for pixels in (side, 3 * side / 4))
     sizes = {key: own.get(key, default) for key, default in zip(("width", "height"), foreign, strict=True)}
     for key, value in sizes.items():
-        if type(value) is not int or value <= 0:
-            raise Unusable(f"{where}: {key}={value!r} in {OWN_FILE}: must be a positive whole number")
+        if type(value) is not int or not 0 < value <= _LARGEST_SIDE_PX:
+            raise Unusable(
+                f"{where}: {key}={value!r} in {OWN_FILE}: must be a positive whole number, at most {_LARGEST_SIDE_PX}"
+            )
     width, height = sizes.values()
     if width % multiple or height % multiple:
         raise Unusable(f"{where}: working size {width}x{height} in {OWN_FILE}: must be multiples of {multiple}")
@@ -323,7 +334,7 @@ def _encode_empty_prompt(folder: Path) -> torch.Tensor:
 def seal(folder: Path) -> None:
     """Write the manifest of `folder` (size and sha256 of its files) into its own file; the last step of packaging."""
     folder = Path(folder)
-    own = _read_json(folder / OWN_FILE)
+    own = read_json(folder / OWN_FILE)
     files = sorted(
         p for p in folder.rglob("*") if p.is_file() and p.suffix in (".json", ".safetensors", ".onnx", ".npz")
     )
@@ -395,7 +406,8 @@ def _multiple(folder: Path, configs: Iterable[dict[str, Any]]) -> int:
     return 2**levels
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a checkpoint's file; raises `Unusable` where there is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -7,7 +7,6 @@ show.
 from __future__ import annotations
 
 import importlib.util
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +22,7 @@ from diffusers import (
 )
 from diffusers.utils import logging as diffusers_logging
 
-from marigold_ros.checkpoints import CheckpointInfo, load_modules
+from marigold_ros.checkpoints import CheckpointInfo, load_modules, read_json
 from marigold_ros.config import Unusable
 from marigold_ros.ensemble import ensemble_depth
 from marigold_ros.family import DEPTH, DIFFUSION, E2E, INTRINSICS, LCM, NORMALS
@@ -74,7 +73,7 @@ class MultiStep:
         self.settings = settings
         self.steps = settings.steps or info.kind.steps
         self._check()
-        index = json.loads((info.folder / "model_index.json").read_text(encoding="utf-8"))
+        index = read_json(info.folder / "model_index.json")
         modules = load_modules(info, dtype)
         kind, extra = {
             DEPTH: (
@@ -142,8 +141,7 @@ class MultiStep:
             )
 
     def _scheduler(self) -> DDIMScheduler | LCMScheduler:
-        path = self.info.folder / "scheduler" / "scheduler_config.json"
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(self.info.folder / "scheduler" / "scheduler_config.json")
         protocol, spacing = self.info.kind.protocol, self.settings.spacing
         if protocol == LCM:
             return LCMScheduler.from_config(config)

@@ -59,7 +59,7 @@ def test_what_is_not_there_is_not_fetched_but_named_with_the_command(cache):
 
 def test_a_tiny_vae_that_is_not_there_is_named_with_the_command_that_downloads_it(small, monkeypatch):
     asked = []
-    with pytest.raises(Unusable, match="^tiny VAE 'somebody/tiny': .*'ros2 run marigold_ros export ") as problem:
+    with pytest.raises(Unusable, match=r"^tiny VAE 'somebody/tiny': .*'ros2 run marigold_ros export ") as problem:
         with_tiny_vae(describe(small), "tiny-decoder", "somebody/tiny")
     monkeypatch.setattr(hub, "download", lambda name, what: asked.append(name) or small)
     command = re.search("'ros2 run marigold_ros export (.*?)'", str(problem.value))[1]
