@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from marigold_ros import hub
 from marigold_ros.config import Unusable
 from marigold_ros.family import DEPTH, NORMALS, Kind, SingleStep, check_channels, kind_of, plain_name, refuse_strangers
-from marigold_ros.files import sha256_of
+from marigold_ros.files import sha256_of, written_beside
 from marigold_ros.metric import SPACES
 from marigold_ros.places import shared
 
@@ -343,9 +343,8 @@ def seal(folder: Path) -> None:
         for path in files
         if path.name != OWN_FILE
     }
-    beside = folder / f"{OWN_FILE}.part"
-    beside.write_text(json.dumps(own, indent=2) + "\n", encoding="utf-8")
-    beside.replace(folder / OWN_FILE)
+    with written_beside(folder / OWN_FILE) as beside:
+        beside.write_text(json.dumps(own, indent=2) + "\n", encoding="utf-8")
 
 
 def _check_files(folder: Path, manifest: dict[str, dict[str, Any]] | None) -> str:

@@ -24,6 +24,7 @@ import numpy as np
 
 from marigold_ros.checkpoints import describe, find_checkpoint
 from marigold_ros.config import Unusable
+from marigold_ros.files import written_beside
 from marigold_ros.visual import colour_map
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -83,18 +84,11 @@ def _bgr(image: np.ndarray) -> np.ndarray:
 
 
 def _write(path: Path, values: np.ndarray) -> None:
-    """A file that appears whole or not at all."""
-    beside = path.with_name(f".{path.name}.part{path.suffix}")
-    try:
+    with written_beside(path) as beside:
         if path.suffix == ".npy":
             np.save(beside, values)
         elif not cv2.imwrite(str(beside), values):
-            raise OSError(f"cannot write {beside}")
-        beside.replace(path)
-    except OSError as error:
-        raise Unusable(f"file {path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        beside.unlink(missing_ok=True)
+            raise OSError("the disk may be full")  # OpenCV does not say why
 
 
 def _parser() -> argparse.ArgumentParser:

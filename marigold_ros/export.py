@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import importlib.util
 import logging
 import os
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from marigold_ros.checkpoints import CheckpointInfo, describe, find_checkpoint, load_network, with_tiny_vae
-from marigold_ros.config import Unusable
+from marigold_ros.config import ModelConfig, Unusable
 from marigold_ros.family import NORMALS
 from marigold_ros.files import sha256_of, written_beside
 from marigold_ros.selfcheck import frames, kept_verdict, reference_of, write_reference
@@ -189,8 +190,9 @@ def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="export", description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", default="nano", help="'nano', a folder, or a hub id (downloaded)")
-    parser.add_argument("--vae", default="full", choices=("full", "tiny", "tiny-decoder"), help="as model.vae")
-    parser.add_argument("--tiny-vae", default="madebyollin/taesd", help="a folder, or a hub id (downloaded)")
+    vae = {field.name: field for field in dataclasses.fields(ModelConfig)}["vae"]
+    parser.add_argument("--vae", default=vae.default, choices=vae.metadata["choices"], help="as model.vae")
+    parser.add_argument("--tiny-vae", default=ModelConfig.tiny_vae, help="a folder, or a hub id (downloaded)")
     parser.add_argument("--output", type=Path, help="the ONNX file to write (default: into the cache)")
     parser.add_argument("--cache-dir", default="", help="the cache, default ~/.cache/marigold_ros")
     arguments = parser.parse_args(argv)

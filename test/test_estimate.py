@@ -9,6 +9,7 @@ pytest.importorskip("transformers")
 
 from family_checkpoints import FAMILY, write_family_checkpoint
 
+from marigold_ros.config import Unusable
 from marigold_ros.estimate import main, write_result
 
 ROWS = {row.name: row for row in FAMILY}
@@ -54,6 +55,17 @@ def test_intrinsic_images_by_their_names(pictures, tmp_path):
     options = ["--checkpoint", str(checkpoint), "--resolution", "64", "--steps", "1"]
     assert main([str(pictures / "a.png"), "--out", str(out), *options]) == 0
     assert {path.name for path in out.glob("*.npy")} == {"a_albedo.npy", "a_material.npy"}
+
+
+def test_a_result_that_cannot_be_written_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch):
+    values = np.zeros((4, 4), np.float32)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Unusable, match=r"folder .*/file: cannot be written .* or give another one"):
+        write_result(tmp_path / "file" / "a", "depth", values)
+    monkeypatch.setattr(cv2, "imwrite", lambda *_: False)
+    with pytest.raises(Unusable, match=r"a_depth\.png: cannot be written"):
+        write_result(tmp_path / "a", "depth", values)
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "a_depth.npy"}
 
 
 @pytest.mark.parametrize(
