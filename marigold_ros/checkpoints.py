@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from marigold_ros import hub
-from marigold_ros.config import Unusable
+from marigold_ros.config import Unusable, one_line
 from marigold_ros.family import DEPTH, NORMALS, Kind, SingleStep, check_channels, kind_of, plain_name, refuse_strangers
 from marigold_ros.files import sha256_of, written_beside
 from marigold_ros.metric import SPACES
@@ -151,7 +151,7 @@ def with_tiny_vae(info: CheckpointInfo, use: str, name: str, download: bool = Fa
     if use == "full":
         return info
     folder = Path(name).expanduser()
-    if not folder.is_dir():
+    if not name or not folder.is_dir():
         if not hub.is_hub_id(name):
             raise Unusable(f"tiny VAE {name!r}: no such folder; give one, or a hub id such as 'madebyollin/taesd'")
         what, options = "tiny VAE", f"--checkpoint {shlex.quote(str(info.folder))} --vae {use} --tiny-vae {name}"
@@ -180,7 +180,7 @@ def _load_tiny(tiny: TinyVae, dtype: torch.dtype) -> AutoencoderTiny:
             tiny.folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
         )
     except Exception as error:  # as with the other modules
-        raise Unusable(f"tiny VAE {tiny.folder}: cannot be loaded ({error}); copy it again") from error
+        raise Unusable(f"tiny VAE {tiny.folder}: cannot be loaded ({one_line(error)}); copy it again") from error
 
 
 def require_single_step(info: CheckpointInfo, task: str = DEPTH) -> SingleStep:
@@ -282,7 +282,7 @@ def load_modules(info: CheckpointInfo, dtype: torch.dtype | None = None) -> Modu
             )
         except Exception as error:  # diffusers and safetensors raise many kinds for one damaged file
             raise Unusable(
-                f"checkpoint file {weights}: cannot be loaded ({error}); copy the checkpoint again"
+                f"checkpoint file {weights}: cannot be loaded ({one_line(error)}); copy the checkpoint again"
             ) from error
     return Modules(prompt=_prompt(info), **modules)
 
@@ -308,7 +308,9 @@ def _prompt(info: CheckpointInfo) -> torch.Tensor:
         try:
             return load_file(stored)[PROMPT_KEY].float()
         except Exception as error:
-            raise Unusable(f"checkpoint file {stored}: cannot be read ({error}); copy the checkpoint again") from error
+            raise Unusable(
+                f"checkpoint file {stored}: cannot be read ({one_line(error)}); copy the checkpoint again"
+            ) from error
     return _encode_empty_prompt(info.folder)
 
 
@@ -321,14 +323,19 @@ def _encode_empty_prompt(folder: Path) -> torch.Tensor:
         raise Unusable(
             f"checkpoint {folder}: has no {PROMPT_FILE}, and computing it needs transformers (pip install transformers)"
         ) from error
-    tokens = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)(
-        "", padding="do_not_pad", return_tensors="pt"
-    ).input_ids
     weights = folder / "text_encoder"
     variant = "fp16" if any(weights.glob("*.fp16.safetensors")) else None
-    encoder = CLIPTextModel.from_pretrained(weights, local_files_only=True, variant=variant).float()
-    with torch.inference_mode():
-        return encoder(tokens)[0].clone()
+    try:
+        tokens = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)(
+            "", padding="do_not_pad", return_tensors="pt"
+        ).input_ids
+        encoder = CLIPTextModel.from_pretrained(weights, local_files_only=True, variant=variant).float()
+        with torch.inference_mode():
+            return encoder(tokens)[0].clone()
+    except Exception as error:  # as many kinds as with the other modules
+        raise Unusable(
+            f"checkpoint {folder}: its tokenizer or text_encoder cannot be used ({one_line(error)}); copy it again"
+        ) from error
 
 
 def seal(folder: Path) -> None:
@@ -412,7 +419,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise Unusable(f"checkpoint file {path}: is missing; copy the checkpoint again") from None
     except (OSError, ValueError) as error:
-        raise Unusable(f"checkpoint file {path}: cannot be read ({error}); copy the checkpoint again") from error
+        raise Unusable(
+            f"checkpoint file {path}: cannot be read ({one_line(error)}); copy the checkpoint again"
+        ) from error
     if not isinstance(value, dict):
         raise Unusable(f"checkpoint file {path}: must hold a JSON object; copy the checkpoint again")
     return value

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from marigold_ros.config import Unusable
+from marigold_ros.config import Unusable, one_line
 
 _ID = re.compile(r"[\w.-]+/[\w.-]+")
 _WANTED = ("*.json", "*.txt", "*.safetensors")
@@ -46,7 +46,7 @@ def download(name: str, what: str) -> Path:
         return Path(hub.snapshot_download(name, allow_patterns=_WANTED, ignore_patterns=sorted(halves)))
     except Exception as error:  # its own kinds, and those of whatever it speaks HTTP with
         raise Unusable(
-            f"{what} {name!r}: cannot be downloaded ({str(error).strip().splitlines()[0]}); where the hub can be "
+            f"{what} {name!r}: cannot be downloaded ({one_line(error)}); where the hub can be "
             f"reached, run 'hf download {name} --local-dir FOLDER', copy FOLDER here and give its path"
         ) from error
 
