@@ -112,10 +112,7 @@ def describe(folder: Path) -> CheckpointInfo:
     unet, vae = (read_json(folder / module / "config.json") for module in MODULES)
     refuse_strangers(where, name, unet)
     kind = kind_of(where, name, index, own, read_json(folder / "scheduler" / "scheduler_config.json"))
-    latent_channels = vae.get("latent_channels", 4)
-    if type(latent_channels) is not int:
-        raise Unusable(f"{where}: latent_channels={latent_channels!r} in vae/config.json: must be a whole number")
-    check_channels(where, kind, unet, latent_channels)
+    check_channels(where, kind, unet, _latent_channels(where, vae))
     manifest = own.get("manifest")
     if manifest is not None and not (
         isinstance(manifest, dict) and all(isinstance(f, dict) for f in manifest.values())
@@ -397,6 +394,16 @@ def _weights(folder: Path, module: str) -> Path:
         f"checkpoint file {folder / module / WEIGHTS[0]}: is missing; copy the checkpoint again "
         "(weights must be safetensors)"
     )
+
+
+def _latent_channels(where: str, vae: dict[str, Any]) -> int:
+    """The number of them, after a look at their scale; diffusers' defaults where the file says nothing."""
+    channels, scale = vae.get("latent_channels", 4), vae.get("scaling_factor", 0.18215)
+    if type(channels) is not int:
+        raise Unusable(f"{where}: latent_channels={channels!r} in vae/config.json: must be a whole number")
+    if type(scale) not in (int, float) or not 0.0 < scale < float("inf"):
+        raise Unusable(f"{where}: scaling_factor={scale!r} in vae/config.json: must be a positive number")
+    return channels
 
 
 def _multiple(folder: Path, configs: Iterable[dict[str, Any]]) -> int:

@@ -39,8 +39,7 @@ _DEPTHFM = (
     "a DepthFM network: it is integrated by flow matching from the noised image latent, not denoised by a Marigold "
     "scheduler; use one of prs-eth/marigold-* or GonzaloMG/*-e2e-ft-depth"
 )
-
-
+# What may become part of a file's name.
 _PLAIN = re.compile(r"[\w .-]{1,100}", re.ASCII)
 _PREDICTIONS = ("v_prediction", "epsilon", "sample")
 # diffusers' default, and a limit far above what anybody trains with.

@@ -171,14 +171,14 @@ class MultiStep:
     def _scheduler(self) -> DDIMScheduler | LCMScheduler:
         with self._refusing_what_diffusers_does():
             scheduler = self._made_scheduler()
-        # An LCM's steps are chosen among the fewer ones that it was distilled from.
-        field = "original_inference_steps" if self.info.kind.protocol == LCM else "num_train_timesteps"
-        most = scheduler.config[field]
-        if self.steps > most:
-            raise Unusable(
-                f"steps={self.steps}: checkpoint {self.info.name!r} knows {most} timesteps; give no more steps"
-            )
-        return scheduler
+            # An LCM's steps are chosen among the fewer ones that it was distilled from.
+            field = "original_inference_steps" if self.info.kind.protocol == LCM else "num_train_timesteps"
+            most = scheduler.config[field]
+            if self.steps > most:
+                raise Unusable(
+                    f"steps={self.steps}: checkpoint {self.info.name!r} knows {most} timesteps; give no more steps"
+                )
+            return scheduler
 
     def _made_scheduler(self) -> DDIMScheduler | LCMScheduler:
         config = read_json(self.info.folder / "scheduler" / "scheduler_config.json")

@@ -181,6 +181,14 @@ def test_a_unet_of_other_channels_is_refused(tmp_path):
         describe(edited(tmp_path, "unet", in_channels=4))
 
 
+@pytest.mark.parametrize(
+    ("field", "value"), [("latent_channels", None), ("scaling_factor", "x"), ("scaling_factor", 0)]
+)
+def test_a_vae_of_odd_numbers_is_refused(tmp_path, field, value):
+    with pytest.raises(Unusable, match=f"{field}={value!r} in vae/config.json"):
+        describe(edited(tmp_path, "vae", **{field: value}))
+
+
 @pytest.mark.parametrize("name", ["CompVis/depth-fm", "depthfm-v1.ckpt"])
 def test_depthfm_is_refused_with_the_reason(name):
     with pytest.raises(Unusable, match="flow matching"):
