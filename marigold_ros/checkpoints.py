@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from marigold_ros import hub
-from marigold_ros.config import Unusable
-from marigold_ros.family import DEPTH, NORMALS, Kind, SingleStep, check_channels, kind_of, refuse_strangers
-from marigold_ros.files import sha256_of
+from marigold_ros.config import Unusable, one_line
+from marigold_ros.family import DEPTH, NORMALS, Kind, SingleStep, check_channels, kind_of, plain_name, refuse_strangers
+from marigold_ros.files import sha256_of, written_beside
 from marigold_ros.metric import SPACES
 from marigold_ros.places import shared
 
@@ -36,6 +36,8 @@ MODULES = ("unet", "vae")
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
 # The working size's long side where a checkpoint does not say it.
 _FOREIGN_SIDE_PX = 768
+# As far as model.width and model.height go.
+_LARGEST_SIDE_PX = 2048
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ def find_checkpoint(name: str, download: bool = False) -> Path:
     if name and folder.is_file():
         raise Unusable(f"checkpoint {name!r}: is a file; give the folder, in diffusers' format, that it belongs to")
     if hub.is_hub_id(name):
-        return hub.download(name) if download else hub.cached(name)
+        what = "checkpoint"
+        return hub.download(name, what) if download else hub.cached(name, what, f"--checkpoint {name}")
     allowed = ", ".join(map(repr, BUNDLED))
     raise Unusable(
         f"checkpoint {name!r}: no such folder; give {allowed} (bundled), a folder in diffusers' format, or a hub id "
@@ -103,13 +106,13 @@ def describe(folder: Path) -> CheckpointInfo:
     """
     folder = Path(folder).resolve()
     where = f"checkpoint {folder}"
-    index = _read_json(folder / "model_index.json")
-    own = _read_json(folder / OWN_FILE) if (folder / OWN_FILE).is_file() else {}
-    name = str(own.get("name", hub.name_of(folder)))
-    unet, vae = (_read_json(folder / module / "config.json") for module in MODULES)
+    index = read_json(folder / "model_index.json")
+    own = read_json(folder / OWN_FILE) if (folder / OWN_FILE).is_file() else {}
+    name = plain_name(f"{where}: name in {OWN_FILE}", own["name"]) if "name" in own else hub.name_of(folder)
+    unet, vae = (read_json(folder / module / "config.json") for module in MODULES)
     refuse_strangers(where, name, unet)
-    kind = kind_of(where, name, index, own, _read_json(folder / "scheduler" / "scheduler_config.json"))
-    check_channels(where, kind, unet, vae.get("latent_channels", 4))
+    kind = kind_of(where, name, index, own, read_json(folder / "scheduler" / "scheduler_config.json"))
+    check_channels(where, kind, unet, _latent_channels(where, vae))
     manifest = own.get("manifest")
     if manifest is not None and not (
         isinstance(manifest, dict) and all(isinstance(f, dict) for f in manifest.values())
@@ -145,11 +148,12 @@ def with_tiny_vae(info: CheckpointInfo, use: str, name: str, download: bool = Fa
     if use == "full":
         return info
     folder = Path(name).expanduser()
-    if not folder.is_dir():
+    if not name or not folder.is_dir():
         if not hub.is_hub_id(name):
             raise Unusable(f"tiny VAE {name!r}: no such folder; give one, or a hub id such as 'madebyollin/taesd'")
-        folder = hub.download(name) if download else hub.cached(name)
-    config, own = _read_json(folder / "config.json"), _read_json(info.folder / "vae" / "config.json")
+        what, options = "tiny VAE", f"--checkpoint {shlex.quote(str(info.folder))} --vae {use} --tiny-vae {name}"
+        folder = hub.download(name, what) if download else hub.cached(name, what, options)
+    config, own = read_json(folder / "config.json"), read_json(info.folder / "vae" / "config.json")
     if config.get("_class_name") != "AutoencoderTiny":
         raise Unusable(f"tiny VAE {folder}: _class_name={config.get('_class_name')!r}: must be AutoencoderTiny")
     if config.get("scaling_factor", 1.0) != 1.0:
@@ -173,7 +177,7 @@ def _load_tiny(tiny: TinyVae, dtype: torch.dtype) -> AutoencoderTiny:
             tiny.folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
         )
     except Exception as error:  # as with the other modules
-        raise Unusable(f"tiny VAE {tiny.folder}: cannot be loaded ({error}); copy it again") from error
+        raise Unusable(f"tiny VAE {tiny.folder}: cannot be loaded ({one_line(error)}); copy it again") from error
 
 
 def require_single_step(info: CheckpointInfo, task: str = DEPTH) -> SingleStep:
@@ -207,12 +211,18 @@ def _space(where: str, index: dict[str, Any], own: dict[str, Any]) -> tuple[str,
 def _working_size(where: str, index: dict[str, Any], own: dict[str, Any], multiple: int) -> tuple[int, int]:
     """Width and height by our own file, else 4:3 with the long side that diffusers' pipeline would use."""
     side = index.get("default_processing_resolution") or _FOREIGN_SIDE_PX
-    sides = (side, 3 * side / 4) if type(side) is int else (_FOREIGN_SIDE_PX, 3 * _FOREIGN_SIDE_PX / 4)
-    foreign = (max(2, round(pixels / multiple)) * multiple for pixels in sides)
+    if type(side) is not int or not 0 < side <= _LARGEST_SIDE_PX:
+        raise Unusable(
+            f"{where}: default_processing_resolution={side!r} in model_index.json: must be a whole number of pixels, "
+            f"at most {_LARGEST_SIDE_PX}"
+        )
+    foreign = (max(2, round(pixels / multiple)) * multiple for pixels in (side, 3 * side / 4))
     sizes = {key: own.get(key, default) for key, default in zip(("width", "height"), foreign, strict=True)}
     for key, value in sizes.items():
-        if type(value) is not int or value <= 0:
-            raise Unusable(f"{where}: {key}={value!r} in {OWN_FILE}: must be a positive whole number")
+        if type(value) is not int or not 0 < value <= _LARGEST_SIDE_PX:
+            raise Unusable(
+                f"{where}: {key}={value!r} in {OWN_FILE}: must be a positive whole number, at most {_LARGEST_SIDE_PX}"
+            )
     width, height = sizes.values()
     if width % multiple or height % multiple:
         raise Unusable(f"{where}: working size {width}x{height} in {OWN_FILE}: must be multiples of {multiple}")
@@ -269,7 +279,7 @@ def load_modules(info: CheckpointInfo, dtype: torch.dtype | None = None) -> Modu
             )
         except Exception as error:  # diffusers and safetensors raise many kinds for one damaged file
             raise Unusable(
-                f"checkpoint file {weights}: cannot be loaded ({error}); copy the checkpoint again"
+                f"checkpoint file {weights}: cannot be loaded ({one_line(error)}); copy the checkpoint again"
             ) from error
     return Modules(prompt=_prompt(info), **modules)
 
@@ -295,7 +305,9 @@ def _prompt(info: CheckpointInfo) -> torch.Tensor:
         try:
             return load_file(stored)[PROMPT_KEY].float()
         except Exception as error:
-            raise Unusable(f"checkpoint file {stored}: cannot be read ({error}); copy the checkpoint again") from error
+            raise Unusable(
+                f"checkpoint file {stored}: cannot be read ({one_line(error)}); copy the checkpoint again"
+            ) from error
     return _encode_empty_prompt(info.folder)
 
 
@@ -308,20 +320,25 @@ def _encode_empty_prompt(folder: Path) -> torch.Tensor:
         raise Unusable(
             f"checkpoint {folder}: has no {PROMPT_FILE}, and computing it needs transformers (pip install transformers)"
         ) from error
-    tokens = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)(
-        "", padding="do_not_pad", return_tensors="pt"
-    ).input_ids
     weights = folder / "text_encoder"
     variant = "fp16" if any(weights.glob("*.fp16.safetensors")) else None
-    encoder = CLIPTextModel.from_pretrained(weights, local_files_only=True, variant=variant).float()
-    with torch.inference_mode():
-        return encoder(tokens)[0].clone()
+    try:
+        tokens = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)(
+            "", padding="do_not_pad", return_tensors="pt"
+        ).input_ids
+        encoder = CLIPTextModel.from_pretrained(weights, local_files_only=True, variant=variant).float()
+        with torch.inference_mode():
+            return encoder(tokens)[0].clone()
+    except Exception as error:  # as many kinds as with the other modules
+        raise Unusable(
+            f"checkpoint {folder}: its tokenizer or text_encoder cannot be used ({one_line(error)}); copy it again"
+        ) from error
 
 
 def seal(folder: Path) -> None:
     """Write the manifest of `folder` (size and sha256 of its files) into its own file; the last step of packaging."""
     folder = Path(folder)
-    own = _read_json(folder / OWN_FILE)
+    own = read_json(folder / OWN_FILE)
     files = sorted(
         p for p in folder.rglob("*") if p.is_file() and p.suffix in (".json", ".safetensors", ".onnx", ".npz")
     )
@@ -330,9 +347,8 @@ def seal(folder: Path) -> None:
         for path in files
         if path.name != OWN_FILE
     }
-    beside = folder / f"{OWN_FILE}.part"
-    beside.write_text(json.dumps(own, indent=2) + "\n", encoding="utf-8")
-    beside.replace(folder / OWN_FILE)
+    with written_beside(folder / OWN_FILE) as beside:
+        beside.write_text(json.dumps(own, indent=2) + "\n", encoding="utf-8")
 
 
 def _check_files(folder: Path, manifest: dict[str, dict[str, Any]] | None) -> str:
@@ -380,6 +396,16 @@ def _weights(folder: Path, module: str) -> Path:
     )
 
 
+def _latent_channels(where: str, vae: dict[str, Any]) -> int:
+    """The number of them, after a look at their scale; diffusers' defaults where the file says nothing."""
+    channels, scale = vae.get("latent_channels", 4), vae.get("scaling_factor", 0.18215)
+    if type(channels) is not int:
+        raise Unusable(f"{where}: latent_channels={channels!r} in vae/config.json: must be a whole number")
+    if type(scale) not in (int, float) or not 0.0 < scale < float("inf"):
+        raise Unusable(f"{where}: scaling_factor={scale!r} in vae/config.json: must be a positive number")
+    return channels
+
+
 def _multiple(folder: Path, configs: Iterable[dict[str, Any]]) -> int:
     """Pixels: the VAE's reduction times that of the U-Net's down-sampling levels."""
     levels = 0
@@ -393,13 +419,16 @@ def _multiple(folder: Path, configs: Iterable[dict[str, Any]]) -> int:
     return 2**levels
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a checkpoint's file; raises `Unusable` where there is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise Unusable(f"checkpoint file {path}: is missing; copy the checkpoint again") from None
     except (OSError, ValueError) as error:
-        raise Unusable(f"checkpoint file {path}: cannot be read ({error}); copy the checkpoint again") from error
+        raise Unusable(
+            f"checkpoint file {path}: cannot be read ({one_line(error)}); copy the checkpoint again"
+        ) from error
     if not isinstance(value, dict):
         raise Unusable(f"checkpoint file {path}: must hold a JSON object; copy the checkpoint again")
     return value

@@ -7,6 +7,7 @@ programs are derived from them; an instance that exists has been checked.
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,11 @@ from typing import Any
 
 class Unusable(ValueError):
     """A setting, checkpoint or message that cannot be used; the text names it, its value and the way out."""
+
+
+def one_line(error: Exception) -> str:
+    """What an error of another library says, shortened to one line; its kind where it says nothing."""
+    return textwrap.shorten(str(error), 300, placeholder=" …") or type(error).__name__
 
 
 def setting(

@@ -23,7 +23,8 @@ import cv2
 import numpy as np
 
 from marigold_ros.checkpoints import describe, find_checkpoint
-from marigold_ros.config import Unusable
+from marigold_ros.config import Unusable, one_line
+from marigold_ros.files import written_beside
 from marigold_ros.visual import colour_map
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -83,18 +84,11 @@ def _bgr(image: np.ndarray) -> np.ndarray:
 
 
 def _write(path: Path, values: np.ndarray) -> None:
-    """A file that appears whole or not at all."""
-    beside = path.with_name(f".{path.name}.part{path.suffix}")
-    try:
+    with written_beside(path) as beside:
         if path.suffix == ".npy":
             np.save(beside, values)
         elif not cv2.imwrite(str(beside), values):
-            raise OSError(f"cannot write {beside}")
-        beside.replace(path)
-    except OSError as error:
-        raise Unusable(f"file {path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        beside.unlink(missing_ok=True)
+            raise OSError("the disk may be full")  # OpenCV does not say why
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -118,6 +112,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _device(name: str) -> str:
+    """The torch device `name`, 'auto' being a GPU where there is one; raises `Unusable` where it cannot be used."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name).cpu()
+    except Exception as error:  # of many kinds: no such device, no GPU, no driver, torch without CUDA
+        raise Unusable(f"--device {name}: cannot be used here ({one_line(error)}); give auto, cpu or cuda") from error
+    return name
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Run the checkpoint on every image."""
     images = images_in(arguments.images)
@@ -135,9 +142,7 @@ def run(arguments: argparse.Namespace) -> None:
             "(pip install torch diffusers transformers safetensors)"
         ) from error
     quiet()
-    device = arguments.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = _device(arguments.device)
     settings = Settings(
         steps=arguments.steps,
         ensemble=arguments.ensemble,
@@ -153,7 +158,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise Unusable(f"folder {arguments.out}: cannot be made ({error.strerror})") from error
-    for path in tqdm(images, desc="images", unit="image"):
+    for path in tqdm(images, desc="images", unit="image", disable=None):
         for what, prediction in network(read_image(path), progress=sys.stderr.isatty()).items():
             write_result(arguments.out / path.stem, what, prediction.values)
             if prediction.uncertainty is not None:

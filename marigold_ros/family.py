@@ -8,8 +8,10 @@ rules are checked here (reference: arXiv 2505.09358, arXiv 2409.11355 and the co
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from marigold_ros.config import Unusable
@@ -37,6 +39,11 @@ _DEPTHFM = (
     "a DepthFM network: it is integrated by flow matching from the noised image latent, not denoised by a Marigold "
     "scheduler; use one of prs-eth/marigold-* or GonzaloMG/*-e2e-ft-depth"
 )
+# What may become part of a file's name.
+_PLAIN = re.compile(r"[\w .-]{1,100}", re.ASCII)
+_PREDICTIONS = ("v_prediction", "epsilon", "sample")
+# diffusers' default, and a limit far above what anybody trains with.
+_TRAIN_STEPS, _MOST_TRAIN_STEPS = 1000, 100_000
 
 
 class SingleStep(NamedTuple):
@@ -119,6 +126,8 @@ def check_channels(where: str, kind: Kind, unet: Mapping[str, Any], latent_chann
 
 def _task(where: str, name: str, index: Mapping[str, Any], own: Mapping[str, Any]) -> str:
     pipeline = index.get("_class_name")
+    if not isinstance(pipeline, str):
+        raise Unusable(f"{where}: _class_name={pipeline!r} in model_index.json: must be the name of a pipeline")
     if pipeline in ("DepthNormalEstimationPipeline", "DepthNormalPipeline"):
         raise Unusable(f"{where}: is {_GEOWIZARD}")
     if pipeline in _TASKS:
@@ -144,7 +153,14 @@ def _targets(where: str, task: str, index: Mapping[str, Any]) -> tuple[str, ...]
     names = properties.get("target_names") if isinstance(properties, dict) else None
     if not isinstance(names, list) or not names:
         raise Unusable(f"{where}: target_properties in model_index.json: must list target_names")
-    return tuple(map(str, names))
+    return tuple(plain_name(f"{where}: target name", name) for name in names)
+
+
+def plain_name(what: str, name: Any) -> str:
+    """`name`, which becomes part of file names; raises `Unusable`, which calls it `what`, where it must not."""
+    if not isinstance(name, str) or _PLAIN.fullmatch(name) is None:
+        raise Unusable(f"{what} {name!r}: must be 1 to 100 letters, digits, blanks, '.', '_' or '-'")
+    return name
 
 
 def _protocol(name: str, steps: int | None, scheduler: Mapping[str, Any]) -> str | None:
@@ -162,10 +178,16 @@ def _protocol(name: str, steps: int | None, scheduler: Mapping[str, Any]) -> str
 
 def _check_scheduler(where: str, protocol: str, scheduler: Mapping[str, Any]) -> None:
     """Refuse a scheduler that the network was not trained with: the answer would be wrong and look right."""
-
-    def refuse(field: str, why: str) -> Unusable:
-        return Unusable(f"{where}: {field}={scheduler.get(field)!r} in scheduler/scheduler_config.json: {why}")
-
+    refuse = partial(_refused, where, scheduler)
+    steps = scheduler.get("num_train_timesteps", _TRAIN_STEPS)
+    if type(steps) is not int or not 2 <= steps <= _MOST_TRAIN_STEPS:
+        raise refuse("num_train_timesteps", f"must be a whole number from 2 to {_MOST_TRAIN_STEPS}")
+    for field in ("beta_start", "beta_end"):
+        beta = scheduler.get(field)
+        if type(beta) not in (int, float) or not 0.0 < beta < 1.0:
+            raise refuse(field, "must be a positive number below 1")
+    if scheduler.get("prediction_type") not in _PREDICTIONS:
+        raise refuse("prediction_type", f"must be one of {', '.join(_PREDICTIONS)}")
     name, spacing = scheduler.get("_class_name"), scheduler.get("timestep_spacing")
     zero_snr = bool(scheduler.get("rescale_betas_zero_snr"))
     if protocol == LCM:
@@ -184,30 +206,29 @@ def _check_scheduler(where: str, protocol: str, scheduler: Mapping[str, Any]) ->
         raise refuse("timestep_spacing", "a zero-SNR schedule must start at the last timestep, which 'trailing' does")
 
 
+def _refused(where: str, scheduler: Mapping[str, Any], field: str, why: str) -> Unusable:
+    return Unusable(f"{where}: {field}={scheduler.get(field)!r} in scheduler/scheduler_config.json: {why}")
+
+
 def single_step(scheduler: Mapping[str, Any], where: str) -> SingleStep:
     """One step from a zero target latent, by the scheduler's configuration.
 
     With z = 0 the denoised latent is a constant times the network's output: -sqrt(1 - abar) for v-prediction
-    (reference/marigold.md §1.5). Raises `Unusable` for a schedule or a prediction that is not known.
+    (reference/marigold.md §1.5). Its numbers are taken as they are; raises `Unusable` for a schedule that is not known.
     """
-
-    def refuse(field: str, why: str) -> Unusable:
-        return Unusable(f"{where}: {field}={scheduler.get(field)!r} in scheduler/scheduler_config.json: {why}")
-
+    refuse = partial(_refused, where, scheduler)
     if scheduler.get("beta_schedule") != "scaled_linear":
         raise refuse("beta_schedule", "only 'scaled_linear' is known")
-    numbers = {"num_train_timesteps": 1000, **scheduler}
-    for field in ("num_train_timesteps", "beta_start", "beta_end"):
-        if type(numbers.get(field)) not in (int, float) or numbers[field] <= 0:
-            raise refuse(field, "must be a positive number")
-    steps = int(numbers["num_train_timesteps"])
-    low, high = math.sqrt(numbers["beta_start"]), math.sqrt(numbers["beta_end"])
+    if scheduler.get("trained_betas") is not None:
+        raise refuse("trained_betas", "must be null: beta_start and beta_end say all that is known")
+    steps = scheduler.get("num_train_timesteps", _TRAIN_STEPS)
+    low, high = math.sqrt(scheduler["beta_start"]), math.sqrt(scheduler["beta_end"])
     abar = math.prod(1.0 - (low + (high - low) * i / (steps - 1)) ** 2 for i in range(steps))
+    if abar == 0.0:
+        raise refuse("beta_end", "is so large that nothing of the image is left at the last timestep")
     scales = {
         "v_prediction": -math.sqrt(1.0 - abar),
         "epsilon": -math.sqrt(1.0 - abar) / math.sqrt(abar),
         "sample": 1.0,
     }
-    if scheduler.get("prediction_type") not in scales:
-        raise refuse("prediction_type", f"must be one of {', '.join(scales)}")
     return SingleStep(scales[scheduler["prediction_type"]], steps - 1)

@@ -31,7 +31,8 @@ def written_beside(path: Path) -> Iterator[Path]:
         handle, name = tempfile.mkstemp(prefix=path.stem, suffix=f".part{path.suffix}", dir=path.parent)
     except OSError as error:
         raise Unusable(
-            f"folder {path.parent}: cannot be written ({error.strerror}); set model.cache_dir to a folder that can"
+            f"folder {path.parent}: cannot be written ({error.strerror}); make it writable, or give another one "
+            "(that of exported networks is model.cache_dir)"
         ) from error
     os.close(handle)
     beside = Path(name)

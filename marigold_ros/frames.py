@@ -81,7 +81,9 @@ class FrameProcessor:
             self._diagnostics.solved("metric", "range")
         if not wanted.anything:
             self._diagnostics.rest()
-            return
+            # The first look at a camera's shape compiles the network for it: better now than when somebody waits.
+            if self._info is None or self._camera is not None:
+                return
         config, image_ns = self._config(), messages.stamp_ns(message.header)
         self._notice_time(image_ns)
         self._scans.expect(image_ns)
@@ -96,7 +98,8 @@ class FrameProcessor:
         frame = self._pipeline(
             rgb, camera, image_ns, partial(self._find_scan, message, config), config, metric=wanted.metric
         )
-        self._publish(frame, message, image_ns, wanted, config, decode_s=decoded - start)
+        if wanted.anything:
+            self._publish(frame, message, image_ns, wanted, config, decode_s=decoded - start)
 
     def _publish(
         self,

@@ -6,8 +6,9 @@ show.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,10 +24,12 @@ from diffusers import (
 )
 from diffusers.utils import logging as diffusers_logging
 
-from marigold_ros.checkpoints import CheckpointInfo, load_modules
-from marigold_ros.config import Unusable
+from marigold_ros.checkpoints import CheckpointInfo, load_modules, read_json
+from marigold_ros.config import Unusable, one_line
 from marigold_ros.ensemble import ensemble_depth
 from marigold_ros.family import DEPTH, DIFFUSION, E2E, INTRINSICS, LCM, NORMALS
+
+_LARGEST_SIDE_PX = 8192
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,8 @@ class MultiStep:
         self.settings = settings
         self.steps = settings.steps or info.kind.steps
         self._check()
-        index = json.loads((info.folder / "model_index.json").read_text(encoding="utf-8"))
+        scheduler = self._scheduler()
+        index = read_json(info.folder / "model_index.json")
         modules = load_modules(info, dtype)
         kind, extra = {
             DEPTH: (
@@ -85,38 +89,56 @@ class MultiStep:
             INTRINSICS: (MarigoldIntrinsicsPipeline, {"target_properties": index.get("target_properties")}),
         }[info.kind.task]
         prediction = index.get("prediction_type") or info.kind.task
-        self.pipeline: DiffusionPipeline = kind(
-            modules.unet,
-            modules.vae,
-            self._scheduler(),
-            text_encoder=None,
-            tokenizer=None,
-            prediction_type=prediction,
-            default_denoising_steps=self.steps,
-            default_processing_resolution=max(info.width, info.height),
-            **extra,
-        ).to(device)
+        with self._refusing_what_diffusers_does():
+            self.pipeline: DiffusionPipeline = kind(
+                modules.unet,
+                modules.vae,
+                scheduler,
+                text_encoder=None,
+                tokenizer=None,
+                prediction_type=prediction,
+                default_denoising_steps=self.steps,
+                default_processing_resolution=max(info.width, info.height),
+                **extra,
+            ).to(device)
         self.pipeline.empty_text_embedding = modules.prompt.to(device=device, dtype=dtype)
         if info.kind.task == DEPTH and not settings.diffusers_alignment:
             self.pipeline.ensemble_depth = ensemble_depth
 
     def __call__(self, rgb: np.ndarray, progress: bool = False) -> dict[str, Prediction]:
-        """(H, W, 3) uint8 -> what the checkpoint says of it, by name: 'depth', 'normals', 'albedo', ..."""
+        """(H, W, 3) uint8 -> what the checkpoint says of it, by name: 'depth', 'normals', 'albedo', ...
+
+        Raises `Unusable` where diffusers cannot run it: odd values in the checkpoint's files, too little memory.
+        """
         self.pipeline.set_progress_bar_config(disable=not progress, leave=False)
         settings = self.settings
         image = torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1).float() / 255.0
         resolution = {0: None, -1: 0}.get(settings.resolution, settings.resolution)
-        result = self.pipeline(
-            image,
-            num_inference_steps=self.steps,
-            ensemble_size=settings.ensemble,
-            processing_resolution=resolution,
-            batch_size=settings.batch,
-            output_uncertainty=settings.ensemble > 2,
-            output_type="np",
-            **self._start(image, resolution),
-        )
-        return self._named(result.prediction, result.uncertainty)
+        with self._refusing_what_diffusers_does(f" on an image of {rgb.shape[1]}x{rgb.shape[0]}"):
+            result = self.pipeline(
+                image,
+                num_inference_steps=self.steps,
+                ensemble_size=settings.ensemble,
+                processing_resolution=resolution,
+                batch_size=settings.batch,
+                output_uncertainty=settings.ensemble > 2,
+                output_type="np",
+                **self._start(image, resolution),
+            )
+            return self._named(result.prediction, result.uncertainty)
+
+    @contextlib.contextmanager
+    def _refusing_what_diffusers_does(self, on: str = "") -> Iterator[None]:
+        """One sentence for whatever it raises: of many kinds, for odd values that only it reads, and for memory."""
+        try:
+            yield
+        except Unusable:
+            raise
+        except Exception as error:
+            raise Unusable(
+                f"checkpoint {self.info.name!r}: diffusers cannot run it{on} ({one_line(error)}); give a smaller "
+                "resolution if memory is short, else copy the checkpoint again"
+            ) from error
 
     def _check(self) -> None:
         kind, settings = self.info.kind, self.settings
@@ -125,8 +147,13 @@ class MultiStep:
             raise Unusable(
                 f"steps={settings.steps}, ensemble={settings.ensemble}, batch={settings.batch}: must be at least 1"
             )
-        if settings.resolution > 0 and settings.resolution % 8:
-            raise Unusable(f"resolution={settings.resolution}: must be a multiple of 8, or -1 for the image's own")
+        if settings.resolution != -1 and (settings.resolution % 8 or not 0 <= settings.resolution <= _LARGEST_SIDE_PX):
+            raise Unusable(
+                f"resolution={settings.resolution}: must be a multiple of 8, at most {_LARGEST_SIDE_PX}, or -1 for the "
+                "image's own"
+            )
+        if not 0 <= settings.seed < 2**63:
+            raise Unusable(f"seed={settings.seed}: must lie between 0 and {2**63 - 1}")
         if kind.protocol == E2E and (self.steps > 1 or settings.ensemble > 1):
             raise Unusable(
                 f"{where}: is deterministic and has one step; steps={self.steps} and ensemble={settings.ensemble} "
@@ -142,8 +169,19 @@ class MultiStep:
             )
 
     def _scheduler(self) -> DDIMScheduler | LCMScheduler:
-        path = self.info.folder / "scheduler" / "scheduler_config.json"
-        config = json.loads(path.read_text(encoding="utf-8"))
+        with self._refusing_what_diffusers_does():
+            scheduler = self._made_scheduler()
+            # An LCM's steps are chosen among the fewer ones that it was distilled from.
+            field = "original_inference_steps" if self.info.kind.protocol == LCM else "num_train_timesteps"
+            most = scheduler.config[field]
+            if self.steps > most:
+                raise Unusable(
+                    f"steps={self.steps}: checkpoint {self.info.name!r} knows {most} timesteps; give no more steps"
+                )
+            return scheduler
+
+    def _made_scheduler(self) -> DDIMScheduler | LCMScheduler:
+        config = read_json(self.info.folder / "scheduler" / "scheduler_config.json")
         protocol, spacing = self.info.kind.protocol, self.settings.spacing
         if protocol == LCM:
             return LCMScheduler.from_config(config)

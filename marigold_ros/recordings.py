@@ -67,8 +67,8 @@ class RecordingWriter:
     """Writes messages into the folder `path`; use it in a `with` statement.
 
     The folder appears, and an old recording there is replaced, when the statement ends without an error and something
-    was written; until then all goes into the folder `.NAME.part` beside it. After a disk error (OSError) that folder is
-    left, and `Unusable` names it; after any other error it is removed.
+    was written; until then all goes into the folder `.NAME.part` beside it. When writing or closing fails (a full disk)
+    that folder is left, and `Unusable` names the file in it; after any other error it is removed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -83,6 +83,7 @@ class RecordingWriter:
         self._writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
         self._writer.open()
         self._connections: dict[str, Any] = {}
+        self._cut_short = False
 
     def knows(self, type: str) -> bool:
         """Whether messages of this type can be written: their definition goes into the file."""
@@ -95,7 +96,11 @@ class RecordingWriter:
             qos = [_LATCHED] if topic == TF_STATIC else []
             connection = self._writer.add_connection(topic, type, typestore=self._store, offered_qos_profiles=qos)
             self._connections[topic] = connection
-        self._writer.write(connection, stamp_ns, data)
+        try:
+            self._writer.write(connection, stamp_ns, data)
+        except OSError as full:
+            self._cut_short = True
+            raise self._kept(full) from full
 
     def write_message(self, topic: str, stamp_ns: int, message: Any) -> None:
         """Append one message of rosbags' own message classes."""
@@ -119,13 +124,17 @@ class RecordingWriter:
         else:
             with suppress(Exception):  # the first problem is the one to be told
                 self._writer.close()
-            if isinstance(problem, OSError) and self._connections:
-                raise self._kept(problem) from problem
+            if self._cut_short:
+                return
         shutil.rmtree(self._part)
 
     def _kept(self, problem: OSError) -> Unusable:
         """A disk that is full or gone: hours may have been recorded, and nobody can record them again."""
-        return Unusable(f"{problem}; what was recorded until then is left in {self._writer.path}")
+        file = self._writer.path / f"{self._writer.path.name}.mcap"
+        return Unusable(
+            f"recording {self._path}: cannot be written ({problem.strerror or problem}); what was recorded until then "
+            f"is left in {file}, perhaps without its end: 'mcap recover {file} -o FILE' makes a whole one of it"
+        )
 
     def _put_in_place(self) -> None:
         try:

@@ -9,6 +9,7 @@ pytest.importorskip("transformers")
 
 from family_checkpoints import FAMILY, write_family_checkpoint
 
+from marigold_ros.config import Unusable
 from marigold_ros.estimate import main, write_result
 
 ROWS = {row.name: row for row in FAMILY}
@@ -56,6 +57,17 @@ def test_intrinsic_images_by_their_names(pictures, tmp_path):
     assert {path.name for path in out.glob("*.npy")} == {"a_albedo.npy", "a_material.npy"}
 
 
+def test_a_result_that_cannot_be_written_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch):
+    values = np.zeros((4, 4), np.float32)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Unusable, match=r"folder .*/file: cannot be written .* or give another one"):
+        write_result(tmp_path / "file" / "a", "depth", values)
+    monkeypatch.setattr(cv2, "imwrite", lambda *_: False)
+    with pytest.raises(Unusable, match=r"a_depth\.png: cannot be written"):
+        write_result(tmp_path / "a", "depth", values)
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "a_depth.npy"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -65,6 +77,9 @@ def test_intrinsic_images_by_their_names(pictures, tmp_path):
         (["{pictures}/a.png", "--checkpoint", "nowhere"], "nowhere"),
         (["{pictures}/a.png", "--out", "{pictures}/notes.txt"], "cannot be made"),
         (["{pictures}/a.png", "--ensemble", "4"], "deterministic"),
+        (["{pictures}/a.png", "--device", "banana"], "--device banana: cannot be used here"),
+        (["{pictures}/a.png", "--device", "meta"], "--device meta: cannot be used here"),
+        (["{pictures}/a.png", "--seed", "-1"], "seed=-1"),
         (["{pictures}/a.png", "--out", "{pictures}"], "holds images to be read"),
     ],
 )
@@ -72,4 +87,5 @@ def test_nonsense_is_one_sentence(pictures, capsys, arguments, words):
     assert main([argument.format(pictures=pictures) for argument in arguments]) == 1
     error = capsys.readouterr().err
     assert words in error
-    assert "Traceback" not in error
+    assert error.startswith("estimate: ")
+    assert error.count("\n") == 1

@@ -1,6 +1,8 @@
 """Every published layout is read for what it is; what contradicts itself, or is no Marigold, is refused."""
 
 import json
+import re
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,13 @@ def test_only_end_to_end_fine_tuned_ones_take_the_fast_path(row, folder):
         ({**E2E, "default_denoising_steps": 0}, {}, "default_denoising_steps=0"),
         (E2E, {"beta_start": None}, "beta_start=None"),
         (E2E, {"num_train_timesteps": "many"}, "num_train_timesteps='many'"),
+        (MANY, {"num_train_timesteps": 1}, "num_train_timesteps=1 .*: must be a whole number from 2"),
+        (MANY, {"beta_end": 1.0}, r"beta_end=1\.0"),
+        (E2E, {"beta_end": float("inf")}, "beta_end=inf"),
+        (E2E, {"beta_start": float("nan")}, "beta_start=nan"),
+        (E2E, {"beta_start": 0.99, "beta_end": 0.99, "prediction_type": "epsilon"}, r"beta_end=0\.99 .*: is so large"),
+        (E2E, {"trained_betas": [0.1, 0.2]}, "trained_betas="),
+        ({**E2E, "_class_name": ["x"]}, {}, r"_class_name=\['x'\]"),
     ],
 )
 def test_contradictions_are_refused(index, changes, words):
@@ -122,6 +131,45 @@ def edited(parent, module, **changes):
     return folder
 
 
+def refusal(folder):
+    try:
+        return describe(folder) and None
+    except Unusable as problem:
+        return str(problem)
+
+
+def test_no_odd_value_in_a_checkpoints_files_ends_in_a_traceback(tmp_path):
+    """Every value of every file that is read is replaced in turn: it does not matter, or is refused in one line."""
+    (row,) = (row for row in FAMILY if row.name == "marigold-e2e-ft-depth")
+    folder = write_family_checkpoint(tmp_path, row, (64, 64))
+    own = {"name": "x", "task": row.task, "protocol": row.protocol, "space": "depth", "manifest": None}
+    path = folder / "marigold_ros.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **own}))
+    files = ("marigold_ros.json", "model_index.json", "scheduler/scheduler_config.json", "unet/config.json",
+             "vae/config.json")  # fmt: skip
+    refusals = []
+    for path in map(folder.joinpath, files):
+        content = json.loads(path.read_text())
+        for key, odd in product(content, (None, "x", -1, 0, 2.5, 1e400, 10**400, ["x"], {}, True)):
+            path.write_text(json.dumps({**content, key: odd}))
+            refusals.append(refusal(folder))
+        path.write_text(json.dumps(content))
+    texts = [text for text in refusals if text is not None]
+    assert 100 < len(texts) < len(refusals)
+    assert not any("\n" in text for text in texts)
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/b", "", "x\0", 7, None, "x" * 200])
+def test_names_that_are_no_names_of_files_are_refused(tmp_path, name):
+    folder = write_family_checkpoint(tmp_path, FAMILY[0])
+    (folder / "marigold_ros.json").write_text(json.dumps({"name": name}))
+    with pytest.raises(Unusable, match=re.escape(f"name in marigold_ros.json {name!r}")):
+        describe(folder)
+    index = {**MANY, "_class_name": "MarigoldIntrinsicsPipeline", "target_properties": {"target_names": [name]}}
+    with pytest.raises(Unusable, match=re.escape(f"target name {name!r}")):
+        kind_of("checkpoint /x", "x", index, {}, SCHEDULER)
+
+
 def test_geowizard_is_known_by_its_unet_as_well(tmp_path):
     folder = edited(tmp_path, "unet", class_embed_type="projection", projection_class_embeddings_input_dim=10)
     with pytest.raises(Unusable, match="GeoWizard"):
@@ -131,6 +179,14 @@ def test_geowizard_is_known_by_its_unet_as_well(tmp_path):
 def test_a_unet_of_other_channels_is_refused(tmp_path):
     with pytest.raises(Unusable, match="4 channels in and 4 out: for depth it must be 8 and 4"):
         describe(edited(tmp_path, "unet", in_channels=4))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("latent_channels", None), ("scaling_factor", "x"), ("scaling_factor", 0)]
+)
+def test_a_vae_of_odd_numbers_is_refused(tmp_path, field, value):
+    with pytest.raises(Unusable, match=f"{field}={value!r} in vae/config.json"):
+        describe(edited(tmp_path, "vae", **{field: value}))
 
 
 @pytest.mark.parametrize("name", ["CompVis/depth-fm", "depthfm-v1.ckpt"])

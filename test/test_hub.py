@@ -1,5 +1,7 @@
 """Hub ids against the real huggingface_hub, with a cache made by hand and a hub that cannot be reached."""
 
+import re
+import shlex
 import shutil
 import sys
 from types import SimpleNamespace
@@ -11,7 +13,7 @@ pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
 from marigold_ros import export, hub
-from marigold_ros.checkpoints import describe, find_checkpoint
+from marigold_ros.checkpoints import describe, find_checkpoint, with_tiny_vae
 from marigold_ros.config import Unusable
 from small_checkpoint import write_small_checkpoint
 
@@ -55,6 +57,16 @@ def test_what_is_not_there_is_not_fetched_but_named_with_the_command(cache):
         find_checkpoint(NAME)
 
 
+def test_a_tiny_vae_that_is_not_there_is_named_with_the_command_that_downloads_it(small, monkeypatch):
+    asked = []
+    with pytest.raises(Unusable, match=r"^tiny VAE 'somebody/tiny': .*'ros2 run marigold_ros export ") as problem:
+        with_tiny_vae(describe(small), "tiny-decoder", "somebody/tiny")
+    monkeypatch.setattr(hub, "download", lambda name, what: asked.append(name) or small)
+    command = re.search("'ros2 run marigold_ros export (.*?)'", str(problem.value))[1]
+    assert export.main(shlex.split(command)) == 1, "the folder given for the tiny VAE is none"
+    assert asked == ["somebody/tiny"]
+
+
 def test_a_hub_that_cannot_be_reached_leaves_the_offline_way(cache, capsys):
     with pytest.raises(Unusable, match=f"hf download {NAME} --local-dir FOLDER"):
         find_checkpoint(NAME, download=True)
@@ -89,6 +101,6 @@ def test_half_precision_is_preferred_where_it_is_offered(monkeypatch, tmp_path):
     asked = {}
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **how: asked.update(how) or str(tmp_path))
-    hub.download(NAME)
+    hub.download(NAME, "checkpoint")
     assert asked["ignore_patterns"] == ["unet/diffusion_pytorch_model.safetensors"]
     assert "*.bin" not in asked["allow_patterns"]

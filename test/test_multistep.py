@@ -1,5 +1,6 @@
 """Every published checkpoint's layout on diffusers' pipelines, and the fast path against them."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -119,9 +120,25 @@ def test_depth_increases_with_distance_whatever_the_map(family, rgb, tmp_path):
         ("marigold-depth-v1-1", {"spacing": "sideways"}, "sideways"),
         ("marigold-depth-v1-0", {"steps": 1}, "one step with 'leading'"),
         ("marigold-depth-v1-1", {"resolution": 100}, "resolution=100"),
+        ("marigold-depth-v1-1", {"resolution": -8}, "resolution=-8"),
+        ("marigold-depth-v1-1", {"resolution": 80000}, "resolution=80000"),
         ("marigold-depth-v1-1", {"ensemble": 0}, "ensemble=0"),
+        ("marigold-depth-v1-1", {"seed": -1}, "seed=-1"),
+        ("marigold-depth-v1-1", {"seed": 2**63}, "seed=9223372036854775808"),
+        ("marigold-depth-v1-1", {"steps": 1001}, "steps=1001.*knows 1000"),
+        ("marigold-depth-lcm-v1-0", {"steps": 51}, "steps=51.*knows 50"),
     ],
 )
 def test_settings_that_mean_nothing_to_the_checkpoint_are_refused(family, name, changes, words):
     with pytest.raises(Unusable, match=words):
         MultiStep(family(name), replace(QUICK, **changes))
+
+
+def test_what_only_diffusers_finds_out_is_one_sentence(family, rgb, tmp_path):
+    folder = write_family_checkpoint(tmp_path, ROWS["marigold-depth-v1-1"])
+    path = folder / "unet" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "flip_sin_to_cos": True, "freq_shift": "x"}))
+    with pytest.raises(Unusable, match=r"^checkpoint .*: diffusers cannot run it on an image of 64x48 \("):
+        MultiStep(describe(folder), replace(QUICK, steps=1))(rgb)
+    with pytest.raises(Unusable, match=r"on an image of 640x1 .*Extreme aspect ratio"):
+        MultiStep(family("marigold-depth-v1-1"), replace(QUICK, steps=1))(rgb[:1].repeat(10, axis=1))

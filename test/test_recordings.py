@@ -1,5 +1,6 @@
 """Recordings: what is written comes back, and the player and recorder carry it over DDS."""
 
+import resource
 import signal
 import subprocess
 import time
@@ -123,18 +124,32 @@ def test_a_recording_that_fails_leaves_the_old_one_as_it_was(recording, tmp_path
     assert contents(tmp_path) == before
 
 
-def test_when_the_disk_is_full_nothing_is_lost(recording, tmp_path):
-    """Neither the old recording nor what of the new one was written until then."""
+@pytest.fixture
+def full_disk():
+    """No file can grow beyond a megabyte."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
+
+def test_when_the_disk_is_full_nothing_is_lost(tmp_path, full_disk):
+    """Neither the old recording nor what of the new one was written until then."""
+    recordings.write_frames(tmp_path / "r", frames(2), CAMERA, POSE)
+    with pytest.raises(Unusable, match=r"left in (.*/\.r\.part/r/r\.mcap), .*'mcap recover \1 -o FILE'"):
+        recordings.write_frames(tmp_path / "r", frames(1000), CAMERA, POSE)
+    assert len(stamps(tmp_path / "r")) == 2
+    assert (tmp_path / ".r.part" / "r" / "r.mcap").stat().st_size > 900_000
+
+
+def test_a_frame_that_cannot_be_read_is_no_full_disk(tmp_path):
     def broken():
         yield from frames(3)
-        raise OSError("the disk is full")
+        raise FileNotFoundError("scene.exr")
 
-    recordings.write_frames(tmp_path / "r", frames(2), CAMERA, POSE)
-    with pytest.raises(Unusable, match=r"disk is full; what was recorded until then is left in .*\.r\.part"):
+    with pytest.raises(FileNotFoundError):
         recordings.write_frames(tmp_path / "r", broken(), CAMERA, POSE)
-    assert len(stamps(tmp_path / "r")) == 2
-    assert len(stamps(tmp_path / ".r.part" / "r")) == 3
+    assert contents(tmp_path) == {}
 
 
 def test_a_recording_without_messages_leaves_the_old_one_as_it_was(tmp_path):
