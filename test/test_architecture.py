@@ -44,6 +44,9 @@ CORE = {
     "hub",
     "network",
     "folds",
+    "sd2",
+    "counting",
+    "roofline",
     "ensemble",
     "multistep",
     "export",
@@ -54,6 +57,7 @@ CORE = {
 CONSTANT_CALLS = {"np.array", "np.repeat", "range", "re.compile", "logging.getLogger"}
 ALLOWED = {
     "config": set(),
+    "roofline": set(),
     "family": set(),
     "files": set(),
     "selfcheck": {"numpy", "cv2"},
