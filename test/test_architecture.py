@@ -47,6 +47,8 @@ CORE = {
     "sd2",
     "counting",
     "roofline",
+    "timing",
+    "comparison",
     "ensemble",
     "multistep",
     "export",
@@ -58,6 +60,7 @@ CONSTANT_CALLS = {"np.array", "np.repeat", "range", "re.compile", "logging.getLo
 ALLOWED = {
     "config": set(),
     "roofline": set(),
+    "timing": {"numpy"},
     "family": set(),
     "files": set(),
     "selfcheck": {"numpy", "cv2"},
