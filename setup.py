@@ -58,6 +58,7 @@ setup(
         "console_scripts": [
             f"depth_node = {NAME}.depth_node:main",
             f"benchmark = {NAME}.benchmark:main",
+            f"roofline = {NAME}.roofline:main",
             f"doctor = {NAME}.doctor:main",
             f"estimate = {NAME}.estimate:main",
             f"demo = {NAME}.demo:main",

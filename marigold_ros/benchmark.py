@@ -1,26 +1,23 @@
 """How fast the node is, stage by stage, on this machine: `ros2 run marigold_ros benchmark`.
 
 Every stage is timed by itself with the node's own functions; then the real node, in a process of its own, is timed from
-image stamp to publish over DDS. Where torch and diffusers are installed, diffusers' MarigoldDepthPipeline runs on the
-same weights and the same image in the same run. `--memory 10000` watches the node's memory instead.
+image stamp to publish over DDS. Where torch and diffusers are installed, the network's arithmetic is set against its
+time, part by part where the engine can tell, and diffusers' MarigoldDepthPipeline runs on the same weights and the same
+image in the same run. `--folds` measures what the folds save; `--memory 10000` watches the node's memory instead.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import importlib.util
 import json
 import os
 import platform
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,13 +26,27 @@ import numpy as np
 from rclpy.utilities import remove_ros_args
 from std_msgs.msg import Header
 
-from marigold_ros import messages
+from marigold_ros import comparison, messages
 from marigold_ros.anchors import find_anchors
 from marigold_ros.config import FitConfig, ModelConfig, RangeConfig, Unusable
 from marigold_ros.driver import Driver, cloud_message, driven_node
 from marigold_ros.estimator import load_estimator
+from marigold_ros.export import cache_folder
 from marigold_ros.geometry import Camera, Rectifier, backproject, pixel_rays, resize
 from marigold_ros.metric import MetricFit, apply_fit, fit_metric, from_space, to_space
+from marigold_ros.roofline import (
+    FP16,
+    PARTS,
+    Counts,
+    Device,
+    bound_ms,
+    device_named,
+    everything,
+    flop,
+    size_of,
+    subject,
+)
+from marigold_ros.timing import WARM_UP, Timing, alone, measure, timing
 
 SIZES = ((640, 480), (1280, 720))
 POINTS = 20_000
@@ -47,18 +58,9 @@ NODE_REST = "all but the network, publishing included (node)"
 ALL_PUBLISHED = "stamp to all outputs published (node, over DDS)"
 DEPTH_ARRIVED = "stamp to depth image alone (subscriber), sent first"
 _NEAR_M, _FAR_M = 2.0, 20.0
-_WARM_UP = 5
 _SETTLED_FRAMES = 200
-# Other guests of a shared machine slow the one or the other down for seconds.
-_ROUNDS = 5
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Milliseconds of one stage at one image size."""
-
-    p50_ms: float
-    p95_ms: float
+# Processes that load the network to see how long it takes.
+_LOADS = 3
 
 
 @dataclass(frozen=True)
@@ -68,24 +70,6 @@ class Scene:
     rgb: np.ndarray
     camera: Camera
     points: np.ndarray
-
-
-def timing(seconds: Sequence[float]) -> Timing:
-    """p50 and p95 of durations in seconds."""
-    p50, p95 = np.percentile(np.asarray(seconds) * 1e3, (50, 95))
-    return Timing(round(float(p50), 2), round(float(p95), 2))
-
-
-def measure(work: Callable[[], object], repeats: int) -> list[float]:
-    """Seconds of each of `repeats` calls, after some that do not count."""
-    for _ in range(min(_WARM_UP, repeats)):
-        work()
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - start)
-    return seconds
 
 
 def hardware() -> dict[str, str]:
@@ -204,8 +188,8 @@ def _log() -> Iterator[IO]:
 def measure_node(model: ModelConfig, scene: Scene, frames: int) -> dict[str, Timing]:
     """Stamp to all outputs published, and to the depth image in another process, of frames sent one by one."""
     with measured_node(model) as (driver, _):
-        _send_frames(driver, scene, _WARM_UP + frames)
-        arrivals = list(driver.arrivals_s.values())[_WARM_UP:]
+        _send_frames(driver, scene, WARM_UP + frames)
+        arrivals = list(driver.arrivals_s.values())[WARM_UP:]
         # The node's window is ten seconds long: its next message speaks of these frames.
         before = driver.facts
         driver.spin_until(lambda: driver.facts is not before, 3.0)
@@ -224,35 +208,6 @@ def measure_node(model: ModelConfig, scene: Scene, frames: int) -> dict[str, Tim
 def _send_frames(driver: Driver, scene: Scene, frames: int) -> None:
     for _ in range(frames):
         driver.ask(scene.rgb, scene.camera, scene.points)
-
-
-def measure_diffusers(model: ModelConfig, rgb: np.ndarray, repeats: int) -> Timing:
-    """diffusers' own pipeline on the same weights: one step from zero latents, at the same working size."""
-    import torch
-    from diffusers import MarigoldDepthPipeline
-    from diffusers.utils import logging
-    from PIL import Image
-    from safetensors.torch import load_file
-
-    from marigold_ros.checkpoints import PROMPT_FILE, PROMPT_KEY, describe, find_checkpoint
-
-    info = describe(find_checkpoint(model.checkpoint))
-    logging.disable_progress_bar()
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    pipe = MarigoldDepthPipeline.from_pretrained(info.folder, text_encoder=None, tokenizer=None)
-    pipe.empty_text_embedding = load_file(info.folder / PROMPT_FILE)[PROMPT_KEY].float()
-    pipe.set_progress_bar_config(disable=True)
-    factor = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
-    latents = torch.zeros(1, pipe.vae.config.latent_channels, info.height // factor, info.width // factor)
-    image = Image.fromarray(rgb)
-
-    def work() -> object:
-        return pipe(
-            image, num_inference_steps=1, ensemble_size=1, latents=latents, output_type="np",
-            processing_resolution=max(info.width, info.height),
-        )  # fmt: skip
-
-    return timing(measure(work, repeats))
 
 
 def watch_memory(model: ModelConfig, scene: Scene, frames: int) -> dict[str, float]:
@@ -294,7 +249,7 @@ def table(columns: Mapping[str, Mapping[str, Timing]], working_sizes: Mapping[st
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure what was asked for and print it; the same facts as a JSON-ready dictionary."""
-    model = ModelConfig(checkpoint=arguments.checkpoint, engine=arguments.engine, threads=arguments.threads)
+    model = chosen_model(arguments)
     facts: dict[str, Any] = {"hardware": hardware()}
     estimator = load_estimator(model)
     facts |= {"checkpoint": estimator.checkpoint, "engine": estimator.engine, "points": POINTS}
@@ -316,6 +271,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     columns: dict[str, dict[str, Timing]] = {}
     for scene in scenes:
         columns[_size(scene.camera.width, scene.camera.height)] = measure_stages(estimator, scene, arguments.frames)
+    rgb, size = scenes[0].rgb, estimator.working_size(*SIZES[0])
+    parts = {name: timing(seconds) for name, seconds in estimator.part_times(rgb, arguments.frames).items()}
     estimator.close()
     gc.collect()
     if not arguments.no_node:
@@ -323,62 +280,186 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             column.update(measure_node(model, scene, arguments.frames))
     print(table(columns, working), flush=True)
     facts["stages (ms)"] = {size: {k: asdict(t) for k, t in column.items()} for size, column in columns.items()}
-    facts |= _compare(model, scenes[0].rgb, arguments)
-    return facts
+    parts[NETWORK] = next(iter(columns.values()))[NETWORK]
+    facts |= _arithmetic(model, size, parts, "openvino" not in facts["engine"])
+    facts |= _first_depth(model, rgb)
+    if arguments.folds:
+        facts |= _folds(model, resize(rgb, *size), arguments)
+    return facts | _compare(model, rgb, arguments)
+
+
+def chosen_model(arguments: argparse.Namespace) -> ModelConfig:
+    """The settings of the network by the command line; raises `Unusable` for what cannot be used."""
+    width, height = arguments.size or (0, 0)
+    checkpoint, tiny_vae = arguments.checkpoint, arguments.tiny_vae
+    if arguments.random_sd2:
+        checkpoint, tiny_vae = _random_sd2(arguments.vae, tiny_vae)
+    return ModelConfig(
+        checkpoint=checkpoint,
+        engine=arguments.engine,
+        width=width,
+        height=height,
+        threads=arguments.threads,
+        vae=arguments.vae,
+        tiny_vae=tiny_vae,
+    )
+
+
+def _random_sd2(vae: str, tiny_vae: str) -> tuple[str, str]:
+    """A checkpoint and a tiny VAE of random weights and the published networks' size, kept in the cache."""
+    try:
+        from marigold_ros import sd2
+    except ImportError as error:
+        raise Unusable(f"{error.name} is not installed: --random-sd2 needs torch and diffusers") from error
+    cache = cache_folder("")
+    checkpoint = sd2.random_checkpoint(cache)
+    return str(checkpoint), tiny_vae if vae == "full" else str(sd2.random_tiny_vae(cache))
 
 
 def _size(width: int, height: int) -> str:
     return f"{width}x{height}"
 
 
+def _arithmetic(
+    model: ModelConfig, size: tuple[int, int], parts: Mapping[str, Timing], gpu_used: bool
+) -> dict[str, Any]:
+    """Print and return the network's arithmetic at a working size, and what its times make of it.
+
+    parts: times of what was timed, of the whole network at least.
+    """
+    try:
+        counts = subject(model.checkpoint, size, model.vae, model.tiny_vae).counts()
+    except Unusable as problem:
+        print(f"\narithmetic: not counted ({problem})")
+        return {}
+    gpu = comparison.cuda_name() if gpu_used else None
+    device = device_named(*gpu) if gpu else None
+    peak = "" if gpu is None else f", {gpu[0]}: unknown peak"
+    if device is not None:
+        peak = f", {device.name}: {device.fp16_tflops:g} TFLOP/s of dense float16"
+    print(f"\nnetwork at {_size(*size)}{peak}\n{parts_table(parts, counts, device)}", flush=True)
+    return {
+        "parts (ms)": {name: asdict(found) for name, found in parts.items()},
+        "GFLOP": {part: flop(counts[part]) / 1e9 for part in PARTS},
+    }
+
+
+def parts_table(parts: Mapping[str, Timing], counts: Counts, device: Device | None) -> str:
+    """Parts down; time, arithmetic, rate, and of a known device its share of the peak and the time's lower bound."""
+    head = f"{'part':<22}{'ms p50':>10}{'GFLOP':>10}{'TFLOP/s':>10}"
+    if device is not None:
+        head += f"{'of peak':>10}{'at least':>10}"
+    lines = [head, "-" * len(head)]
+    for name, operators in [*counts.items(), (NETWORK, everything(counts))]:
+        line = f"{name:<22}"
+        work = flop(operators)
+        if name not in parts:
+            lines.append(f"{line}{'':>10}{work / 1e9:>10.1f}")
+            continue
+        # A clock's tick is the least that can be told.
+        rate = work / max(parts[name].p50_ms, 0.01) / 1e9
+        line += f"{parts[name].p50_ms:>10.2f}{work / 1e9:>10.1f}{rate:>10.3f}"
+        if device is not None:
+            line += f"{rate / device.fp16_tflops:>10.1%}{bound_ms(operators, device, FP16):>10.2f}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _first_depth(model: ModelConfig, rgb: np.ndarray) -> dict[str, Any]:
+    """Print and return how long a fresh process takes from nothing loaded to the first answer."""
+    seconds = sorted(alone(comparison.first_depth_s, model, rgb) for _ in range(_LOADS))
+    median = seconds[len(seconds) // 2]
+    print(
+        f"\nload to first depth, in a fresh process: {median:.1f} s ({seconds[0]:.1f} to {seconds[-1]:.1f})", flush=True
+    )
+    return {"load to first depth (s)": [round(each, 2) for each in seconds]}
+
+
+def _folds(model: ModelConfig, rgb: np.ndarray, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Print and return what the folds save on OpenVINO: two exports that differ in nothing else, by turns.
+
+    rgb: at the working size.
+    """
+    model = replace(model, height=rgb.shape[0], width=rgb.shape[1])
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / f"{name}.onnx" for name in ("folded", "unfolded")]
+        for path in paths:
+            alone(comparison.export_as_it_is, model, path, path.stem == "folded")
+        pairs = [
+            [alone(comparison.measure_openvino, path, model.threads, rgb, arguments.frames).p50_ms for path in paths]
+            for _ in range(arguments.rounds)
+        ]
+    lean_ms, whole_ms, ratios = _by_turns(pairs)
+    print(
+        f"\nnetwork on OpenVINO at {_size(model.width, model.height)}, median of {len(pairs)} rounds: "
+        f"folded {lean_ms} ms, unfolded {whole_ms} ms; {ratios}",
+        flush=True,
+    )
+    return {"folded and unfolded (ms)": pairs}
+
+
 def _compare(model: ModelConfig, rgb: np.ndarray, arguments: argparse.Namespace) -> dict[str, Any]:
     """Print and return the comparison with diffusers, image in, relative depth out, at 640x480."""
     if arguments.no_diffusers:
         return {}
-    if not all(importlib.util.find_spec(name) for name in ("torch", "diffusers", "transformers")):
+    if not comparison.diffusers_installed():
         print("\ndiffusers: not compared, torch, diffusers and transformers are not all installed")
         return {}
-    pairs = []
-    for _ in range(_ROUNDS):
-        own = _alone(measure_estimator, model, rgb, arguments.frames)
-        theirs = _alone(measure_diffusers, model, rgb, max(3, arguments.frames // 5))
-        pairs.append((own.p50_ms, theirs.p50_ms))
-    ratios = sorted(round(theirs / own, 1) for own, theirs in pairs)
-    own_ms, their_ms = (round(float(np.median(times)), 1) for times in zip(*pairs, strict=True))
-    print(
-        f"\nimage to relative depth at 640x480, median of {_ROUNDS} rounds: marigold_ros {own_ms} ms, diffusers' "
-        f"MarigoldDepthPipeline {their_ms} ms; {ratios[_ROUNDS // 2]} times as fast ({ratios[0]} to {ratios[-1]})"
-    )
-    return {"marigold_ros and diffusers (ms)": pairs, "times as fast": ratios}
+    theirs = {"MarigoldDepthPipeline": False}
+    if comparison.cuda_name() is not None:
+        theirs["MarigoldDepthPipeline, tiny VAE and compiled U-Net"] = True
+    few = max(3, arguments.frames // 5)
+    rounds: dict[str, list[list[float]]] = {name: [] for name in theirs}
+    for _ in range(arguments.rounds):
+        own = alone(comparison.measure_estimator, model, rgb, arguments.frames).p50_ms
+        for name, recipe in theirs.items():
+            rounds[name].append([own, alone(comparison.measure_diffusers, model, rgb, few, recipe).p50_ms])
+    for name, pairs in rounds.items():
+        own_ms, their_ms, ratios = _by_turns(pairs)
+        print(
+            f"\nimage to relative depth at {_size(*SIZES[0])}, median of {len(pairs)} rounds: "
+            f"marigold_ros {own_ms} ms, diffusers' {name} {their_ms} ms; {ratios}"
+        )
+    return {"marigold_ros and diffusers (ms)": rounds}
 
 
-def measure_estimator(model: ModelConfig, rgb: np.ndarray, repeats: int) -> Timing:
-    """Image in, relative depth out."""
-    estimator = load_estimator(model)
-    return timing(measure(lambda: estimator(rgb), repeats))
+def _by_turns(pairs: Sequence[Sequence[float]]) -> tuple[float, float, str]:
+    """Medians of the first and second of pairs in milliseconds, and how much slower the second was, in words."""
+    ratios = sorted(round(second / first, 2) for first, second in pairs)
+    first_ms, second_ms = (round(float(np.median(times)), 1) for times in zip(*pairs, strict=True))
+    return first_ms, second_ms, f"{ratios[len(ratios) // 2]} times as fast ({ratios[0]} to {ratios[-1]})"
 
 
-def _alone(measurement: Callable[..., Timing], *arguments: object) -> Timing:
-    """Run a measurement in a process of its own: threads and memory of one library slow the other down."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(measurement, *arguments).result()
+def _choices(name: str) -> tuple[str, ...]:
+    """What a setting of the model may be."""
+    return next(field.metadata["choices"] for field in fields(ModelConfig) if field.name == name)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, and write JSON where asked to."""
     parser = argparse.ArgumentParser(prog="benchmark", description=__doc__.split("\n")[0])
-    parser.add_argument("--checkpoint", default="nano", help="another checkpoint (default nano)")
-    parser.add_argument("--engine", default="auto", help="auto, openvino or torch")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--checkpoint", default="nano", help="another checkpoint (default nano)")
+    which.add_argument(
+        "--random-sd2", action="store_true", help="the published networks' size with random weights: for speed alone"
+    )
+    parser.add_argument("--engine", default="auto", choices=_choices("engine"), help="as model.engine (default auto)")
+    parser.add_argument("--size", type=size_of, metavar="WxH", help="working size (default: the checkpoint's own)")
+    parser.add_argument("--vae", default="full", choices=_choices("vae"), help="as model.vae (default full)")
+    parser.add_argument("--tiny-vae", default=ModelConfig.tiny_vae, help="as model.tiny_vae")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of the network; 0 leaves it to the engine")
     parser.add_argument("--frames", type=int, default=50, help="repetitions of every measurement (default 50)")
+    # Other guests of a shared machine slow the one or the other down for seconds.
+    parser.add_argument("--rounds", type=int, default=5, help="turns of a comparison (default 5)")
     parser.add_argument("--memory", type=int, default=0, metavar="N", help="watch the node's memory over N frames")
+    parser.add_argument("--folds", action="store_true", help="also measure what the folds save, on OpenVINO")
     parser.add_argument("--no-node", action="store_true", help="do not start the node")
     parser.add_argument("--no-diffusers", action="store_true", help="do not compare with diffusers")
     parser.add_argument("--json", type=Path, default=None, help="write the numbers here as well")
     argv = sys.argv[1:] if argv is None else list(argv)
     arguments = parser.parse_args(remove_ros_args(["", *argv])[1:])
-    if arguments.frames < 2 or arguments.memory < 0:
-        parser.error("--frames must be at least 2, --memory not negative")
+    if arguments.frames < 2 or arguments.rounds < 1 or arguments.memory < 0:
+        parser.error("--frames must be at least 2, --rounds at least 1, --memory not negative")
     try:
         facts = run(arguments)
     except Unusable as problem:

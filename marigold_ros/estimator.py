@@ -92,6 +92,13 @@ class Estimator:
         scale = (self.width * self.height / (width * height)) ** 0.5
         return _rounded(width * scale, self._multiple), _rounded(height * scale, self._multiple)
 
+    def part_times(self, rgb: np.ndarray, repeats: int) -> dict[str, list[float]]:
+        """Seconds of `repeats` runs of each of the network's parts on `rgb`; {} where the engine cannot tell them."""
+        part_times = getattr(self._engine, "part_times", None)
+        if part_times is None:
+            return {}
+        return part_times(resize(rgb, *self.working_size(rgb.shape[1], rgb.shape[0])), repeats)
+
     def close(self) -> None:
         """Free the engine; the estimator cannot be called afterwards."""
         self._engine.close()

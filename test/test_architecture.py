@@ -44,6 +44,11 @@ CORE = {
     "hub",
     "network",
     "folds",
+    "sd2",
+    "counting",
+    "roofline",
+    "timing",
+    "comparison",
     "ensemble",
     "multistep",
     "export",
@@ -58,6 +63,8 @@ CORE = {
 CONSTANT_CALLS = {"np.array", "np.repeat", "range", "re.compile", "logging.getLogger"}
 ALLOWED = {
     "config": set(),
+    "roofline": set(),
+    "timing": {"numpy"},
     "family": set(),
     "files": set(),
     "parts": set(),

@@ -19,7 +19,18 @@ from marigold_ros.places import shared
 from marigold_ros.processes import free_domain, private_environment
 
 PROJECT = Path(__file__).resolve().parent.parent
-PROGRAMS = ("depth_node", "benchmark", "demo", "player", "recorder", "kitti", "export", "estimate", "doctor")
+PROGRAMS = (
+    "depth_node",
+    "benchmark",
+    "roofline",
+    "demo",
+    "player",
+    "recorder",
+    "kitti",
+    "export",
+    "estimate",
+    "doctor",
+)
 SHARED = (
     "package.xml",
     "launch/depth.launch.py",
