@@ -98,6 +98,13 @@ class ModelConfig:
     tiny_vae: str = setting(
         "madebyollin/taesd", "The tiny VAE: a folder or a downloaded hub id; used unless vae is 'full'.", read_only=True
     )
+    confidence: str = setting(
+        "none",
+        "What topic confidence rests on: 'none' (no topic), or the disagreement with a second pass over the mirrored "
+        "image, at the working size ('mirror') or at half of it ('mirror_half', cheaper).",
+        choices=("none", "mirror", "mirror_half"),
+        read_only=True,
+    )
     cache_dir: str = setting(
         "", "Folder for exported networks; '' means ~/.cache/marigold_ros (or $XDG_CACHE_HOME).", read_only=True
     )

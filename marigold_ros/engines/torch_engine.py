@@ -12,6 +12,8 @@ from marigold_ros.folds import folded
 class TorchEngine:
     """Runs the checkpoint `info` with torch: float32 on the CPU, half precision on a CUDA GPU when there is one."""
 
+    any_size = True
+
     def __init__(self, info: CheckpointInfo, threads: int = 0) -> None:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         if threads:
