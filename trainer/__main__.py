@@ -103,6 +103,7 @@ def _add_confidence(commands: argparse._SubParsersAction) -> None:
     sub.add_argument("--limit", type=int, help="only so many held-out scenes")
     sub.add_argument("--json", type=Path, help="also write the numbers here")
     sub.add_argument("--figure", type=Path, help="also write a PNG of the sparsification curves")
+    sub.add_argument("--cost", type=int, default=0, metavar="ROUNDS", help="measure only what confidence costs in time")
 
 
 def _recipe(arguments: argparse.Namespace) -> Recipe:
@@ -179,9 +180,14 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 def _confidence(arguments: argparse.Namespace) -> int:
     from marigold_ros.checkpoints import describe, find_checkpoint
-    from trainer.confidence import as_json, figure, study, table
+    from trainer.confidence import as_json, costs, figure, study, table
     from trainer.evaluate import real_frames
 
+    if arguments.cost:
+        for method, ratios in costs(arguments.checkpoint, arguments.engine, arguments.cost).items():
+            middle, last = ratios[len(ratios) // 2], ratios[-1]
+            print(f"{method}: {middle:.2f} times as long as an answer alone ({ratios[0]:.2f} to {last:.2f})")
+        return 0
     folder = find_checkpoint(arguments.checkpoint)
     frames = list(real_frames(arguments.data))
     if not frames:

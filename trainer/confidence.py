@@ -8,6 +8,7 @@ the fit that `evaluate` calls 'best'.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,9 @@ import torch
 from tqdm import tqdm
 
 from marigold_ros.checkpoints import CheckpointInfo, describe, load_network
-from marigold_ros.config import Unusable
-from marigold_ros.disagreement import aligned_to, disagreement
-from marigold_ros.estimator import Engine, Estimator
+from marigold_ros.config import ModelConfig, Unusable
+from marigold_ros.disagreement import SECOND_PASS, aligned_to, disagreement
+from marigold_ros.estimator import Engine, Estimator, load_estimator
 from marigold_ros.export import cache_folder, onnx_file
 from marigold_ros.metric import log_slope, to_space
 from marigold_ros.network import normalised
@@ -218,6 +219,32 @@ def absolute_ause(frames: list[FrameCurves], measure: str, candidate: str) -> fl
 def _names(results: dict[str, list[FrameCurves]]) -> list[str]:
     first = next(iter(results.values()))[0]
     return [name for name in first.curves["AbsRel"] if name not in ("constant", "oracle")]
+
+
+def costs(checkpoint: str, engine: str, rounds: int, size: tuple[int, int] = (640, 480)) -> dict[str, list[float]]:
+    """How many times as long an answer takes with its disagreement, by model.confidence: one ratio for each round.
+
+    `size` is the image's width and height. The two take turns, so that a busy machine slows both.
+    """
+    rgb = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), np.uint8)
+    found = {}
+    for method in SECOND_PASS:
+        estimator = load_estimator(ModelConfig(checkpoint=checkpoint, engine=engine, confidence=method))
+        estimator.with_disagreement(rgb)  # compiles for the image's shape
+        seconds = [(_seconds(estimator, rgb), _seconds(estimator.with_disagreement, rgb)) for _ in range(rounds)]
+        found[method] = sorted(both / one for one, both in seconds)
+        estimator.close()
+    return found
+
+
+def _seconds(work: Callable[[np.ndarray], object], rgb: np.ndarray) -> float:
+    """The best of three: what else the machine does only ever adds."""
+    taken = []
+    for _ in range(3):
+        start = time.perf_counter()
+        work(rgb)
+        taken.append(time.perf_counter() - start)
+    return min(taken)
 
 
 def table(results: dict[str, list[FrameCurves]]) -> str:
