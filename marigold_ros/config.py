@@ -12,6 +12,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+# Working sizes are multiples of this many pixels.
+SIZE_STEP_PX = 32
+
 
 class Unusable(ValueError):
     """A setting, checkpoint or message that cannot be used; the text names it, its value and the way out."""
@@ -104,6 +107,13 @@ class ModelConfig:
     tiny_vae: str = setting(
         "madebyollin/taesd", "The tiny VAE: a folder or a downloaded hub id; used unless vae is 'full'.", read_only=True
     )
+    confidence: str = setting(
+        "none",
+        "What topic confidence rests on: 'none' (no topic), or the disagreement with a second pass over the mirrored "
+        "image, at the working size ('mirror') or at half of it ('mirror_half', cheaper).",
+        choices=("none", "mirror", "mirror_half"),
+        read_only=True,
+    )
     cache_dir: str = setting(
         "", "Folder for exported networks; '' means ~/.cache/marigold_ros (or $XDG_CACHE_HOME).", read_only=True
     )
@@ -112,9 +122,9 @@ class ModelConfig:
         check(self)
         for name in ("width", "height"):
             size = getattr(self, name)
-            if size % 32:
-                nearest = max(32, round(size / 32) * 32)
-                raise Unusable(f"model.{name}={size}: must be a multiple of 32 (nearest: {nearest})")
+            if size % SIZE_STEP_PX:
+                nearest = max(1, round(size / SIZE_STEP_PX)) * SIZE_STEP_PX
+                raise Unusable(f"model.{name}={size}: must be a multiple of {SIZE_STEP_PX} (nearest: {nearest})")
         if (self.width == 0) != (self.height == 0):
             raise Unusable(
                 f"model.width={self.width}, model.height={self.height}: give both, or 0 for both to let the "

@@ -26,7 +26,7 @@ from marigold_ros.checkpoints import (
     require_single_step,
     with_tiny_vae,
 )
-from marigold_ros.config import Unusable
+from marigold_ros.config import SIZE_STEP_PX, Unusable
 from marigold_ros.family import NORMALS
 from marigold_ros.folds import folded
 from marigold_ros.network import SingleStepNetwork, depth_head, normals_head
@@ -52,13 +52,13 @@ class Subject:
 def subject(checkpoint: str, size: tuple[int, int] | None, vae: str, tiny_vae: str) -> Subject:
     """The checkpoint at `size`, or its own; 'sd2' needs no files. Raises `Unusable` for what is not there or no fit."""
     if checkpoint == _SD2:
-        found, multiple = Subject(_SD2, sd2.WIDTH, sd2.HEIGHT, lambda: sd2_network(vae)), sd2.MULTIPLE
+        found = Subject(_SD2, sd2.WIDTH, sd2.HEIGHT, lambda: sd2_network(vae))
     else:
         info = with_tiny_vae(describe(find_checkpoint(checkpoint)), vae, tiny_vae)
-        found, multiple = Subject(info.name, info.width, info.height, lambda: meta_network(info)), info.multiple
+        found = Subject(info.name, info.width, info.height, lambda: meta_network(info))
     width, height = size or (found.width, found.height)
-    if width % multiple or height % multiple:
-        raise Unusable(f"size {width}x{height}: checkpoint {found.name!r} needs multiples of {multiple}")
+    if width % SIZE_STEP_PX or height % SIZE_STEP_PX:
+        raise Unusable(f"size {width}x{height}: must be multiples of {SIZE_STEP_PX} pixels")
     return replace(found, width=width, height=height)
 
 

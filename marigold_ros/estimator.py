@@ -12,6 +12,7 @@ import numpy as np
 
 from marigold_ros.checkpoints import CheckpointInfo, describe, find_checkpoint, require_single_step, with_tiny_vae
 from marigold_ros.config import ModelConfig, Unusable
+from marigold_ros.disagreement import SECOND_PASS, disagreement
 from marigold_ros.export import TENSORRT_PACKAGES, cache_folder, onnx_file, ready_file
 from marigold_ros.family import DEPTH, NORMALS
 from marigold_ros.geometry import resize
@@ -63,6 +64,8 @@ class Estimator:
         self._multiple = info.multiple
         self._fixed = fixed
         self._engine = engine
+        # What makes the second, mirrored pass: this estimator itself, another one, or none.
+        self._second: Estimator | None = None
         # The first call compiles: pay for it here, so that an estimator that exists answers at once.
         self(np.zeros((height, width, 3), np.uint8))
 
@@ -76,13 +79,36 @@ class Estimator:
 
         Raises `Unusable` for anything that is not an RGB image of bytes.
         """
+        return _at_size_of(rgb, self._answer(rgb))
+
+    def with_disagreement(self, rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(H, W, 3) uint8 -> (H, W) float32 relative depth, exactly that of a call, and (H, W) float32 disagreement.
+
+        The disagreement with a second pass over the mirrored image is >= 0 and in units of relative depth; the larger,
+        the less sure. Raises `Unusable` where model.confidence asks for none, and as a call does.
+        """
+        if self._second is None:
+            raise Unusable("model.confidence='none': there is no disagreement; set it to 'mirror' or 'mirror_half'")
+        first = self._answer(rgb).copy()  # the second pass may overwrite it
+        second = resize(self._second._answer(rgb, mirrored=True), first.shape[1], first.shape[0])
+        return _at_size_of(rgb, first), _at_size_of(rgb, disagreement(first, second))
+
+    def use_second_pass(self, estimator: Estimator) -> None:
+        """Let `estimator`, this one or another of the same network, make the second pass of `with_disagreement`.
+
+        It is closed with this one.
+        """
+        self._second = estimator
+
+    def _answer(self, rgb: np.ndarray, mirrored: bool = False) -> np.ndarray:
+        """The engine's answer at the working size, overwritten by the next; `mirrored`: to the mirrored image."""
         if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8 or 0 in rgb.shape:
             raise Unusable(f"image of shape {rgb.shape} and type {rgb.dtype}: must be (H, W, 3) uint8")
         rows, columns = rgb.shape[:2]
         small = resize(rgb, *self.working_size(columns, rows))
-        answer = self._engine(np.ascontiguousarray(small))
-        full = resize(answer, columns, rows)
-        return full.copy() if full is answer else full
+        if not mirrored:
+            return self._engine(np.ascontiguousarray(small))
+        return np.ascontiguousarray(self._engine(np.ascontiguousarray(small[:, ::-1]))[:, ::-1])
 
     def working_size(self, width: int, height: int) -> tuple[int, int]:
         """Width and height at which the network sees an image of `width` x `height` pixels."""
@@ -101,6 +127,8 @@ class Estimator:
 
     def close(self) -> None:
         """Free the engine; the estimator cannot be called afterwards."""
+        if self._second is not None and self._second._engine is not self._engine:
+            self._second.close()
         self._engine.close()
 
 
@@ -116,6 +144,12 @@ class NormalsEstimator(Estimator):
 
 
 _Kind = TypeVar("_Kind", bound=Estimator)
+
+
+def _at_size_of(rgb: np.ndarray, answer: np.ndarray) -> np.ndarray:
+    """`answer` resized to the image's size; never the array that was given."""
+    full = resize(answer, rgb.shape[1], rgb.shape[0])
+    return full.copy() if full is answer else full
 
 
 def _rounded(pixels: float, multiple: int) -> int:
@@ -134,6 +168,8 @@ def load_estimator(config: ModelConfig, export: bool = True) -> Estimator:
 
 def load_normals_estimator(config: ModelConfig, export: bool = True) -> NormalsEstimator:
     """A ready estimator of surface normals, as `load_estimator`."""
+    if config.confidence != "none":
+        raise Unusable(f"model.confidence={config.confidence!r}: is of depth only; set it to 'none' for normals")
     return _load(config, NORMALS, NormalsEstimator, export)
 
 
@@ -142,12 +178,18 @@ def _load(config: ModelConfig, task: str, kind: type[_Kind], export: bool) -> _K
     require_single_step(info, task)
     info = with_tiny_vae(info, config.vae, config.tiny_vae)
     width, height = config.width or info.width, config.height or info.height
-    if width % info.multiple or height % info.multiple:
-        raise Unusable(
-            f"model.width={width}, model.height={height}: checkpoint {info.name!r} needs multiples of {info.multiple}"
-        )
     engine, check = _open_engine(info, config, export, (width, height))
-    return kind(info, engine, check, width, height, fixed=bool(config.width) or not engine.any_size)
+    estimator = kind(info, engine, check, width, height, fixed=bool(config.width) or not engine.any_size)
+    part = SECOND_PASS.get(config.confidence)
+    if part == 1.0:
+        estimator.use_second_pass(estimator)
+    elif part is not None:
+        # An engine of its own: one that changes its size with every call would compile anew each time.
+        width, height = (_rounded(part * side, info.multiple) for side in (width, height))
+        engine, _ = _open_engine(info, config, export, (width, height))
+        fixed = bool(config.width) or not engine.any_size
+        estimator.use_second_pass(Estimator(info, engine, "", width, height, fixed))
+    return estimator
 
 
 def _open_engine(info: CheckpointInfo, config: ModelConfig, export: bool, size: tuple[int, int]) -> tuple[Engine, str]:
@@ -163,7 +205,7 @@ def _open_engine(info: CheckpointInfo, config: ModelConfig, export: bool, size: 
             if name == "tensorrt":
                 return _open_tensorrt(info, config, size)
             if name == "openvino":
-                return _open_openvino(info, config, export)
+                return _open_openvino(info, config, export, size)
             from marigold_ros.engines.torch_engine import TorchEngine
 
             return TorchEngine(info, config.threads), ""
@@ -208,7 +250,15 @@ def _open_tensorrt(info: CheckpointInfo, config: ModelConfig, size: tuple[int, i
     return engine, f"; {found}"
 
 
-def _open_openvino(info: CheckpointInfo, config: ModelConfig, export: bool) -> tuple[Engine, str]:
+def _open_openvino(
+    info: CheckpointInfo, config: ModelConfig, export: bool, size: tuple[int, int]
+) -> tuple[Engine, str]:
+    if any(side % info.multiple for side in size):
+        nearest = "x".join(str(_rounded(side, info.multiple)) for side in size)
+        raise Unusable(
+            f"model.width={size[0]}, model.height={size[1]}: with OpenVINO checkpoint {info.name!r} needs multiples of "
+            f"{info.multiple}; the nearest is {nearest}"
+        )
     cache = cache_folder(config.cache_dir)
     path = onnx_file(info, cache) if export else ready_file(info, cache)
     if path is None:

@@ -21,10 +21,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from marigold_ros.checkpoints import CheckpointInfo, describe, find_checkpoint, with_tiny_vae
-from marigold_ros.config import ModelConfig, Unusable
+from marigold_ros.config import SIZE_STEP_PX, ModelConfig, Unusable
 from marigold_ros.files import locked, sha256_of, written_beside
 from marigold_ros.onnx_export import export_onnx, export_parts
 from marigold_ros.parts import PARTS, Parts, parts_folder, read_parts, ready_parts
+from marigold_ros.roofline import size_of
 from marigold_ros.selfcheck import kept_verdict, reference_of
 
 # What TensorRT needs: the modules, and the packages that they come in.
@@ -133,7 +134,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint", default="nano", help="'nano', a folder, or a hub id (downloaded)")
     parser.add_argument("--engine", default="openvino", choices=("openvino", "tensorrt"), help="for which engine")
     parser.add_argument(
-        "--size", metavar="WxH", help="tensorrt: the working size in pixels (default: the checkpoint's own)"
+        "--size",
+        type=size_of,
+        metavar="WxH",
+        help="tensorrt: the working size in pixels (default: the checkpoint's own)",
     )
     parser.add_argument("--vae", default="full", choices=model["vae"].metadata["choices"], help="as model.vae")
     parser.add_argument("--tiny-vae", default=model["tiny_vae"].default, help="a folder, or a hub id (downloaded)")
@@ -195,7 +199,8 @@ def _check_openvino(path: Path, cache: Path) -> int:
 
 
 def _run_tensorrt(info: CheckpointInfo, arguments: argparse.Namespace, cache: Path) -> int:
-    width, height = _size(arguments.size, info)
+    width, height = arguments.size or (info.width, info.height)
+    _check_size(width, height)
     if not arguments.onnx_only:
         for module, package in TENSORRT_PACKAGES.items():
             if importlib.util.find_spec(module) is None:
@@ -248,20 +253,10 @@ def _build_tensorrt(parts: Parts, arguments: argparse.Namespace, cache: Path) ->
     return 0
 
 
-def _size(text: str | None, info: CheckpointInfo) -> tuple[int, int]:
-    """Width and height of '640x480', or the checkpoint's own."""
-    if text is None:
-        return info.width, info.height
-    sizes = text.lower().split("x")
-    if len(sizes) != 2 or not all(size.isdigit() and 0 < int(size) <= 4096 for size in sizes):
-        raise Unusable(f"--size {text}: must be width x height in pixels, such as 640x480")
-    width, height = map(int, sizes)
-    if width % info.multiple or height % info.multiple:
-        nearest = "x".join(str(max(1, round(size / info.multiple)) * info.multiple) for size in (width, height))
-        raise Unusable(
-            f"--size {text}: checkpoint {info.name!r} needs multiples of {info.multiple}; the nearest is {nearest}"
-        )
-    return width, height
+def _check_size(width: int, height: int) -> None:
+    if width % SIZE_STEP_PX or height % SIZE_STEP_PX:
+        nearest = "x".join(str(max(1, round(size / SIZE_STEP_PX)) * SIZE_STEP_PX) for size in (width, height))
+        raise Unusable(f"--size {width}x{height}: must be multiples of {SIZE_STEP_PX} pixels; the nearest is {nearest}")
 
 
 if __name__ == "__main__":

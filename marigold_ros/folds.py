@@ -170,11 +170,12 @@ class UpsamplingConvolution(nn.Module):
         self.conv = nn.ConvTranspose2d(conv.in_channels, conv.out_channels, 4, stride=2, padding=1).to(conv.weight)
         self.conv.requires_grad_(False)
         _set(self.conv, kernel, conv.bias)
+        self.unfolded = block
 
     def forward(self, x: Tensor, output_size: tuple[int, int] | None = None) -> Tensor:
-        """(N, C, h, w) to (N, C', 2 h, 2 w)."""
-        if output_size is not None:
-            raise Unusable(f"up-sampling to {tuple(output_size)}: only doubling is folded")
+        """(N, C, h, w) to (N, C', 2 h, 2 w), or to another size: of maps that had an odd number of pixels before."""
+        if output_size is not None and tuple(output_size) != (2 * x.shape[2], 2 * x.shape[3]):
+            return self.unfolded(x, output_size)
         return self.conv(x)
 
 

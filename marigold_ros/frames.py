@@ -96,7 +96,13 @@ class FrameProcessor:
             return
         decoded = time.perf_counter()
         frame = self._pipeline(
-            rgb, camera, image_ns, partial(self._find_scan, message, config), config, metric=wanted.metric
+            rgb,
+            camera,
+            image_ns,
+            partial(self._find_scan, message, config),
+            config,
+            metric=wanted.metric,
+            confidence=wanted.confidence,
         )
         if wanted.anything:
             self._publish(frame, message, image_ns, wanted, config, decode_s=decoded - start)

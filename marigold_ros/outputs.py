@@ -57,6 +57,7 @@ class Wanted:
     depth: bool
     points: bool
     visual: bool
+    confidence: bool = False
 
     @property
     def metric(self) -> bool:
@@ -66,13 +67,16 @@ class Wanted:
     @property
     def anything(self) -> bool:
         """Whether there is anything to do at all."""
-        return self.relative or self.metric
+        return self.relative or self.confidence or self.metric
 
 
 class Outputs:
-    """Publishes what is listened to, in the form that the settings ask for, under the image's own header."""
+    """Publishes what is listened to, in the form that the settings ask for, under the image's own header.
 
-    def __init__(self, node: LifecycleNode, settings: OutputConfig) -> None:
+    The topic of the confidence is there only with `confidence`: nobody shall wait for what will never come.
+    """
+
+    def __init__(self, node: LifecycleNode, settings: OutputConfig, confidence: bool = False) -> None:
         self._node = node
         self._profile = settings.reliability
         self._cloud: messages.CloudWriter | None = None
@@ -89,6 +93,7 @@ class Outputs:
             self._points = self._publisher(PointCloud2, "points")
             self._relative = self._publisher(Image, "relative_depth")
             self._visual = self._publisher(Image, "depth/visual")
+            self._confidence = self._publisher(Image, "confidence") if confidence else None
         except Unusable:
             self.close()
             raise
@@ -100,6 +105,7 @@ class Outputs:
             depth=self._depth.get_subscription_count() > 0,
             points=self._points.get_subscription_count() > 0,
             visual=self._visual.get_subscription_count() > 0,
+            confidence=self._confidence is not None and self._confidence.get_subscription_count() > 0,
         )
 
     def publish(self, frame: FrameDepth, header: Header, wanted: Wanted, settings: OutputConfig) -> bool:
@@ -116,7 +122,9 @@ class Outputs:
                 self._visual.publish(messages.colour_image(picture, "bgr8", header))
         if wanted.relative:
             self._relative.publish(messages.float_image(frame.relative, header))
-        return wanted.relative or frame.depth_m is not None
+        if wanted.confidence:
+            self._confidence.publish(messages.float_image(frame.confidence, header))
+        return wanted.relative or wanted.confidence or frame.depth_m is not None
 
     def close(self) -> None:
         """Remove the topics."""

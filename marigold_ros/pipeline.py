@@ -16,6 +16,7 @@ import numpy as np
 
 from marigold_ros.anchors import Anchors, find_anchors
 from marigold_ros.config import Config, Unusable
+from marigold_ros.disagreement import confidence_of
 from marigold_ros.geometry import Camera, Rectifier, rectifier
 from marigold_ros.metric import FitHolder, MetricFit, Refusal, apply_fit, fit_metric
 
@@ -27,6 +28,9 @@ class Estimator(Protocol):
 
     def __call__(self, rgb: np.ndarray) -> np.ndarray:
         """(H, W, 3) uint8 -> (H, W) float32, increasing with distance, affine in `space`."""
+
+    def with_disagreement(self, rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As a call, and (H, W) float32 >= 0 in units of relative depth, larger is less sure."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,8 @@ class FrameDepth:
     """The answer to one image.
 
     `rgb` and `camera` are those of the rectified image, pixel on pixel with `relative` and `depth_m`, (H, W) float32.
-    `depth_m` is None without a fit; `problem` then, and while an old fit is held, says why there is no new one.
+    `confidence`, (H, W) float32 in [0, 1], is None unless it was asked for. `depth_m` is None without a fit; `problem`
+    then, and while an old fit is held, says why there is no new one.
     """
 
     rgb: np.ndarray
@@ -54,6 +59,7 @@ class FrameDepth:
     anchors: Anchors | None = None
     problem: str | None = None
     stage_s: dict[str, float] = field(default_factory=dict)
+    confidence: np.ndarray | None = None
 
 
 class Pipeline:
@@ -74,19 +80,21 @@ class Pipeline:
         config: Config,
         *,
         metric: bool = True,
+        confidence: bool = False,
     ) -> FrameDepth:
         """Depth of one (H, W, 3) uint8 image.
 
         `find_scan` is called after the network, so that a scan that arrives meanwhile still counts; it raises
         `Unusable` where there is none. Without `metric` only the relative depth is computed.
+        `confidence` asks for that of model.confidence, too.
         """
         stage_s: dict[str, float] = {}
         with _timed(stage_s, "rectify"):
             rgb, camera = self._rectified(rgb, camera)
         with _timed(stage_s, "network"):
-            relative = self._estimator(rgb)
+            relative, sure = self._look(rgb, config.model.confidence if confidence else "none")
         if not metric:
-            return FrameDepth(rgb, camera, relative, stage_s=stage_s)
+            return FrameDepth(rgb, camera, relative, stage_s=stage_s, confidence=sure)
         with _timed(stage_s, "anchors"):
             anchors, problem = self._anchors(find_scan, camera, config)
         with _timed(stage_s, "fit"):
@@ -99,7 +107,18 @@ class Pipeline:
             depth_m = None if fit is None else apply_fit(fit, relative, config.fit.max_depth_m)
             if depth_m is not None and self._unseen is not None:
                 depth_m[self._unseen] = np.nan
-        return FrameDepth(rgb, camera, relative, depth_m, fit, self._fits.age_s(), anchors, problem, stage_s)
+        age_s = self._fits.age_s()
+        return FrameDepth(rgb, camera, relative, depth_m, fit, age_s, anchors, problem, stage_s, sure)
+
+    def _look(self, rgb: np.ndarray, method: str) -> tuple[np.ndarray, np.ndarray | None]:
+        """Relative depth and, unless `method` is 'none', its confidence: 0 where the lens did not see."""
+        if method == "none":
+            return self._estimator(rgb), None
+        relative, disagreement = self._estimator.with_disagreement(rgb)
+        confidence = confidence_of(disagreement, method)
+        if self._unseen is not None:
+            confidence[self._unseen] = 0.0
+        return relative, confidence
 
     def _rectified(self, rgb: np.ndarray, camera: Camera) -> tuple[np.ndarray, Camera]:
         """The image without lens distortion, and its camera."""

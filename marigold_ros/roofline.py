@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from marigold_ros.config import Unusable
+from marigold_ros.parts import PARTS
 
 if TYPE_CHECKING:
     from marigold_ros.counting import Subject
 
-PARTS = ("encode", "step", "decode")
 KINDS = ("convolution", "linear", "attention")
 NORM = "normalisation"
 FP16, INT8 = "fp16", "int8"

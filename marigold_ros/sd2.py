@@ -6,10 +6,7 @@ Without weights it can be counted (`roofline`); with random ones it can be timed
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from marigold_ros.checkpoints import OWN_FILE, PROMPT_FILE, PROMPT_KEY
-from marigold_ros.config import Unusable
+from marigold_ros.files import folder_written_beside, locked
 
 # As in the config.json files of the published checkpoints; what is not here is diffusers' default.
 UNET: Mapping[str, Any] = {
@@ -55,7 +52,7 @@ SCHEDULER: Mapping[str, Any] = {
 }
 # Marigold's empty prompt: its start and its end.
 PROMPT_TOKENS = 2
-WIDTH, HEIGHT, MULTIPLE = 768, 576, 64
+WIDTH, HEIGHT = 768, 576
 NAME = "random-sd2-e2e"
 
 
@@ -86,23 +83,12 @@ def random_tiny_vae(parent: Path, **config: Any) -> Path:
     return _written_once(parent / f"{NAME}-tiny", lambda folder: _write_tiny(folder, config))
 
 
-def _written_once(folder: Path, write: Any) -> Path:
+def _written_once(folder: Path, write: Callable[[Path], None]) -> Path:
     """`folder`, which appears whole or not at all."""
-    if folder.is_dir():
-        return folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=folder.name, suffix=".part", dir=folder.parent))
-        try:
-            write(beside)
-            os.chmod(beside, 0o755)
-            beside.replace(folder)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
-    except OSError as error:
-        raise Unusable(
-            f"folder {folder}: cannot be written ({error.strerror or error}); set XDG_CACHE_HOME to one that can"
-        ) from error
+    with locked(folder):
+        if not folder.is_dir():
+            with folder_written_beside(folder) as beside:
+                write(beside)
     return folder
 
 

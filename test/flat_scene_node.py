@@ -35,6 +35,11 @@ class FlatScene:
         time.sleep(self.seconds)
         return relative_depth(rgb.shape[1], rgb.shape[0])
 
+    def with_disagreement(self, rgb):
+        """The farther, the less sure."""
+        print("comparing", file=sys.stderr, flush=True)
+        return self(rgb), 0.1 * relative_depth(rgb.shape[1], rgb.shape[0])
+
     def close(self):
         print("closed", file=sys.stderr, flush=True)
 

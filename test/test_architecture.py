@@ -37,6 +37,7 @@ CORE = {
     "geometry",
     "anchors",
     "metric",
+    "disagreement",
     "files",
     "family",
     "checkpoints",
@@ -74,6 +75,7 @@ ALLOWED = {
     "geometry": {"numpy", "cv2"},
     "anchors": {"numpy"},
     "metric": {"numpy"},
+    "disagreement": {"numpy"},
     "pipeline": {"numpy"},
     "visual": {"numpy", "cv2"},
 }

@@ -20,6 +20,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan, Point
 from flat_scene_node import FAR_M, NEAR_M, depth_m, relative_depth
 from marigold_ros.checkpoints import describe
 from marigold_ros.config import Unusable
+from marigold_ros.disagreement import TYPICAL
 from marigold_ros.export import cached_file, onnx_file
 from marigold_ros.selfcheck import reference_of
 from ros_harness import (
@@ -46,7 +47,7 @@ PREFIX = "/robot/"
 def node(start_node):
     """A node with the default extrinsic: tf2, which a stand-in plays since tf2_ros is not on PyPI."""
     return start_node(
-        parameters={"fit.min_anchors": 10, "node.diagnostics_period_s": 0.1},
+        parameters={"fit.min_anchors": 10, "node.diagnostics_period_s": 0.1, "model.confidence": "mirror"},
         arguments=["-r", "__ns:=/robot"],
         environment={"PYTHONPATH": str(TEST / "fake_tf2")},
     )
@@ -120,6 +121,16 @@ def test_the_visual_is_made_while_somebody_looks(listening):
     picture = listening.frame_answered(PREFIX + "depth/visual", PREFIX)
     assert (picture.encoding, picture.width, picture.height) == ("bgr8", WIDTH, HEIGHT)
     listening.ignore(PREFIX + "depth/visual")
+
+
+def test_confidence_has_a_topic_of_its_own_while_somebody_listens(listening, node):
+    assert "comparing" not in node.log
+    listening.listen(**{f"{PREFIX}confidence".replace("/", "__"): Image})
+    confidence = listening.frame_answered(PREFIX + "confidence", PREFIX)
+    assert (confidence.encoding, confidence.header.frame_id) == ("32FC1", "camera")
+    far = 0.1 / TYPICAL["mirror"]
+    np.testing.assert_allclose(floats(confidence)[0, [0, -1]], [1.0, 1 / (1 + far)], rtol=1e-5)
+    listening.ignore(PREFIX + "confidence")
 
 
 def test_distorted_images_are_rectified_and_the_outputs_say_so(listening):
@@ -308,6 +319,7 @@ def test_a_2d_lidar_gives_metres_too(robot, start_node):
     robot.listen(__flat__depth=Image)
     answer = floats(robot.frame_answered("/flat/depth", "/flat/", range=scan_of_the_flat_scene))
     np.testing.assert_allclose(answer, depth_m(WIDTH, HEIGHT), rtol=0.02)
+    assert robot.node.count_publishers("/flat/confidence") == 0  # without model.confidence there is no such topic
     assert node.stop() == 0
 
 
@@ -568,12 +580,18 @@ def checkpoint(tmp_path_factory):
 
 def test_the_real_network_answers_over_dds(robot, start_node, checkpoint):
     node = start_node(
-        program=REAL, parameters={**STATIC, "model.checkpoint": checkpoint}, arguments=["-r", "__ns:=/real"]
+        program=REAL,
+        parameters={**STATIC, "model.checkpoint": checkpoint, "model.confidence": "mirror_half"},
+        arguments=["-r", "__ns:=/real"],
     )
     robot.listen(__real__relative_depth=Image)
     answer = floats(robot.frame_answered("/real/relative_depth", "/real/", seconds=60.0))
     assert answer.shape == (HEIGHT, WIDTH)
     assert np.isfinite(answer).all()
+    robot.listen(__real__confidence=Image)
+    confidence = floats(robot.frame_answered("/real/confidence", "/real/", seconds=60.0))
+    assert confidence.shape == (HEIGHT, WIDTH)
+    assert 0.0 < confidence.min() < confidence.max() <= 1.0
     assert node.stop() == 0
 
 

@@ -10,6 +10,7 @@ from family_checkpoints import FAMILY, write_family_checkpoint
 
 from marigold_ros import estimator as module
 from marigold_ros.config import ModelConfig, Unusable
+from marigold_ros.disagreement import disagreement
 from marigold_ros.estimator import load_estimator, load_normals_estimator
 from small_checkpoint import write_small_checkpoint
 
@@ -31,6 +32,43 @@ def photo():
     cv2.rectangle(image, (100, 200), (300, 400), (200, 40, 30), -1)
     cv2.circle(image, (450, 150), 80, (30, 180, 90), -1)
     return image
+
+
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+@pytest.mark.parametrize("method", ["mirror", "mirror_half"])
+def test_disagreement_comes_with_the_unchanged_answer(small, photo, engine, method):
+    plain = load_estimator(ModelConfig(engine=engine, **small))
+    estimate = load_estimator(ModelConfig(engine=engine, confidence=method, **small))
+    for image in (photo, photo[:200], photo[:96, :128]):
+        expected = plain(image)
+        np.testing.assert_array_equal(estimate(image), expected)
+        relative, apart = estimate.with_disagreement(image)
+        np.testing.assert_array_equal(relative, expected)
+        assert apart.shape == image.shape[:2]
+        assert apart.dtype == np.float32
+        assert apart.min() >= 0
+        if method == "mirror" and image.shape[:2] == (96, 128):  # nothing is resized: seen from outside
+            mirrored = plain(image[:, ::-1])[:, ::-1]
+            np.testing.assert_allclose(apart, disagreement(expected, mirrored), atol=1e-6)
+    plain.close()
+    estimate.close()
+
+
+def test_the_second_pass_has_an_engine_of_its_own_only_where_it_must(small):
+    shared = load_estimator(ModelConfig(engine="torch", confidence="mirror_half", **small))
+    assert shared._second._engine is shared._engine
+    own = load_estimator(ModelConfig(engine="openvino", confidence="mirror_half", **small))
+    assert own._second._engine is not own._engine
+    assert own._second.working_size(640, 480) == (64, 64)  # the least that networks are exported for
+
+
+def test_no_confidence_without_the_setting_and_none_for_normals(small, photo):
+    with pytest.raises(Unusable, match=r"model\.confidence='none'.*set it to 'mirror'"):
+        load_estimator(ModelConfig(engine="torch", **small)).with_disagreement(photo)
+    with pytest.raises(Unusable, match="of depth only"):
+        load_normals_estimator(ModelConfig(engine="torch", confidence="mirror", **small))
+    with pytest.raises(Unusable, match="uint8"):
+        load_estimator(ModelConfig(engine="torch", confidence="mirror", **small)).with_disagreement(photo[..., 0])
 
 
 @pytest.mark.parametrize("engine", ["torch", "openvino"])

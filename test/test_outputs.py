@@ -23,4 +23,6 @@ def test_the_camera_info_is_where_subscribers_look_for_it(depth, info):
 def test_only_metric_outputs_ask_for_a_fit():
     assert not Wanted(relative=True, depth=False, points=False, visual=False).metric
     assert Wanted(relative=False, depth=False, points=False, visual=True).metric
+    assert not Wanted(relative=False, depth=False, points=False, visual=False, confidence=True).metric
+    assert Wanted(relative=False, depth=False, points=False, visual=False, confidence=True).anything
     assert not Wanted(relative=False, depth=False, points=False, visual=False).anything

@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from marigold_ros.config import Config, FitConfig, Unusable
+from marigold_ros.config import Config, FitConfig, ModelConfig, Unusable
+from marigold_ros.disagreement import TYPICAL
 from marigold_ros.geometry import Camera, Rectifier, backproject, pixel_rays
 from marigold_ros.pipeline import Pipeline, Scan
 
@@ -27,6 +28,10 @@ class Scene:
     def __call__(self, rgb):
         self.seen.append(rgb)
         return (DEPTH_M - 2.0) / 8.0
+
+    def with_disagreement(self, rgb):
+        """Typical at the left, twice that at the right."""
+        return self(rgb), np.linspace(1, 2, 64, dtype=np.float32)[None].repeat(48, 0) * np.float32(TYPICAL["mirror"])
 
 
 def scan() -> Scan:
@@ -130,3 +135,23 @@ def test_where_the_lens_did_not_see_nothing_is_known():
     assert np.isfinite(frame.depth_m[~unseen]).all()
     columns, rows = np.rint(frame.anchors.pixels).astype(int).T
     assert not unseen[np.clip(rows, 0, 47), np.clip(columns, 0, 63)].any()
+
+
+def test_confidence_is_there_for_who_asks_and_nothing_else_changes():
+    config = replace(CONFIG, model=ModelConfig(confidence="mirror"))
+    plain = Pipeline(Scene())(RGB, CAMERA, 0, scan, config)
+    frame = Pipeline(Scene())(RGB, CAMERA, 0, scan, config, confidence=True)
+    assert plain.confidence is None
+    np.testing.assert_array_equal(frame.depth_m, plain.depth_m)
+    np.testing.assert_allclose(frame.confidence[:, [0, -1]], [[1 / 2, 1 / 3]] * 48, rtol=1e-6)
+    alone = Pipeline(Scene())(RGB, CAMERA, 0, no_scan, config, metric=False, confidence=True)
+    np.testing.assert_array_equal(alone.confidence, frame.confidence)
+
+
+def test_where_the_lens_did_not_see_nothing_is_sure():
+    pincushion = replace(CAMERA, distortion=(0.4, 0.0, 0.0, 0.0, 0.0))
+    config = replace(CONFIG, model=ModelConfig(confidence="mirror"))
+    frame = Pipeline(Scene())(RGB, pincushion, 0, scan, config, confidence=True)
+    unseen = Rectifier(pincushion).unseen
+    assert (frame.confidence[unseen] == 0).all()
+    assert (frame.confidence[~unseen] > 0).all()

@@ -6,6 +6,7 @@
     python -m trainer nano --scenes DIR --run DIR --vae RUN   second stage, end to end
     python -m trainer package --run RUN --out FOLDER    checkpoint folder with model card
     python -m trainer evaluate --checkpoint FOLDER [--scenes DIR]
+    python -m trainer confidence --checkpoint FOLDER [--scenes DIR]   how well uncertainties rank the errors
 
 Every training command can be stopped (Ctrl-C, SIGTERM, or killed) and goes on when given again. Several processes
 share a training, one per GPU or, faster than threads, one per CPU core:
@@ -65,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--space", help="instead of the recipe's: inverse_depth, depth, log_depth")
     _add_package(commands)
     _add_evaluate(commands)
+    _add_confidence(commands)
     return parser
 
 
@@ -89,6 +91,19 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     sub.add_argument("--size", type=int, nargs=2, default=(0, 0), metavar=("W", "H"), help="fixed working size")
     sub.add_argument("--json", type=Path, help="also write the numbers here")
     sub.add_argument("--sheet", type=Path, help="also write a PNG of predictions on real frames")
+
+
+def _add_confidence(commands: argparse._SubParsersAction) -> None:
+    sub = commands.add_parser("confidence", help="how well per-pixel uncertainties rank the true errors")
+    sub.set_defaults(command=_confidence)
+    sub.add_argument("--checkpoint", default="nano", help="'nano' or a checkpoint folder")
+    sub.add_argument("--scenes", type=Path, help="folder of scenes, with held_out/")
+    sub.add_argument("--data", type=Path, help="folder of real frames, with indoor/ and kitti/ (see the model card)")
+    sub.add_argument("--engine", default="torch", choices=("torch", "openvino"), help="openvino: no channels")
+    sub.add_argument("--limit", type=int, help="only so many held-out scenes")
+    sub.add_argument("--json", type=Path, help="also write the numbers here")
+    sub.add_argument("--figure", type=Path, help="also write a PNG of the sparsification curves")
+    sub.add_argument("--cost", type=int, default=0, metavar="ROUNDS", help="measure only what confidence costs in time")
 
 
 def _recipe(arguments: argparse.Namespace) -> Recipe:
@@ -160,6 +175,30 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         arguments.json.write_text(text + "\n", encoding="utf-8")
     if arguments.sheet and frames:
         contact_sheet(folder, frames, arguments.sheet, arguments.engine)
+    return 0
+
+
+def _confidence(arguments: argparse.Namespace) -> int:
+    from marigold_ros.checkpoints import describe, find_checkpoint
+    from trainer.confidence import as_json, costs, figure, study, table
+    from trainer.evaluate import real_frames
+
+    if arguments.cost:
+        for method, ratios in costs(arguments.checkpoint, arguments.engine, arguments.cost).items():
+            middle, last = ratios[len(ratios) // 2], ratios[-1]
+            print(f"{method}: {middle:.2f} times as long as an answer alone ({ratios[0]:.2f} to {last:.2f})")
+        return 0
+    folder = find_checkpoint(arguments.checkpoint)
+    frames = list(real_frames(arguments.data))
+    if not frames:
+        print("real frames: skipped, there is no folder of them; give --data or set MARIGOLD_ROS_DATA")
+    results = study(folder, arguments.scenes, frames, arguments.engine, arguments.limit)
+    print(table(results))
+    if arguments.json:
+        text = json.dumps(as_json(results, describe(folder)), indent=2)
+        arguments.json.write_text(text + "\n", encoding="utf-8")
+    if arguments.figure:
+        figure(results, arguments.figure)
     return 0
 
 
