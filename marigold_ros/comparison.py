@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import os
 import time
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +13,8 @@ import numpy as np
 from marigold_ros.checkpoints import CheckpointInfo, describe, find_checkpoint, load_network, with_tiny_vae
 from marigold_ros.config import ModelConfig
 from marigold_ros.estimator import load_estimator
-from marigold_ros.export import OPSET
 from marigold_ros.geometry import resize
+from marigold_ros.onnx_export import onnx_program
 from marigold_ros.timing import Timing, measure, timing
 
 if TYPE_CHECKING:
@@ -106,15 +104,12 @@ def export_as_it_is(model: ModelConfig, path: Path, fold: bool) -> None:
 
     from marigold_ros.folds import folded
 
-    for name in ("torch.onnx", "onnxscript", "onnx_ir"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.simplefilter("ignore")
     info = _info(model)
     network: Any = load_network(info)
     if fold:
         network = folded(network)
     example = torch.zeros(1, model.height or info.height, model.width or info.width, 3, dtype=torch.uint8)
-    torch.onnx.export(network, (example,), path, dynamo=True, opset_version=OPSET, verbose=False)
+    onnx_program(network, example, "rgb", "relative").save(path)
 
 
 def measure_openvino(path: Path, threads: int, rgb: np.ndarray, repeats: int) -> Timing:

@@ -212,9 +212,7 @@ def _open_engine(info: CheckpointInfo, config: ModelConfig, export: bool, size: 
         except Unusable as problem:
             if following is None:
                 raise
-            log.warning(
-                "%s (until then %s runs the network instead, which may be several times slower)", problem, following
-            )
+            log.warning("%s (until then %s runs it, which may be several times slower)", problem, following)
     raise AssertionError("the last engine either opens or raises")
 
 

@@ -16,6 +16,7 @@ import dataclasses
 import importlib.util
 import logging
 import os
+import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -118,7 +119,10 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        return _run(arguments)
+        status = _run(arguments)
+        largest_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+        log.info("at most %.1f GB of memory were used", largest_gb)
+        return status
     except Unusable as problem:
         print(f"export: {problem}", file=sys.stderr)
     except KeyboardInterrupt:
@@ -137,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
         "--size",
         type=size_of,
         metavar="WxH",
-        help="tensorrt: the working size in pixels (default: the checkpoint's own)",
+        help="tensorrt: the working size in pixels (default: its own)",
     )
     parser.add_argument("--vae", default="full", choices=model["vae"].metadata["choices"], help="as model.vae")
     parser.add_argument("--tiny-vae", default=model["tiny_vae"].default, help="a folder, or a hub id (downloaded)")

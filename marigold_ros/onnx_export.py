@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from marigold_ros.folds import FoldedNetwork
     from marigold_ros.half_range import Largest
+    from marigold_ros.network import SingleStepNetwork
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ def export_onnx(info: CheckpointInfo, path: Path) -> None:
         example = torch.zeros(1, info.height, info.width, 3, dtype=torch.uint8)
         cells = {axis: info.multiple * torch.export.Dim(name, min=2, max=128) for axis, name in ((1, "h"), (2, "w"))}
         name = "normals" if info.kind.task == NORMALS else "relative"
-        program = _export(network, example, "rgb", name, dynamic_shapes={"rgb": cells})
+        program = onnx_program(network, example, "rgb", name, dynamic_shapes={"rgb": cells})
         onnx.save(_slim(program.model_proto), beside)
         # First the reference: a network without one is exported again, a reference without a network disturbs nobody.
         write_reference(path, rgb, answers)
@@ -70,9 +71,11 @@ def export_parts(info: CheckpointInfo, width: int, height: int, folder: Path) ->
 
     network = load_network(info)
     rgb = frames(width, height)
-    answers = _answers(network, rgb)
+    # Before anything is folded, so that the self-check sees the folds as well.
+    answers, largest = _watched_answers(network, rgb)
+    reduction = 2 ** (len(network.vae.config.block_out_channels) - 1)
+    latent = torch.zeros(1, network.vae.config.latent_channels, height // reduction, width // reduction).half()
     network = folded(network, transposed_upsampling=False)
-    largest, latent = _largest(network, rgb)
     manifest = {"checkpoint": info.name, "folder": str(info.folder), "width": width, "height": height, "parts": {}}
     examples = (torch.zeros(1, height, width, 3, dtype=torch.uint8), latent, latent)
     with folder_written_beside(folder) as beside:
@@ -121,23 +124,16 @@ def _answers(network: nn.Module, rgb: np.ndarray) -> np.ndarray:
         return np.stack([network(torch.from_numpy(frame[None]))[0].numpy() for frame in rgb])
 
 
-def _largest(network: FoldedNetwork, rgb: np.ndarray) -> tuple[dict[str, Largest], torch.Tensor]:
-    """The largest magnitude in each part on these frames, and a float16 latent of the right shape."""
-    import torch
-
+def _watched_answers(network: SingleStepNetwork, rgb: np.ndarray) -> tuple[np.ndarray, dict[str, Largest]]:
+    """Torch's answers, and the largest magnitude in each part on the way to them."""
     from marigold_ros.half_range import watched
-    from marigold_ros.network import normalised
 
-    with (
-        torch.inference_mode(),
-        watched(network.encoder) as encode,
-        watched(network.unet) as step,
-        watched(network.decoder) as decode,
-    ):
-        for frame in rgb:
-            latent = network.encode(normalised(torch.from_numpy(frame[None]), torch.float32))
-            network.decode(network.predict(latent))
-    return dict(zip(PARTS, (encode, step, decode), strict=True)), torch.zeros(latent.shape, dtype=torch.float16)
+    tiny, vae = network.tiny, network.vae
+    encoder = vae.encoder if tiny is None or not network.tiny_encodes else tiny.encoder
+    decoder = vae.decoder if tiny is None else tiny.decoder
+    with watched(encoder) as encode, watched(network.unet) as step, watched(decoder) as decode:
+        answers = _answers(network, rgb)
+    return answers, dict(zip(PARTS, (encode, step, decode), strict=True))
 
 
 def _part(network: FoldedNetwork, part: str, dtype: torch.dtype) -> nn.Module:
@@ -171,14 +167,15 @@ def _write_part(part: nn.Module, example: torch.Tensor, path: Path, given: str, 
 
     from marigold_ros.onnx_rules import IR_VERSION
 
-    _export(part, example, given, gives).save(path, external_data=True)
+    onnx_program(part, example, given, gives).save(path, external_data=True)
     model = onnx.load(path, load_external_data=False)
     _strip(model)
     model.ir_version = IR_VERSION
     onnx.save(model, path)
 
 
-def _export(network: nn.Module, example: torch.Tensor, given: str, gives: str, **options: Any) -> Any:
+def onnx_program(network: nn.Module, example: torch.Tensor, given: str, gives: str, **options: Any) -> Any:
+    """`network` of one input, like `example`, and one output as torch's ONNXProgram, by default of static shape."""
     import torch
 
     from marigold_ros.onnx_rules import OPSET

@@ -1,11 +1,14 @@
 """The architecture of Stable Diffusion 2 as Marigold uses it: what the published networks of the family are made of.
 
 Without weights it can be counted (`roofline`); with random ones it can be timed, because speed does not depend on them.
+
+    python -m marigold_ros.sd2 FOLDER        writes a checkpoint of random weights (2 GB) into FOLDER
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -138,3 +141,7 @@ def _randomised(module: nn.Module) -> nn.Module:
         else:
             parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
     return module
+
+
+if __name__ == "__main__":
+    print(random_checkpoint(Path(sys.argv[1])))

@@ -54,9 +54,7 @@ def test_disagreement_comes_with_the_unchanged_answer(small, photo, engine, meth
     estimate.close()
 
 
-def test_the_second_pass_has_an_engine_of_its_own_only_where_it_must(small):
-    shared = load_estimator(ModelConfig(engine="torch", confidence="mirror_half", **small))
-    assert shared._second._engine is shared._engine
+def test_the_second_pass_at_half_the_size_has_an_engine_of_its_own(small):
     own = load_estimator(ModelConfig(engine="openvino", confidence="mirror_half", **small))
     assert own._second._engine is not own._engine
     assert own._second.working_size(640, 480) == (64, 64)  # the least that networks are exported for

@@ -167,7 +167,7 @@ def test_the_program_prints_both_tables(capsys):
     ("arguments", "words"),
     [
         (["--checkpoint", "nowhere"], "checkpoint 'nowhere': no such folder"),
-        (["--size", "100x100"], "'sd2' needs multiples of 64"),
+        (["--size", "100x100"], "must be multiples of 32 pixels"),
         (["--checkpoint", "nano", "--vae", "tiny", "--tiny-vae", "/nowhere/at all"], "tiny VAE"),
     ],
 )
