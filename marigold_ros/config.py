@@ -114,6 +114,13 @@ class ModelConfig:
         choices=("none", "mirror", "mirror_half"),
         read_only=True,
     )
+    int8: str = setting(
+        "none",
+        "Parts of the network that compute in INT8, on TensorRT only: 'none', 'step' (the U-Net) or 'all'; exported "
+        "with the same --int8.",
+        choices=("none", "step", "all"),
+        read_only=True,
+    )
     cache_dir: str = setting(
         "", "Folder for exported networks; '' means ~/.cache/marigold_ros (or $XDG_CACHE_HOME).", read_only=True
     )

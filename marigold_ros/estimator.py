@@ -204,6 +204,10 @@ def _open_engine(info: CheckpointInfo, config: ModelConfig, export: bool, size: 
                 raise Unusable(f"model.engine={name!r}: is not installed; pip install {packages}")
             if name == "tensorrt":
                 return _open_tensorrt(info, config, size)
+            if config.int8 != "none" and config.engine != "auto":
+                raise Unusable(
+                    f"model.int8={config.int8!r}: is for TensorRT only; set it to 'none', or model.engine to 'tensorrt'"
+                )
             if name == "openvino":
                 return _open_openvino(info, config, export, size)
             from marigold_ros.engines.torch_engine import TorchEngine
@@ -230,7 +234,7 @@ def _preferred() -> list[str]:
 
 def _open_tensorrt(info: CheckpointInfo, config: ModelConfig, size: tuple[int, int]) -> tuple[Engine, str]:
     cache = cache_folder(config.cache_dir)
-    parts = ready_parts(info, *size, cache)
+    parts = ready_parts(info, *size, cache, config.int8)
     try:
         from marigold_ros.engines.tensorrt_ready import open_built
     except ImportError as error:
@@ -240,6 +244,8 @@ def _open_tensorrt(info: CheckpointInfo, config: ModelConfig, size: tuple[int, i
     opened = None if parts is None else open_built(parts, cache)
     if opened is None:
         command = f"{_export_command(config, cache)} --engine tensorrt --size {size[0]}x{size[1]}"
+        if config.int8 != "none":
+            command += f" --int8 {config.int8} --calibration FOLDER"
         raise Unusable(
             f"model.checkpoint={config.checkpoint!r}: no TensorRT engine for {size[0]}x{size[1]} is built for this "
             f"GPU and TensorRT yet; run: {command}"

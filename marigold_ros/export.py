@@ -18,7 +18,7 @@ import logging
 import os
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from marigold_ros.checkpoints import CheckpointInfo, describe, find_checkpoint, with_tiny_vae
@@ -33,6 +33,7 @@ from marigold_ros.selfcheck import kept_verdict, reference_of
 TENSORRT_PACKAGES = {"tensorrt": "tensorrt", "cuda": "cuda-python"}
 # Part of the cache's file names: raise it when the exported graph changes.
 _EXPORT_VERSION = 4
+_CALIBRATION_IMAGES = 64
 
 log = logging.getLogger(__name__)
 
@@ -97,12 +98,15 @@ def _checksums(path: Path) -> str:
     return f"{sha256_of(path)}\n{sha256_of(reference_of(path))}\n"
 
 
-def parts_of(info: CheckpointInfo, width: int, height: int, cache: Path) -> Parts:
+def parts_of(
+    info: CheckpointInfo, width: int, height: int, cache: Path, int8: str = "none", calibration: Sequence[Path] = ()
+) -> Parts:
     """The checkpoint's ONNX files for TensorRT at a working size, exported to `cache` where they are not there.
 
-    Two programs that want the same export once. Raises `Unusable` as `onnx_file` does.
+    Two programs that want the same export once. int8, calibration: see `export_parts`. Raises `Unusable` as `onnx_file`
+    does.
     """
-    folder = parts_folder(info, width, height, cache)
+    folder = parts_folder(info, width, height, cache, int8)
     parts = read_parts(folder)
     if parts is not None:
         return parts
@@ -110,7 +114,7 @@ def parts_of(info: CheckpointInfo, width: int, height: int, cache: Path) -> Part
         parts = read_parts(folder)
         if parts is None:
             log.info("exporting %s at %dx%d to %s: a minute or more, once", info.name, width, height, folder)
-            parts = export_parts(info, width, height, folder)
+            parts = export_parts(info, width, height, folder, int8, calibration)
     return parts
 
 
@@ -147,6 +151,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tiny-vae", default=model["tiny_vae"].default, help="a folder, or a hub id (downloaded)")
     parser.add_argument("--output", type=Path, help="openvino: the ONNX file to write (default: into the cache)")
     parser.add_argument("--cache-dir", default="", help="the cache, default ~/.cache/marigold_ros")
+    parser.add_argument(
+        "--int8", default="none", choices=model["int8"].metadata["choices"], help="tensorrt: as model.int8"
+    )
+    parser.add_argument("--calibration", type=Path, metavar="FOLDER", help="for --int8: images like the robot's own")
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--onnx-only", action="store_true", help="write ONNX, build and check no engine")
     only.add_argument(
@@ -182,12 +190,14 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _check_options(arguments: argparse.Namespace, tensorrt: bool) -> None:
-    for name in ("build_only", "rebuild", "size", "workspace") if not tensorrt else ("output",):
+    for name in ("build_only", "rebuild", "size", "workspace", "calibration") if not tensorrt else ("output",):
         if getattr(arguments, name):
             raise Unusable(
                 f"--{name.replace('_', '-')}: means nothing to --engine {arguments.engine}"
                 + ("" if tensorrt else ", whose file serves every size and is compiled at every start")
             )
+    if arguments.int8 != "none" and not tensorrt:
+        raise Unusable(f"--int8 {arguments.int8}: means nothing to --engine {arguments.engine}: it would be slower")
     if not 0 <= arguments.workspace < 1024:
         raise Unusable(f"--workspace {arguments.workspace}: must be GPU memory in GiB, or 0 for all of it")
 
@@ -213,17 +223,28 @@ def _run_tensorrt(info: CheckpointInfo, arguments: argparse.Namespace, cache: Pa
                     "that this Python sees it), or write the ONNX files alone with --onnx-only"
                 )
     if arguments.build_only:
-        parts = ready_parts(info, width, height, cache)
+        parts = ready_parts(info, width, height, cache, arguments.int8)
         if parts is None:
+            folder = parts_folder(info, width, height, cache, arguments.int8)
             raise Unusable(
-                f"--build-only: {parts_folder(info, width, height, cache)} is not there, or not whole; run this "
-                "without --build-only (it needs torch), or copy that folder from a machine that ran it with --onnx-only"
+                f"--build-only: {folder} is not there, or not whole; run this without --build-only (it needs torch), "
+                "or copy that folder from a machine that ran it with --onnx-only"
             )
         parts.require_whole()
     else:
-        parts = parts_of(info, width, height, cache)
+        parts = parts_of(info, width, height, cache, arguments.int8, images_in(arguments.calibration))
     print(f"{parts.folder} ({sum(parts.facts(part)['bytes'] for part in PARTS) / 1e6:.1f} MB)")
     return 0 if arguments.onnx_only else _build_tensorrt(parts, arguments, cache)
+
+
+def images_in(folder: Path | None) -> list[Path]:
+    """Some of the images in `folder`, evenly, as many as calibration takes; none of None."""
+    if folder is None:
+        return []
+    images = sorted(path for path in folder.glob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    if not images:
+        raise Unusable(f"--calibration {folder}: holds no .jpg or .png; give a folder of the camera's images")
+    return images[:: -(-len(images) // _CALIBRATION_IMAGES)]
 
 
 def _build_tensorrt(parts: Parts, arguments: argparse.Namespace, cache: Path) -> int:

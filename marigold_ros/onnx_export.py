@@ -7,17 +7,19 @@ import gc
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 
 from marigold_ros.checkpoints import CheckpointInfo, load_network
 from marigold_ros.config import Unusable
 from marigold_ros.family import NORMALS
 from marigold_ros.files import folder_written_beside, sha256_of, written_beside
-from marigold_ros.parts import MANIFEST, PARTS, TENSORS, Parts, read_parts
+from marigold_ros.geometry import resize
+from marigold_ros.parts import INT8_OPSET, INT8_PARTS, MANIFEST, PARTS, TENSORS, Parts, read_parts
 from marigold_ros.selfcheck import frames, write_reference
 
 if TYPE_CHECKING:
@@ -58,19 +60,27 @@ def export_onnx(info: CheckpointInfo, path: Path) -> None:
         write_reference(path, rgb, answers)
 
 
-def export_parts(info: CheckpointInfo, width: int, height: int, folder: Path) -> Parts:
+def export_parts(
+    info: CheckpointInfo, width: int, height: int, folder: Path, int8: str = "none", calibration: Sequence[Path] = ()
+) -> Parts:
     """Write the checkpoint's network at one working size, in pixels, as three ONNX files into the new `folder`.
 
     Bytes (1, height, width, 3) uint8 go into the first, (1, height, width) or, of normals, (1, height, width, 3)
     float32 comes out of the last, float16 latents go between. A part that would leave float16's range is
     written in float32.
+
+    int8: which parts compute in INT8, as `model.int8`; calibration: image files that look like what the camera sees,
+    without which the frames of the self-check serve.
     """
     torch = _require_exporter(info)
+    if INT8_PARTS[int8]:
+        _require_quantiser()
     from marigold_ros.folds import folded
-    from marigold_ros.onnx_rules import require_rules
+    from marigold_ros.onnx_rules import OPSET, require_rules
 
-    network = load_network(info)
     rgb = frames(width, height)
+    inputs = _calibration(calibration, rgb) if INT8_PARTS[int8] else []
+    network = load_network(info)
     # Before anything is folded, so that the self-check sees the folds as well.
     answers, largest = _watched_answers(network, rgb)
     reduction = 2 ** (len(network.vae.config.block_out_channels) - 1)
@@ -87,21 +97,56 @@ def export_parts(info: CheckpointInfo, width: int, height: int, folder: Path) ->
             log.info("exporting %s", part)
             path = beside / f"{part}.onnx"
             _write_part(_part(network, part, dtype), example, path, *TENSORS[number : number + 2])
-            require_rules(path)
-            files = {file.name: sha256_of(file) for file in (path, path.with_name(f"{path.name}.data"))}
             manifest["parts"][part] = {
-                "files": files,
-                "bytes": sum((beside / name).stat().st_size for name in files),
                 "precision": str(dtype).removeprefix("torch."),
                 "largest": round(seen.value, 3),
                 "in": seen.where,
             }
             gc.collect()
+        del network
+        for part in INT8_PARTS[int8]:
+            manifest["parts"][part]["precision"] = "int8"
+        if INT8_PARTS[int8]:
+            _quantise(beside, INT8_PARTS[int8], inputs)
+        for part, facts in manifest["parts"].items():
+            path = beside / f"{part}.onnx"
+            require_rules(path, INT8_OPSET if facts["precision"] == "int8" else OPSET)
+            files = (path, path.with_name(f"{path.name}.data"))
+            facts["files"] = {file.name: sha256_of(file) for file in files}
+            facts["bytes"] = sum(file.stat().st_size for file in files)
         write_reference(beside / MANIFEST, rgb, answers)
         (beside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     parts = read_parts(folder)
     assert parts is not None
     return parts
+
+
+def _calibration(images: Sequence[Path], frames_rgb: np.ndarray) -> list[np.ndarray]:
+    """(1, h, w, 3) uint8 RGB of every image, at the size of the frames (N, h, w, 3); without images, of these."""
+    if not images:
+        log.warning("INT8 is calibrated on frames of generated scenes; better give --calibration FOLDER of the robot's")
+        return list(frames_rgb[:, None])
+    height, width = frames_rgb.shape[1:3]
+    loaded = []
+    for path in images:
+        image = cv2.imread(str(path))
+        if image is None:
+            raise Unusable(f"calibration image {path}: cannot be read; take it out of the folder")
+        loaded.append(resize(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), width, height)[None])
+    return loaded
+
+
+def _quantise(folder: Path, parts: Sequence[str], inputs: list[np.ndarray]) -> None:
+    """Quantise some of the exported parts, each calibrated with what the float16 parts before it give."""
+    from marigold_ros.quantise import answers, quantise
+
+    for part in PARTS:
+        path = folder / f"{part}.onnx"
+        following = answers(path, inputs) if part != PARTS[-1] else []
+        if part in parts:
+            log.info("quantising %s on %d frames", part, len(inputs))
+            quantise(path, inputs)
+        inputs = following
 
 
 def _require_exporter(info: CheckpointInfo) -> Any:
@@ -115,6 +160,13 @@ def _require_exporter(info: CheckpointInfo) -> Any:
             "onnxscript (pip install torch diffusers safetensors onnx onnxscript)"
         ) from error
     return torch
+
+
+def _require_quantiser() -> None:
+    try:
+        import onnxruntime  # noqa: F401
+    except ImportError as error:
+        raise Unusable("onnxruntime is not installed: INT8 needs its tools (pip install onnxruntime)") from error
 
 
 def _answers(network: nn.Module, rgb: np.ndarray) -> np.ndarray:

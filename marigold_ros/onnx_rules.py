@@ -13,18 +13,19 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto
 
-from marigold_ros.config import Unusable
+from marigold_ros.config import Unusable, one_line
 
 OPSET = 18
 IR_VERSION = 10
 # All that torch's exporter writes for U-Net, VAE and tiny VAE; each is supported from TensorRT 10.0 on.
 OPERATORS = {
-    "Add", "Cast", "Clip", "Concat", "Conv", "Div", "Erf", "Gemm", "InstanceNormalization",
-    "LayerNormalization", "MatMul", "Max", "Mul", "Pad", "ReduceL2", "ReduceMean", "Relu", "Reshape", "Resize",
-    "Sigmoid", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze",
+    "Add", "Cast", "Clip", "Concat", "Conv", "DequantizeLinear", "Div", "Erf", "Gemm", "InstanceNormalization",
+    "LayerNormalization", "MatMul", "Max", "Mul", "Pad", "QuantizeLinear", "ReduceL2", "ReduceMean", "Relu",
+    "Reshape", "Resize", "Sigmoid", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "Transpose",
+    "Unsqueeze",
 }  # fmt: skip
 _FLOATS = {TensorProto.FLOAT16: "float16", TensorProto.FLOAT: "float32", TensorProto.BFLOAT16: "bfloat16"}
-_TYPES = {*_FLOATS, TensorProto.INT64, TensorProto.UINT8}
+_TYPES = {*_FLOATS, TensorProto.INT64, TensorProto.UINT8, TensorProto.INT8}
 # Inputs that the parser must know while it reads, by position.
 _CONSTANT_INPUTS = {
     "Pad": (1,),
@@ -38,27 +39,28 @@ _CONSTANT_INPUTS = {
 _RESIZE = {"mode": b"nearest", "coordinate_transformation_mode": b"asymmetric", "nearest_mode": b"floor"}
 
 
-def require_rules(path: Path) -> None:
+def require_rules(path: Path, opset: int = OPSET) -> None:
     """Raise `Unusable` with every rule that the ONNX file `path` breaks."""
     try:
-        problems = list(broken_rules(path))
+        problems = list(broken_rules(path, opset))
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, OSError) as error:
-        problems = [str(error)]
+        problems = [one_line(error)]
     if problems:
         raise Unusable(f"exported network {path}: TensorRT would not take it: {'; '.join(problems[:5])}")
 
 
-def broken_rules(path: Path) -> Iterator[str]:
+def broken_rules(path: Path, opset: int = OPSET) -> Iterator[str]:
     """One sentence for each rule that is broken; raises onnx's own errors for what is no valid ONNX at all."""
     onnx.checker.check_model(str(path), full_check=False)
     with tempfile.TemporaryDirectory(prefix="onnx_rules", dir=path.parent) as folder:
         inferred = Path(folder) / "inferred.onnx"
         onnx.shape_inference.infer_shapes_path(str(path), str(inferred), strict_mode=True, data_prop=True)
         model = onnx.load(inferred, load_external_data=False)
-    yield from _header(model)
+    yield from _header(model, opset)
     yield from _weights_file(path, model.graph)
     initializers = {tensor.name for tensor in model.graph.initializer}
     types = dict(_types(model.graph))
+    yield from _zero_points(model.graph)
     for name, kind in types.items():
         if kind not in _TYPES:
             yield f"{name} is of type {TensorProto.DataType.Name(kind)}"
@@ -66,10 +68,10 @@ def broken_rules(path: Path) -> Iterator[str]:
         yield from _node(node, initializers, types)
 
 
-def _header(model: onnx.ModelProto) -> Iterator[str]:
-    opsets = {opset.domain: opset.version for opset in model.opset_import}
-    if opsets != {"": OPSET}:
-        yield f"its operator sets are {opsets}, not {OPSET}"
+def _header(model: onnx.ModelProto, opset: int) -> Iterator[str]:
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    if opsets != {"": opset}:
+        yield f"its operator sets are {opsets}, not {opset}"
     if model.ir_version > IR_VERSION:
         yield f"its IR version is {model.ir_version}, above {IR_VERSION}"
     if model.functions:
@@ -94,6 +96,16 @@ def _weights_file(path: Path, graph: onnx.GraphProto) -> Iterator[str]:
     }
     if locations - {f"{path.name}.data"}:
         yield f"its weights lie in {sorted(locations)}, not in {path.name}.data"
+
+
+def _zero_points(graph: onnx.GraphProto) -> Iterator[str]:
+    """TensorRT quantises symmetrically."""
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            point = tensors.get(node.input[2]) if len(node.input) > 2 else None
+            if point is not None and onnx.numpy_helper.to_array(point).any():
+                yield f"{node.name} has a zero point other than 0"
 
 
 def _types(graph: onnx.GraphProto) -> Iterator[tuple[str, int]]:

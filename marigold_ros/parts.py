@@ -21,6 +21,10 @@ PARTS = ("encode", "step", "decode")
 # Names of the tensors between the parts; the first goes into the first part, the last comes out of the last.
 TENSORS = ("rgb", "rgb_latent", "target_latent", "answer")
 MANIFEST = "network.json"
+# Which parts compute in INT8, by the values of model.int8.
+INT8_PARTS = {"none": (), "step": ("step",), "all": PARTS}
+# Of the quantised files: float16 scales came with it, all else is as in 18. TensorRT 10.0 reads up to 20.
+INT8_OPSET = 19
 # Part of the folders' names: raise it when the exported graphs change.
 _PARTS_VERSION = 1
 
@@ -63,14 +67,15 @@ class Parts:
                     )
 
 
-def parts_folder(info: CheckpointInfo, width: int, height: int, cache: Path) -> Path:
-    """Where `cache` keeps the parts of a checkpoint at a working size in pixels."""
-    return cache / "parts" / f"{info.name}-{info.digest[:16]}-{width}x{height}-v{_PARTS_VERSION}"
+def parts_folder(info: CheckpointInfo, width: int, height: int, cache: Path, int8: str = "none") -> Path:
+    """Where `cache` keeps the parts of a checkpoint at a working size in pixels; int8: as `model.int8`."""
+    suffix = "" if int8 == "none" else f"-int8-{int8}"
+    return cache / "parts" / f"{info.name}-{info.digest[:16]}-{width}x{height}{suffix}-v{_PARTS_VERSION}"
 
 
-def ready_parts(info: CheckpointInfo, width: int, height: int, cache: Path) -> Parts | None:
+def ready_parts(info: CheckpointInfo, width: int, height: int, cache: Path, int8: str = "none") -> Parts | None:
     """The checkpoint's parts in `cache`, or None where they are not there, or not all."""
-    return read_parts(parts_folder(info, width, height, cache))
+    return read_parts(parts_folder(info, width, height, cache, int8))
 
 
 def read_parts(folder: Path) -> Parts | None:

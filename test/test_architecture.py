@@ -54,6 +54,7 @@ CORE = {
     "multistep",
     "export",
     "half_range",
+    "quantise",
     "onnx_export",
     "onnx_rules",
     "parts",

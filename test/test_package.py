@@ -60,6 +60,7 @@ FROM_PIP = {
     "diffusers",
     "huggingface_hub",
     "onnx",
+    "onnxruntime",
     "onnxscript",
     "openvino",
     "rich",

@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_package(commands)
     _add_evaluate(commands)
     _add_confidence(commands)
+    _add_int8(commands)
     return parser
 
 
@@ -104,6 +105,14 @@ def _add_confidence(commands: argparse._SubParsersAction) -> None:
     sub.add_argument("--json", type=Path, help="also write the numbers here")
     sub.add_argument("--figure", type=Path, help="also write a PNG of the sparsification curves")
     sub.add_argument("--cost", type=int, default=0, metavar="ROUNDS", help="measure only what confidence costs in time")
+
+
+def _add_int8(commands: argparse._SubParsersAction) -> None:
+    sub = commands.add_parser("int8", help="what INT8 costs in accuracy, on real frames, and gains in time")
+    sub.set_defaults(command=_int8)
+    sub.add_argument("--checkpoint", default="nano", help="'nano' or a checkpoint folder")
+    sub.add_argument("--data", type=Path, help="folder of real frames, with indoor/ and kitti/ (see the model card)")
+    sub.add_argument("--calibration", type=Path, required=True, help="folder of images, other ones")
 
 
 def _recipe(arguments: argparse.Namespace) -> Recipe:
@@ -199,6 +208,18 @@ def _confidence(arguments: argparse.Namespace) -> int:
         arguments.json.write_text(text + "\n", encoding="utf-8")
     if arguments.figure:
         figure(results, arguments.figure)
+    return 0
+
+
+def _int8(arguments: argparse.Namespace) -> int:
+    from marigold_ros.export import images_in
+    from trainer.evaluate import real_frames
+    from trainer.int8 import study
+
+    frames = list(real_frames(arguments.data))
+    if not frames:
+        raise Unusable("real frames: there is no folder of them; give --data or set MARIGOLD_ROS_DATA")
+    print(study(arguments.checkpoint, frames, images_in(arguments.calibration)))
     return 0
 
 

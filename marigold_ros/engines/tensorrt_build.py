@@ -52,7 +52,7 @@ def build_plan(
 ) -> trt.IHostMemory:
     """The plan of the ONNX file; raises `Unusable` with TensorRT's reason, `KeyboardInterrupt` soon after Ctrl-C.
 
-    precision: the file's float type, 'float16' or 'float32'.
+    precision: in what the file computes, 'float16', 'float32' or 'int8'.
     """
     monitor = _Monitor(progress)
 
@@ -87,8 +87,10 @@ def _build(
     config.progress_monitor = monitor
     if settings.workspace_gib:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(settings.workspace_gib * 2**30))
-    if typing == WEAK and precision == "float16":
+    if typing == WEAK and precision != "float32":
         config.set_flag(trt.BuilderFlag.FP16)
+    if typing == WEAK and precision == "int8":
+        config.set_flag(trt.BuilderFlag.INT8)
     timings = _load_timings(config, timing_cache)
     plan = builder.build_serialized_network(network, config)
     if monitor.cancelled:

@@ -1,0 +1,112 @@
+"""INT8: the quantised files are what TensorRT takes, answer nearly alike, and are chosen by setting and option."""
+
+import json
+import shutil
+import sys
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+
+from marigold_ros import export, selfcheck
+from marigold_ros.checkpoints import describe
+from marigold_ros.config import ModelConfig, Unusable
+from marigold_ros.estimator import load_estimator
+from marigold_ros.export import images_in, parts_of
+from marigold_ros.onnx_rules import require_rules
+from marigold_ros.parts import INT8_OPSET, PARTS, all_parts
+from marigold_ros.places import shared
+from nvidia import stand_ins
+from tensorrt_signatures import NEWEST, OLDEST
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A folder of images like a robot's."""
+    folder = tmp_path_factory.mktemp("images")
+    for path in shared("checkpoints/self_check/room.jpg").parent.glob("*.jpg"):
+        image = cv2.imread(str(path))
+        cv2.imwrite(str(folder / path.name), image[:, ::-1])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def quantised(small_parts, images, tmp_path_factory):
+    """Folder, cache and parts of a small checkpoint whose U-Net computes in INT8."""
+    folder, _ = small_parts
+    cache = tmp_path_factory.mktemp("int8")
+    return folder, cache, parts_of(describe(folder), 128, 96, cache, "step", images_in(images))
+
+
+def test_only_the_named_part_is_quantised_and_keeps_to_the_rules(quantised, small_parts):
+    parts, (plain,) = quantised[2], all_parts(small_parts[1])
+    assert [parts.facts(part)["precision"] for part in PARTS] == ["float16", "int8", "float16"]
+    require_rules(parts.onnx("step"), INT8_OPSET)
+    operators = [node.op_type for node in onnx.load(parts.onnx("step"), load_external_data=False).graph.node]
+    assert operators.count("QuantizeLinear") > 10
+    assert parts.facts("step")["bytes"] < 0.75 * plain.facts("step")["bytes"]
+    for part in ("encode", "decode"):
+        nodes = onnx.load(parts.onnx(part), load_external_data=False).graph.node
+        assert "QuantizeLinear" not in {node.op_type for node in nodes}
+    parts.require_whole()
+
+
+def test_zero_points_that_are_not_zero_are_refused(quantised, tmp_path):
+    shutil.copytree(quantised[2].folder, tmp_path / "parts")
+    path = tmp_path / "parts" / "step.onnx"
+    model = onnx.load(path)
+    node = next(node for node in model.graph.node if node.op_type == "QuantizeLinear")
+    (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == node.input[2])
+    tensor.CopyFrom(onnx.numpy_helper.from_array(np.array(5, np.int8), tensor.name))
+    onnx.save(model, path, save_as_external_data=True, location="step.onnx.data")
+    with pytest.raises(Unusable, match="zero point other than 0"):
+        require_rules(path, INT8_OPSET)
+
+
+@pytest.mark.parametrize("version", [OLDEST, NEWEST])
+def test_the_setting_chooses_it_and_weak_types_allow_it(quantised, tmp_path, version, monkeypatch):
+    """Not real: TensorRT and the GPU (fake_nvidia). Random weights differ by more than trained ones are allowed to."""
+    monkeypatch.setattr(selfcheck, "_DEPTH_LIMITS", (0.05, 0.5))
+    folder, cache, _ = quantised
+    cache = shutil.copytree(cache, tmp_path / "cache")
+    (parts,) = all_parts(cache)
+    with stand_ins(version) as nvidia:
+        if version == OLDEST:
+            nvidia.trt.trouble.strong_build = "no"
+        settings = nvidia.build.BuildSettings()
+        nvidia.ready.build_and_open(parts, cache, settings, lambda part: lambda share, what: None)[0].close()
+        (plan,) = (cache / "tensorrt").glob("*-step-int8-*.plan")
+        assert json.loads(plan.read_bytes())["flags"] == (["FP16", "INT8"] if version == OLDEST else [])
+        model = {"checkpoint": str(folder), "engine": "tensorrt", "cache_dir": str(cache)}
+        load_estimator(ModelConfig(**model, int8="step"), export=False).close()
+        with pytest.raises(Unusable, match=r"no TensorRT engine.*--engine tensorrt --size 128x96$"):
+            load_estimator(ModelConfig(**model), export=False)
+        with pytest.raises(Unusable, match=r"--int8 all --calibration FOLDER$"):
+            load_estimator(ModelConfig(**model, int8="all"), export=False)
+
+
+def test_other_engines_are_refused_by_name_and_serve_meanwhile_by_auto(small_export, caplog):
+    folder, cache = small_export
+    model = {"checkpoint": str(folder), "cache_dir": str(cache), "int8": "step"}
+    with pytest.raises(Unusable, match=r"model\.int8='step': is for TensorRT only"):
+        load_estimator(ModelConfig(**model, engine="openvino"), export=False)
+    load_estimator(ModelConfig(**model), export=False).close()
+
+
+def test_bad_calibration(small_parts, images, tmp_path, monkeypatch):
+    with pytest.raises(Unusable, match=r"holds no \.jpg or \.png"):
+        images_in(tmp_path)
+    (tmp_path / "a.jpg").write_bytes(b"no image")
+    folder, _ = small_parts
+    with pytest.raises(Unusable, match=r"a\.jpg: cannot be read"):
+        parts_of(describe(folder), 64, 64, tmp_path / "cache", "step", images_in(tmp_path))
+    assert all_parts(tmp_path / "cache") == []
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(Unusable, match="pip install onnxruntime"):
+        parts_of(describe(folder), 64, 64, tmp_path / "cache", "step", images_in(images))
+
+
+def test_openvino_is_not_offered_int8(small_parts, capsys):
+    assert export.main(["--checkpoint", str(small_parts[0]), "--int8", "step"]) == 1
+    assert "--int8 step: means nothing to --engine openvino" in capsys.readouterr().err
