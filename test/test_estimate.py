@@ -8,7 +8,6 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from family_checkpoints import FAMILY, write_family_checkpoint
-
 from marigold_ros.config import Unusable
 from marigold_ros.estimate import main, write_result
 

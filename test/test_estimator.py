@@ -6,8 +6,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from family_checkpoints import FAMILY, write_family_checkpoint
 
+from family_checkpoints import FAMILY, write_family_checkpoint
 from marigold_ros import estimator as module
 from marigold_ros.config import ModelConfig, Unusable
 from marigold_ros.disagreement import disagreement

@@ -11,7 +11,6 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from family_checkpoints import FAMILY, write_family_checkpoint
-
 from marigold_ros.checkpoints import describe, find_checkpoint, require_single_step
 from marigold_ros.config import Unusable
 from marigold_ros.family import kind_of, single_step

@@ -10,7 +10,6 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from family_checkpoints import FAMILY, write_family_checkpoint  # noqa: E402
-
 from marigold_ros.checkpoints import describe, load_network  # noqa: E402
 from marigold_ros.config import Unusable  # noqa: E402
 from marigold_ros.multistep import MultiStep, Settings  # noqa: E402

@@ -17,8 +17,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from family_checkpoints import FAMILY, write_family_checkpoint, write_tiny_vae
 from marigold_ros import export
-from marigold_ros.checkpoints import describe, find_checkpoint
+from marigold_ros.checkpoints import describe, find_checkpoint, with_tiny_vae
 from marigold_ros.config import ModelConfig, Unusable
 from marigold_ros.estimator import load_estimator
 from marigold_ros.parts import PARTS, all_parts, read_parts
@@ -63,6 +64,22 @@ def silent(part):
 
 def build(nvidia, own, progress=silent, **options):
     return nvidia.ready.build_and_open(own.parts, own.cache, nvidia.build.BuildSettings(), progress, **options)
+
+
+@pytest.mark.parametrize(
+    ("row", "vae"), [("marigold-e2e-ft-normals", "tiny"), ("marigold-e2e-ft-depth", "tiny-decoder")]
+)
+def test_published_layouts_with_a_tiny_vae_and_odd_maps(tmp_path, nvidia, row, vae):
+    """At 96x96 the U-Net's maps are 12, 6, 3 and 2 wide: doubling does not lead back."""
+    folder = write_family_checkpoint(tmp_path, next(entry for entry in FAMILY if entry.name == row))
+    info = with_tiny_vae(describe(folder), vae, str(write_tiny_vae(tmp_path / "taesd")))
+    parts = export.parts_of(info, 96, 96, tmp_path / "cache")
+    settings = nvidia.build.BuildSettings()
+    engine, verdict = nvidia.ready.build_and_open(parts, tmp_path / "cache", settings, silent)
+    assert verdict.passed
+    assert verdict.mean < 3e-3
+    assert engine(np.zeros((96, 96, 3), np.uint8)).shape == ((96, 96, 3) if "normals" in row else (96, 96))
+    engine.close()
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -9,7 +9,6 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from family_checkpoints import FAMILY, write_family_checkpoint, write_tiny_vae  # noqa: E402
-
 from marigold_ros.checkpoints import describe, find_checkpoint, load_network, with_tiny_vae  # noqa: E402
 from marigold_ros.config import ModelConfig, Unusable  # noqa: E402
 from marigold_ros.estimator import load_estimator  # noqa: E402
