@@ -126,7 +126,7 @@ def tensorrt() -> Finding:
 
         device = gpu()
     except Unusable as problem:
-        return Finding(WRONG, f"TensorRT: {problem}", "see that nvidia-smi lists the GPU, then restart")
+        return Finding(WRONG, f"TensorRT: {problem}")
     except Exception as error:  # ImportError of a library, or whatever a broken installation raises
         mend = f"{_pip('tensorrt')} (on a Jetson: sudo apt install tensorrt python3-libnvinfer)"
         return Finding(WRONG, f"TensorRT cannot be loaded: {error}", mend)
@@ -202,6 +202,11 @@ def cache(folder: Path) -> Iterator[Finding]:
         yield Finding(OK, text)
     for path in cached_files(folder):
         yield exported(path) if intact(path) else Finding(WRONG, f"{path}: is damaged", f"rm {path}; export it again")
+    damaged = sorted((folder / "tensorrt").glob("*.bad"))
+    if damaged:
+        size = sum(path.stat().st_size for path in damaged) / 1e9
+        mend = f"rm {folder / 'tensorrt'}/*.bad"
+        yield Finding(NOTE, f"{len(damaged)} damaged TensorRT engines were put aside, {size:.1f} GB", mend)
     for parts in all_parts(folder):
         yield exported_parts(parts, folder)
 
@@ -225,23 +230,24 @@ def checkpoint(name: str, folder: Path) -> Finding:
 
 def exported_parts(parts: Parts, folder: Path) -> Finding:
     """A network that is exported for TensorRT: built for this GPU, and its self-check, made anew."""
-    size = f"{parts.width}x{parts.height}"
     try:
         parts.require_whole()
     except Unusable as problem:
         return Finding(WRONG, str(problem))
     if not nvidia() or any(importlib.util.find_spec(module) is None for module in TENSORRT_PACKAGES):
         return Finding(NOTE, f"{parts.folder}: not checked, there is no GPU here, or no TensorRT")
-    source = shlex.quote(str(parts.manifest.get("folder")))
-    command = f"ros2 run marigold_ros export --checkpoint {source} --engine tensorrt --size {size}"
+    options = ["--engine", "tensorrt", *parts.manifest.get("options", []), "--cache-dir", str(folder)]
+    command = f"ros2 run marigold_ros export {shlex.join(options)}"
     try:
-        from marigold_ros.engines.tensorrt_ready import open_built
-
+        from marigold_ros.engines.tensorrt_ready import Refused, open_built
+    except Exception:  # told above, with the libraries
+        return Finding(WRONG, f"{parts.folder}: not checked, TensorRT cannot be loaded")
+    try:
         opened = open_built(parts, folder, check_anew=True)
-    except Unusable as problem:
+    except Refused as problem:
         return Finding(WRONG, f"{parts.folder}: {problem}", f"{command} --rebuild")
-    except Exception as error:  # TensorRT cannot be loaded: told above
-        return Finding(WRONG, f"{parts.folder}: {error}", _pip("tensorrt"))
+    except Unusable as problem:
+        return Finding(WRONG, f"{parts.folder}: {problem}")
     if opened is None:
         return Finding(NOTE, f"{parts.folder}: no engine for this GPU and TensorRT is built", command)
     engine, found = opened

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -179,68 +180,95 @@ def _load(config: ModelConfig, task: str, kind: type[_Kind], export: bool) -> _K
     info = with_tiny_vae(info, config.vae, config.tiny_vae)
     width, height = config.width or info.width, config.height or info.height
     engine, check = _open_engine(info, config, export, (width, height))
-    estimator = kind(info, engine, check, width, height, fixed=bool(config.width) or not engine.any_size)
-    part = SECOND_PASS.get(config.confidence)
-    if part == 1.0:
-        estimator.use_second_pass(estimator)
-    elif part is not None:
-        # An engine of its own: one that changes its size with every call would compile anew each time.
-        width, height = (_rounded(part * side, info.multiple) for side in (width, height))
-        engine, _ = _open_engine(info, config, export, (width, height))
-        fixed = bool(config.width) or not engine.any_size
-        estimator.use_second_pass(Estimator(info, engine, "", width, height, fixed))
+    try:
+        estimator = kind(info, engine, check, width, height, fixed=bool(config.width) or not engine.any_size)
+        part = SECOND_PASS.get(config.confidence)
+        if part == 1.0:
+            estimator.use_second_pass(estimator)
+        elif part is not None:
+            estimator.use_second_pass(_half_size(info, config, export, *(part * side for side in (width, height))))
+    except BaseException:
+        engine.close()
+        raise
     return estimator
+
+
+def _half_size(info: CheckpointInfo, config: ModelConfig, export: bool, width: float, height: float) -> Estimator:
+    """What makes the second pass: an engine of its own, since most keep one size and would compile anew each time."""
+    size = _rounded(width, info.multiple), _rounded(height, info.multiple)
+    try:
+        engine, _ = _open_engine(info, config, export, size)
+    except Unusable as problem:
+        raise Unusable(f"model.confidence={config.confidence!r}, its second pass: {problem}") from problem
+    return Estimator(info, engine, "", *size, fixed=bool(config.width) or not engine.any_size)
 
 
 def _open_engine(info: CheckpointInfo, config: ModelConfig, export: bool, size: tuple[int, int]) -> tuple[Engine, str]:
     """The engine, and what the self-check says of it; with 'auto' the first that can be had."""
-    names = _preferred() if config.engine == "auto" else [config.engine]
-    if not names:
-        raise Unusable("model.engine='auto': no engine is installed; pip install openvino")
-    for name, following in zip(names, [*names[1:], None], strict=True):
+    if config.engine != "auto":
+        if config.int8 != "none" and config.engine != "tensorrt":
+            raise Unusable(
+                f"model.int8={config.int8!r}: is for TensorRT only; set it to 'none', or model.engine to 'tensorrt'"
+            )
+        return _open(config.engine, info, config, export, size)
+    refused: Unusable | None = None
+    for name in _preferred():
+        if refused is not None:
+            log.warning("%s (until then %s runs it, which may be several times slower)", refused, name)
         try:
-            if not _installed(name):
-                packages = " ".join(PACKAGES[name].values())
-                raise Unusable(f"model.engine={name!r}: is not installed; pip install {packages}")
-            if name == "tensorrt":
-                return _open_tensorrt(info, config, size)
-            if config.int8 != "none" and config.engine != "auto":
-                raise Unusable(
-                    f"model.int8={config.int8!r}: is for TensorRT only; set it to 'none', or model.engine to 'tensorrt'"
-                )
-            if name == "openvino":
-                return _open_openvino(info, config, export, size)
-            from marigold_ros.engines.torch_engine import TorchEngine
-
-            return TorchEngine(info, config.threads), ""
+            return _open(name, info, config, export, size)
         except Unusable as problem:
-            if following is None:
-                raise
-            log.warning("%s (until then %s runs it, which may be several times slower)", problem, following)
-    raise AssertionError("the last engine either opens or raises")
+            refused = problem
+    raise refused or Unusable("model.engine='auto': no engine is installed; pip install openvino")
 
 
-def _preferred() -> list[str]:
-    """The engines installed here, the one to try first first."""
-    names = [name for name in PACKAGES if _installed(name)]
+def _open(
+    name: str, info: CheckpointInfo, config: ModelConfig, export: bool, size: tuple[int, int]
+) -> tuple[Engine, str]:
+    if not _installed(name):
+        raise Unusable(f"model.engine={name!r}: is not installed; pip install {' '.join(PACKAGES[name].values())}")
+    if name == "tensorrt":
+        return _open_tensorrt(info, config, size)
+    if name == "openvino":
+        return _open_openvino(info, config, export, size)
+    from marigold_ros.engines.torch_engine import TorchEngine
+
+    return TorchEngine(info, config.threads), ""
+
+
+def _preferred() -> Iterator[str]:
+    """The engines installed here, the one to try first first; each is decided on when it is its turn."""
+    if _installed("tensorrt"):
+        yield "tensorrt"
+    others = [name for name in ("openvino", "torch") if _installed(name)]
     # A large network is faster with torch on a GPU than with OpenVINO on the processor.
-    if "torch" in names and any(Path(sign).exists() for sign in GPU_SIGNS):
+    if len(others) == 2 and _torch_sees_gpu():
+        others.reverse()
+    yield from others
+
+
+def _torch_sees_gpu() -> bool:
+    if not any(Path(sign).exists() for sign in GPU_SIGNS):
+        return False
+    try:
         import torch
 
-        if torch.cuda.is_available():
-            names.sort(key=["tensorrt", "torch", "openvino"].index)
-    return names
+        return torch.cuda.is_available()
+    except Exception:  # a broken installation raises anything; doctor tells it
+        return False
 
 
 def _open_tensorrt(info: CheckpointInfo, config: ModelConfig, size: tuple[int, int]) -> tuple[Engine, str]:
-    cache = cache_folder(config.cache_dir)
-    parts = ready_parts(info, *size, cache, config.int8)
     try:
+        from marigold_ros.engines.cuda import gpu
         from marigold_ros.engines.tensorrt_ready import open_built
-    except ImportError as error:
+    except Exception as error:  # ImportError of a library, or whatever a broken installation raises
         raise Unusable(
             f"model.engine='tensorrt': TensorRT cannot be loaded ({error}); run 'ros2 run marigold_ros doctor'"
         ) from error
+    gpu()  # before advice that would not help without one
+    cache = cache_folder(config.cache_dir)
+    parts = ready_parts(info, *size, cache, config.int8)
     opened = None if parts is None else open_built(parts, cache)
     if opened is None:
         command = f"{_export_command(config, cache)} --engine tensorrt --size {size[0]}x{size[1]}"

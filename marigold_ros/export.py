@@ -87,7 +87,7 @@ def onnx_file(info: CheckpointInfo, cache: Path) -> Path:
     path = ready_file(info, cache)
     if path is None:
         path = cached_file(info, cache)
-        log.info("exporting %s to %s: about half a minute, once", info.name, path)
+        log.info("exporting %s to %s: half a minute, of a large network minutes, once", info.name, path)
         export_onnx(info, path)
         with written_beside(path.with_suffix(".sha256")) as beside:
             beside.write_text(_checksums(path), encoding="utf-8")
@@ -113,7 +113,13 @@ def parts_of(
     with locked(folder):
         parts = read_parts(folder)
         if parts is None:
-            log.info("exporting %s at %dx%d to %s: a minute or more, once", info.name, width, height, folder)
+            log.info(
+                "exporting %s at %dx%d to %s: a minute, of a large network minutes, once",
+                info.name,
+                width,
+                height,
+                folder,
+            )
             parts = export_parts(info, width, height, folder, int8, calibration)
     return parts
 
@@ -230,7 +236,6 @@ def _run_tensorrt(info: CheckpointInfo, arguments: argparse.Namespace, cache: Pa
                 f"--build-only: {folder} is not there, or not whole; run this without --build-only (it needs torch), "
                 "or copy that folder from a machine that ran it with --onnx-only"
             )
-        parts.require_whole()
     else:
         parts = parts_of(info, width, height, cache, arguments.int8, images_in(arguments.calibration))
     print(f"{parts.folder} ({sum(parts.facts(part)['bytes'] for part in PARTS) / 1e6:.1f} MB)")
@@ -255,6 +260,8 @@ def _build_tensorrt(parts: Parts, arguments: argparse.Namespace, cache: Path) ->
         raise Unusable(f"TensorRT cannot be loaded ({error}); run 'ros2 run marigold_ros doctor'") from error
     from tqdm import tqdm
 
+    # A plan made of a damaged file would be kept under the good one's name.
+    parts.require_whole()
     bars: list[tqdm] = []
 
     def progress(part: str) -> Callable[[float, str], None]:

@@ -39,11 +39,21 @@ def written_beside(path: Path) -> Iterator[Path]:
     try:
         yield beside
         os.chmod(beside, 0o644)
+        _flush(beside)
         beside.replace(path)
     except OSError as error:
         raise Unusable(f"file {path}: cannot be written ({error.strerror or error})") from error
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Have a file on the disk before it is renamed: after a power cut it would be whole in name only."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def sha256_of(path: Path) -> str:
@@ -67,6 +77,8 @@ def folder_written_beside(folder: Path) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
         yield beside
+        for path in beside.rglob("*"):
+            _flush(path)
         if folder.exists():
             shutil.rmtree(folder)
         beside.replace(folder)

@@ -1,7 +1,7 @@
 """Does a network fit into float16? Its largest finite number is 65504, and what is beyond is infinite.
 
-A float32 network is watched while it answers real frames: every convolution, linear layer and normalisation, and the
-scores of every attention before their softmax.
+A float32 network is watched while it answers real frames: what goes into every convolution, linear layer and
+normalisation and what comes out, and a bound of the scores of every attention before their softmax.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ def watched(module: nn.Module) -> Iterator[Largest]:
     handles = []
 
     def watch(name: str, part: nn.Module) -> None:
-        def hook(_: nn.Module, __: object, output: Tensor) -> None:
+        def hook(_: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+            # What goes in are sums, products and concatenations, which no module of their own gives.
+            largest.see(float(given[0].abs().max()), f"{name} (input)")
             largest.see(float(output.abs().max()), name)
 
         handles.append(part.register_forward_hook(hook))

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import json
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -45,7 +46,7 @@ def export_onnx(info: CheckpointInfo, path: Path) -> None:
 
     from marigold_ros.folds import folded
 
-    with written_beside(path) as beside:
+    with written_beside(path) as beside, tempfile.TemporaryDirectory(prefix="export", dir=path.parent) as folder:
         network = load_network(info)
         rgb = frames(info.width, info.height)
         # Before anything is folded, so that the self-check sees the folds as well.
@@ -54,8 +55,12 @@ def export_onnx(info: CheckpointInfo, path: Path) -> None:
         example = torch.zeros(1, info.height, info.width, 3, dtype=torch.uint8)
         cells = {axis: info.multiple * torch.export.Dim(name, min=2, max=128) for axis, name in ((1, "h"), (2, "w"))}
         name = "normals" if info.kind.task == NORMALS else "relative"
-        program = onnx_program(network, example, "rgb", name, dynamic_shapes={"rgb": cells})
-        onnx.save(_slim(program.model_proto), beside)
+        # By way of the disk: in memory, a large network in float32 would be there three times.
+        whole = Path(folder) / "whole.onnx"
+        onnx_program(network, example, "rgb", name, dynamic_shapes={"rgb": cells}).save(whole, external_data=True)
+        del network
+        gc.collect()
+        onnx.save(_slim(whole), beside)
         # First the reference: a network without one is exported again, a reference without a network disturbs nobody.
         write_reference(path, rgb, answers)
 
@@ -86,7 +91,11 @@ def export_parts(
     reduction = 2 ** (len(network.vae.config.block_out_channels) - 1)
     latent = torch.zeros(1, network.vae.config.latent_channels, height // reduction, width // reduction).half()
     network = folded(network, transposed_upsampling=False)
-    manifest = {"checkpoint": info.name, "folder": str(info.folder), "width": width, "height": height, "parts": {}}
+    # What doctor's advice is made of.
+    options = ["--checkpoint", str(info.folder), "--size", f"{width}x{height}", "--int8", int8]
+    if info.tiny is not None:
+        options += ["--vae", "tiny" if info.tiny.encodes else "tiny-decoder", "--tiny-vae", str(info.tiny.folder)]
+    manifest = {"checkpoint": info.name, "options": options, "width": width, "height": height, "parts": {}}
     examples = (torch.zeros(1, height, width, 3, dtype=torch.uint8), latent, latent)
     with folder_written_beside(folder) as beside:
         for number, (part, example) in enumerate(zip(PARTS, examples, strict=True)):
@@ -245,15 +254,21 @@ def onnx_program(network: nn.Module, example: torch.Tensor, given: str, gives: s
         )
 
 
-def _slim(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Halve the file: float16 weights behind casts, and no source-code annotations. The graph computes as before."""
+def _slim(path: Path) -> onnx.ModelProto:
+    """The file in half its size: float16 weights behind casts, and no annotations. The graph computes as before."""
     import onnx
     from onnx import numpy_helper
+    from onnx.external_data_helper import load_external_data_for_tensor
 
     from marigold_ros.onnx_rules import IR_VERSION
 
+    model = onnx.load(path, load_external_data=False)
     graph, casts = model.graph, []
     for tensor in list(graph.initializer):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            load_external_data_for_tensor(tensor, str(path.parent))
+            tensor.data_location = onnx.TensorProto.DEFAULT
+            del tensor.external_data[:]
         values = numpy_helper.to_array(tensor)
         # Small tensors are scales and shifts, where rounding would cost more than it saves.
         if values.dtype != np.float32 or values.ndim < 2:

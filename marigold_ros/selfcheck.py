@@ -103,8 +103,13 @@ def _errors(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
     return np.arccos(np.clip(cosine, -1.0, 1.0)) / np.pi
 
 
-def kept_verdict(engine: Callable[[np.ndarray], np.ndarray], identity: str, network: Path, cache: Path) -> Verdict:
-    """The verdict on the engine called `identity`, found in `cache` or made now and kept there where that can be."""
+def kept_verdict(
+    engine: Callable[[np.ndarray], np.ndarray], identity: str, network: Path, cache: Path, anew: bool = False
+) -> Verdict:
+    """The verdict on the engine called `identity`, found in `cache` or made now and kept there where that can be.
+
+    anew: it is made now in any case.
+    """
     path = reference_of(network)
     if not path.is_file():
         raise Unusable(f"self-check file {path}: is missing; export the checkpoint again")
@@ -112,6 +117,8 @@ def kept_verdict(engine: Callable[[np.ndarray], np.ndarray], identity: str, netw
     key = hashlib.sha256(facts.encode()).hexdigest()[:16]
     record = cache / "self_check" / f"{network.stem}-{key}.json"
     try:
+        if anew:
+            raise KeyError
         return Verdict(**json.loads(record.read_text(encoding="utf-8"))["verdict"])
     except (OSError, ValueError, KeyError, TypeError):
         pass  # none yet, or a damaged one

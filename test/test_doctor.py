@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("torch")
 
 from marigold_ros import doctor
+from marigold_ros.config import Unusable
 from marigold_ros.parts import all_parts
 from marigold_ros.selfcheck import reference_of
 from nvidia import stand_ins
@@ -102,7 +103,8 @@ def test_tensorrt_is_found_and_its_engines_are_checked_anew(small_parts, tmp_pat
         assert doctor.tensorrt().text.startswith(f"TensorRT {NEWEST} on Fake GPU (sm 8.7, 16 multiprocessors, 64 GiB)")
         missing = doctor.exported_parts(parts, cache)
         assert missing.level == doctor.NOTE
-        assert missing.mend.endswith(f"--checkpoint {small_parts[0]} --engine tensorrt --size 128x96")
+        options = f"--checkpoint {small_parts[0]} --size 128x96 --int8 none --cache-dir {cache}"
+        assert missing.mend == f"ros2 run marigold_ros export --engine tensorrt {options}"
         settings = nvidia.build.BuildSettings()
         nvidia.ready.build_and_open(parts, cache, settings, lambda part: lambda share, what: None)[0].close()
         good = doctor.exported_parts(parts, cache)
@@ -114,8 +116,19 @@ def test_tensorrt_is_found_and_its_engines_are_checked_anew(small_parts, tmp_pat
         assert bad.level == doctor.WRONG
         assert "differs from torch by nan" in bad.text
         assert bad.mend.endswith("--rebuild")
+        # The node refuses what the doctor found wrong.
+        with pytest.raises(Unusable, match="differs from torch by nan"):
+            nvidia.ready.open_built(parts, cache)
         nvidia.cuda.trouble.no_device = True
         assert doctor.tensorrt().level == doctor.WRONG
+
+
+def test_engines_that_were_put_aside_are_told(tmp_path):
+    (tmp_path / "tensorrt").mkdir()
+    (tmp_path / "tensorrt" / "a.bad").write_bytes(b"x")
+    finding = list(doctor.cache(tmp_path))[-1]
+    assert finding.level == doctor.NOTE
+    assert finding.mend == f"rm {tmp_path}/tensorrt/*.bad"
 
 
 def test_nothing_to_run_networks_with(monkeypatch):

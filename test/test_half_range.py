@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from diffusers.models.attention import FeedForward
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
@@ -47,6 +48,35 @@ def test_scores_count_though_no_module_gives_them():
         scores = float((q @ k.transpose(1, 2) * attention.scale).abs().max())
     assert largest.where == " (scores)"
     assert scores <= largest.value * (1 + 1e-6) < 3 * scores
+
+
+@torch.no_grad()
+def test_products_and_sums_between_modules_count_where_they_go_in():
+    """Of a gated layer both factors are harmless; of a chain of residual blocks every summand is."""
+    gated = FeedForward(4, activation_fn="geglu", mult=1)
+    gated.net[0].proj.weight.fill_(100.0)
+    with watched(gated) as largest:
+        gated(torch.full((1, 1, 4), 8.0))
+    assert largest.value > LIMIT
+    assert largest.where == "net.2 (input)"
+
+    class Chain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(nn.Conv2d(1, 1, 1) for _ in range(6))
+
+        def forward(self, x):
+            for block in self.blocks:
+                x = x + block(x)
+            return x
+
+    chain = Chain()
+    for block in chain.blocks:
+        block.weight.zero_()
+        block.bias.fill_(18_000.0)
+    with watched(chain) as largest:
+        chain(torch.zeros(1, 1, 1, 1))
+    assert not largest.fits
 
 
 def test_nan_never_fits():

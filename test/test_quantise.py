@@ -19,6 +19,8 @@ from marigold_ros.parts import INT8_OPSET, PARTS, all_parts
 from marigold_ros.places import shared
 from nvidia import stand_ins
 from tensorrt_signatures import NEWEST, OLDEST
+from trainer import int8
+from trainer.evaluate import Frame
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +88,8 @@ def test_the_setting_chooses_it_and_weak_types_allow_it(quantised, tmp_path, ver
             load_estimator(ModelConfig(**model, int8="all"), export=False)
 
 
-def test_other_engines_are_refused_by_name_and_serve_meanwhile_by_auto(small_export, caplog):
-    folder, cache = small_export
+def test_other_engines_are_refused_by_name_and_serve_meanwhile_by_auto(small_export, tmp_path):
+    folder, cache = small_export[0], shutil.copytree(small_export[1], tmp_path / "cache")
     model = {"checkpoint": str(folder), "cache_dir": str(cache), "int8": "step"}
     with pytest.raises(Unusable, match=r"model\.int8='step': is for TensorRT only"):
         load_estimator(ModelConfig(**model, engine="openvino"), export=False)
@@ -110,3 +112,22 @@ def test_bad_calibration(small_parts, images, tmp_path, monkeypatch):
 def test_openvino_is_not_offered_int8(small_parts, capsys):
     assert export.main(["--checkpoint", str(small_parts[0]), "--int8", "step"]) == 1
     assert "--int8 step: means nothing to --engine openvino" in capsys.readouterr().err
+
+
+def test_the_study_reports_accuracy_and_time(quantised, small_parts, monkeypatch):
+    """On exports that are there already, two of them the same: exporting three times would take a minute."""
+    folder, _, parts = quantised
+    (plain,) = all_parts(small_parts[1])
+    exported = {"none": plain, "step": parts, "all": parts}
+    monkeypatch.setattr(int8, "export_parts", lambda info, width, height, where, name, images: exported[name])
+    monkeypatch.setattr(int8, "ROUNDS", 2)
+    rgb = np.random.default_rng(0).integers(0, 256, (96, 128, 3), np.uint8)
+    frames = [Frame(name, rgb, np.full((96, 128), depth, np.float32)) for name, depth in (("a 1", 2.0), ("b 1", 3.0))]
+    table = int8.study(str(folder), frames, [])
+    rows = [line.split(" | ") for line in table.splitlines()]
+    assert rows[0] == ["| model.int8", "a, AbsRel", "b, AbsRel", "differs from float16 by |"]
+    assert rows[2][0] == "| none"
+    assert rows[2][-1] == "0.0000 |"
+    assert rows[3][1:] == rows[4][1:]
+    assert float(rows[3][-1].split()[0]) > 0
+    assert [row[0] for row in rows[-3:]] == ["| encode", "| step", "| decode"]

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from family_checkpoints import FAMILY, write_family_checkpoint, write_tiny_vae
-from marigold_ros import export
+from marigold_ros import estimator, export
 from marigold_ros.checkpoints import describe, find_checkpoint, with_tiny_vae
 from marigold_ros.config import ModelConfig, Unusable
 from marigold_ros.estimator import load_estimator
@@ -161,26 +161,62 @@ def test_a_plan_under_anothers_name_is_not_loaded(own, nvidia, caplog):
 
 
 @pytest.mark.parametrize("damage", [b"", b"half of a plan"])
-def test_a_damaged_plan_is_put_aside_and_built_once_more(own, nvidia, damage, caplog):
+def test_a_damaged_plan_is_not_loaded_and_the_next_build_puts_it_aside(own, nvidia, damage, caplog):
     build(nvidia, own)[0].close()
     (plan,) = (own.cache / "tensorrt").glob("*decode*.plan")
     plan.write_bytes(damage)
     assert nvidia.ready.open_built(own.parts, own.cache) is None
-    assert plan.with_suffix(".bad").read_bytes() == damage
+    # To who does not hold its lock, a plan that is being written looks the same.
+    assert plan.read_bytes() == damage
     engine, _ = build(nvidia, own)
     engine.close()
+    assert plan.with_suffix(".bad").read_bytes() == damage
     assert nvidia.trt.trouble.builds == len(PARTS) + 1
     assert "damaged" in caplog.text
 
 
-def test_a_plan_that_tensorrt_cannot_load_is_built_once_more_and_then_given_up(own, nvidia, monkeypatch):
+def test_a_plan_that_tensorrt_cannot_load_is_built_once_more_and_then_given_up(own, nvidia):
     """Its checksum is right: the driver changed under it, say."""
-    monkeypatch.setattr(nvidia.trt.Runtime, "deserialize_cuda_engine", lambda self, buffer: None)
-    with pytest.raises(Unusable, match=r"cannot load it.*export it again"):
+    nvidia.trt.trouble.load = "Serialization assertion failed"
+    with pytest.raises(Unusable, match=r"cannot load it \(Serialization assertion failed\).*export it again"):
         build(nvidia, own)
     # encode is loaded first: it was built, put aside, built again.
     assert nvidia.trt.trouble.builds == len(PARTS) + 1
     assert len(list((own.cache / "tensorrt").glob("*.bad"))) == 1
+
+
+def test_a_good_plan_stays_when_memory_is_short(own, nvidia):
+    build(nvidia, own)[0].close()
+    nvidia.trt.trouble.load = "[defaultAllocator.cpp] OutOfMemory (Requested size was 1731592192 bytes.)"
+    for attempt in (build, lambda *_: nvidia.ready.open_built(own.parts, own.cache)):
+        with pytest.raises(Unusable, match=r"OutOfMemory.*where memory is short, stop other programs"):
+            attempt(nvidia, own)
+    nvidia.trt.trouble.load = ""
+    nvidia.ready.open_built(own.parts, own.cache)[0].close()
+    assert nvidia.trt.trouble.builds == len(PARTS)
+
+
+def test_what_a_killed_build_left_is_removed_by_the_next(own, nvidia):
+    build(nvidia, own)[0].close()
+    (plan,) = (own.cache / "tensorrt").glob("*decode*.plan")
+    left = plan.with_name(f"{plan.stem}abcd.part.plan")
+    left.write_bytes(b"half")
+    build(nvidia, own, rebuild=True)[0].close()
+    assert not left.exists()
+
+
+def test_other_settings_than_a_plan_was_built_with_are_told(own, nvidia, caplog):
+    build(nvidia, own)[0].close()
+    settings = nvidia.build.BuildSettings(level=5)
+    nvidia.ready.build_and_open(own.parts, own.cache, settings, silent)[0].close()
+    assert "step is built already, with {'level': 3, 'workspace_gib': 0.0}; --rebuild" in caplog.text
+
+
+def test_a_full_gpu_does_not_have_tensorrt_10_build_with_weak_types(own, nvidia_10):
+    nvidia_10.cuda.trouble.memory_bytes = 70_000
+    with pytest.raises(Unusable, match="memory is full"):
+        build(nvidia_10, own)
+    assert nvidia_10.trt.trouble.builds == len(PARTS)
 
 
 def test_tensorrt_10_falls_back_to_weak_types_where_strong_ones_cannot_be_built(own, nvidia_10, caplog):
@@ -224,6 +260,25 @@ def test_no_gpu_is_one_sentence(own, nvidia):
     nvidia.cuda.trouble.no_device = True
     with pytest.raises(Unusable, match=r"CUDA: cudaErrorNoDevice \(error 100\); run 'ros2 run marigold_ros doctor'"):
         build(nvidia, own)
+
+
+@pytest.mark.parametrize(
+    ("driver", "message"),
+    [(0, "there is no NVIDIA driver, or this container"), (11080, r"of CUDA 11, .* pip install 'cuda-python==11\.\*'")],
+)
+def test_a_driver_that_does_not_fit_is_told_with_what_does(own, nvidia, driver, message):
+    nvidia.cuda.trouble.driver = driver
+    with pytest.raises(Unusable, match=message):
+        nvidia.ready.open_built(own.parts, own.cache)
+
+
+def test_older_bindings_raise_where_there_is_no_driver(own, nvidia, monkeypatch):
+    def raises():
+        raise RuntimeError("Failed to dlopen libcuda.so.1")
+
+    monkeypatch.setattr(nvidia.cuda, "cudaDriverGetVersion", raises)
+    with pytest.raises(Unusable, match=r"no NVIDIA driver \(Failed to dlopen libcuda\.so\.1\)"):
+        nvidia.ready.open_built(own.parts, own.cache)
 
 
 def test_too_little_memory_to_build_and_to_run(own, nvidia):
@@ -271,9 +326,10 @@ def test_timings_are_kept_for_the_next_build_and_damaged_ones_begin_anew(own, nv
     build(nvidia, own)[0].close()
     (timings,) = (own.cache / "tensorrt").glob("timing-*.cache")
     assert json.loads(timings.read_bytes()) == ["decode.onnx", "encode.onnx", "step.onnx"]
-    timings.write_bytes(b"damaged")
-    build(nvidia, own, rebuild=True)[0].close()
-    assert json.loads(timings.read_bytes()) == ["decode.onnx", "encode.onnx", "step.onnx"]
+    for useless in (b"damaged", b'["of another GPU"]'):
+        timings.write_bytes(useless)
+        build(nvidia, own, rebuild=True)[0].close()
+        assert json.loads(timings.read_bytes()) == ["decode.onnx", "encode.onnx", "step.onnx"]
 
 
 def test_progress_rises_to_the_end_for_each_part(own, nvidia):
@@ -295,26 +351,46 @@ def test_the_program_builds_and_the_node_s_estimator_runs_it(own, nvidia, argume
     call = ["--checkpoint", str(own.folder), "--engine", "tensorrt", "--cache-dir", str(own.cache), *arguments]
     assert export.main(call) == 0
     assert "accepted" in capsys.readouterr().out
-    estimator = load_estimator(ModelConfig(str(own.folder), "tensorrt", cache_dir=str(own.cache)), export=False)
-    assert estimator.engine.startswith("tensorrt")
-    assert "differs from torch by" in estimator.engine
+    opened = load_estimator(ModelConfig(str(own.folder), "tensorrt", cache_dir=str(own.cache)), export=False)
+    assert opened.engine.startswith("tensorrt")
+    assert "differs from torch by" in opened.engine
     # A camera of another shape: the engine has one size.
-    assert estimator(np.zeros((90, 160, 3), np.uint8)).shape == (90, 160)
-    assert estimator.working_size(160, 90) == SIZE
-    estimator.close()
+    assert opened(np.zeros((90, 160, 3), np.uint8)).shape == (90, 160)
+    assert opened.working_size(160, 90) == SIZE
+    opened.close()
 
 
-def test_without_an_engine_the_command_is_named_and_auto_goes_on(own, nvidia, small_export, caplog):
-    folder, cache = small_export
+def test_without_an_engine_the_command_is_named_and_auto_goes_on(own, nvidia, small_export, tmp_path, caplog):
+    folder, cache = small_export[0], shutil.copytree(small_export[1], tmp_path / "openvino")
     wanted = ModelConfig(str(folder), "tensorrt", cache_dir=str(cache))
     with pytest.raises(
         Unusable, match=r"no TensorRT engine for 128x96 .*export --checkpoint .* --engine tensorrt --size"
     ):
         load_estimator(wanted, export=False)
-    estimator = load_estimator(ModelConfig(str(folder), "auto", cache_dir=str(cache)), export=False)
-    assert estimator.engine.startswith("openvino")
+    opened = load_estimator(ModelConfig(str(folder), "auto", cache_dir=str(cache)), export=False)
+    assert opened.engine.startswith("openvino")
     assert "--engine tensorrt --size 128x96" in caplog.text
-    estimator.close()
+    opened.close()
+
+
+def test_an_estimator_that_fails_half_way_frees_its_engine(own, nvidia):
+    build(nvidia, own)[0].close()
+    wanted = ModelConfig(str(own.folder), "tensorrt", cache_dir=str(own.cache), confidence="mirror_half")
+    with pytest.raises(Unusable, match=r"'mirror_half', its second pass: .*no TensorRT engine for 64x64"):
+        load_estimator(wanted, export=False)
+    assert not nvidia.cuda.device
+    assert not nvidia.cuda.host
+
+
+def test_auto_survives_a_torch_that_cannot_be_loaded(own, nvidia, small_export, tmp_path, monkeypatch):
+    """None in the place of a module has importing it raise ImportError."""
+    folder, cache = small_export[0], shutil.copytree(small_export[1], tmp_path / "openvino")
+    monkeypatch.setattr(estimator, "GPU_SIGNS", ("/",))
+    monkeypatch.setattr(estimator, "_installed", lambda name: True)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    opened = load_estimator(ModelConfig(str(folder), "auto", cache_dir=str(cache)), export=False)
+    assert opened.engine.startswith("openvino")
+    opened.close()
 
 
 def program(own, *arguments, **variables):
@@ -375,11 +451,13 @@ def test_the_program_s_bad_arguments(exported, tmp_path, request, arguments, mes
     assert message in capsys.readouterr().err
 
 
-def test_parts_that_are_not_whole_are_not_built(own, nvidia, capsys):
+@pytest.mark.parametrize("more", [[], ["--build-only"]])
+def test_parts_that_are_not_whole_are_not_built(own, nvidia, capsys, more):
     (own.parts.folder / "step.onnx.data").write_bytes(b"")
-    call = ["--checkpoint", str(own.folder), "--engine", "tensorrt", "--cache-dir", str(own.cache), "--build-only"]
+    call = ["--checkpoint", str(own.folder), "--engine", "tensorrt", "--cache-dir", str(own.cache), *more]
     assert export.main(call) == 1
     assert "step.onnx.data: is missing or damaged" in capsys.readouterr().err
+    assert nvidia.trt.trouble.builds == 0
     (own.parts.folder / "step.onnx.data").unlink()
     assert read_parts(own.parts.folder) is None
     assert describe(find_checkpoint(str(own.folder)))

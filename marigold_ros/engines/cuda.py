@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from marigold_ros.config import Unusable
+from marigold_ros.config import Unusable, one_line
 
 try:
     from cuda.bindings import runtime as cudart
@@ -47,7 +47,20 @@ def checked(result: tuple) -> Any:
 
 def gpu() -> Gpu:
     """The GPU; raises `Unusable` where there is none or its driver does not fit."""
-    if checked(cudart.cudaGetDeviceCount()) == 0:
+    try:
+        driver = checked(cudart.cudaDriverGetVersion())
+        runtime = checked(cudart.cudaRuntimeGetVersion())
+        count = checked(cudart.cudaGetDeviceCount()) if driver // 1000 >= runtime // 1000 else 0
+    except RuntimeError as error:  # cuda-python before 12.8, without a driver
+        raise Unusable(f"CUDA: there is no NVIDIA driver ({one_line(error)})") from error
+    if driver == 0:
+        raise Unusable("CUDA: there is no NVIDIA driver, or this container does not see it (docker run --gpus all)")
+    if driver // 1000 < runtime // 1000:
+        raise Unusable(
+            f"CUDA: the driver is of CUDA {driver // 1000}, cuda-python of {runtime // 1000}; "
+            f"pip install 'cuda-python=={driver // 1000}.*', or a newer driver"
+        )
+    if count == 0:
         raise Unusable("CUDA: no GPU is visible; see CUDA_VISIBLE_DEVICES and nvidia-smi")
     facts = checked(cudart.cudaGetDeviceProperties(0))
     return Gpu(
@@ -55,13 +68,13 @@ def gpu() -> Gpu:
         compute_capability=f"{facts.major}.{facts.minor}",
         multiprocessors=facts.multiProcessorCount,
         memory_gib=round(facts.totalGlobalMem / 2**30),
-        driver=checked(cudart.cudaDriverGetVersion()),
-        runtime=checked(cudart.cudaRuntimeGetVersion()),
+        driver=driver,
+        runtime=runtime,
     )
 
 
 class Session:
-    """A stream, its memory and its graph; `close` frees them all."""
+    """A stream, its memory and its graph; `stop` and then `free` end it."""
 
     def __init__(self) -> None:
         self._device: list[int] = []
@@ -120,17 +133,21 @@ class Session:
         """Until everything queued is done."""
         checked(cudart.cudaStreamSynchronize(self._stream))
 
-    def close(self) -> None:
-        """Free everything; arrays and addresses given out are void afterwards."""
-        if self._stream is None:
-            return
-        # Nothing is checked: after a lost device every call fails, and the rest is to be freed all the same.
-        cudart.cudaStreamSynchronize(self._stream)
+    def stop(self) -> None:
+        """Wait for what is queued and drop the recording; whatever it used can be freed then."""
+        # Nothing is checked from here on: after a lost device every call fails, and all is to be freed the same.
+        if self._stream is not None:
+            cudart.cudaStreamSynchronize(self._stream)
         if self._graph is not None:
             cudart.cudaGraphExecDestroy(self._graph)
+        self._graph = None
+
+    def free(self) -> None:
+        """Free everything; arrays and addresses given out are void afterwards."""
         for address in self._device:
             cudart.cudaFree(address)
         for address in self._host:
             cudart.cudaFreeHost(address)
-        cudart.cudaStreamDestroy(self._stream)
-        self._stream, self._graph, self._device, self._host = None, None, [], []
+        if self._stream is not None:
+            cudart.cudaStreamDestroy(self._stream)
+        self._stream, self._device, self._host = None, [], []

@@ -34,6 +34,10 @@ class BuildSettings:
     workspace_gib: float = 0.0
 
 
+class CannotBuild(Unusable):
+    """TensorRT finds no way to build a network."""
+
+
 class Cancelled(Exception):
     """The build was stopped from outside."""
 
@@ -96,7 +100,7 @@ def _build(
     if monitor.cancelled:
         raise Cancelled
     if plan is None:
-        raise Unusable(
+        raise CannotBuild(
             f"network {onnx}: TensorRT {trt.__version__} cannot build it with {typing} types ({logger.errors()}); "
             "where memory is short, stop other programs, or take a smaller --size, --vae tiny or --workspace"
         )

@@ -23,12 +23,16 @@ _NUMPY = {trt.DataType.UINT8: np.uint8, trt.DataType.HALF: np.float16, trt.DataT
 _WARM_UP = 3
 
 
-class DamagedPlan(Unusable):
-    """A plan that TensorRT cannot read: damaged, or of another version or GPU."""
+class CannotLoad(Unusable):
+    """A plan that TensorRT does not load: damaged, made for something else, or too large for the free memory."""
 
     def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"engine {path}: TensorRT {trt.__version__} cannot load it ({reason}); export it again")
+        super().__init__(
+            f"engine {path}: TensorRT {trt.__version__} cannot load it ({reason}); where memory is short, stop other "
+            "programs, else export it again with --rebuild"
+        )
         self.path = path
+        self.for_want_of_memory = "memory" in reason.lower()
 
 
 class TensorRtEngine:
@@ -110,9 +114,11 @@ class TensorRtEngine:
 
     def close(self) -> None:
         """Free engines and memory."""
+        # What is under way, and the graph, still use them.
+        self._session.stop()
         self._contexts = []
         self._engines = []
-        self._session.close()
+        self._session.free()
 
 
 @dataclass(frozen=True)
@@ -139,7 +145,7 @@ def _load(runtime: trt.Runtime, path: Path, logger: TensorRtLog) -> trt.ICudaEng
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
             engine = runtime.deserialize_cuda_engine(plan)
     except (OSError, ValueError) as error:  # ValueError: an empty file
-        raise DamagedPlan(path, str(error)) from error
+        raise CannotLoad(path, str(error)) from error
     if engine is None:
-        raise DamagedPlan(path, logger.errors())
+        raise CannotLoad(path, logger.errors())
     return engine

@@ -79,8 +79,11 @@ class PlanFolder:
         name = f"{parts.manifest['checkpoint']}-{size}-{part}-{precision}-{gpu}-trt{self._tensorrt}-{digest[:12]}.plan"
         return self._folder / name
 
-    def find(self, parts: Parts, part: str, typing: str) -> Path | None:
-        """The plan of a part if it is there, whole and built for exactly this; its bytes are read for that."""
+    def find(self, parts: Parts, part: str, typing: str, repair: bool = False) -> Path | None:
+        """The plan of a part if it is there, whole and built for exactly this; its bytes are read for that.
+
+        repair: a damaged one is put aside. Only for who holds its lock: to others it may look so while it is written.
+        """
         path = self.path(parts, part, typing)
         sidecar = read_sidecar(path)
         if sidecar is None or not path.is_file():
@@ -89,9 +92,16 @@ class PlanFolder:
             log.warning("%s is for another engine; it is not used", path)
             return None
         if sidecar.get("sha256") != sha256_of(path):
-            self.quarantine(path)
+            log.warning("%s is damaged, or just being written", path)
+            if repair:
+                self.quarantine(path)
             return None
         return path
+
+    def clean(self, path: Path) -> None:
+        """Remove what writers of a plan that were killed have left; only for who holds its lock."""
+        for left in self._folder.glob(f"{path.stem}*.part{path.suffix}"):
+            left.unlink(missing_ok=True)
 
     def keep(self, parts: Parts, part: str, typing: str, plan: Any, how: dict[str, Any]) -> Path:
         """Write a plan (any buffer) and its sidecar; `how` says with which settings it was built."""

@@ -12,21 +12,25 @@ import tensorrt as trt
 
 from marigold_ros.config import Unusable
 from marigold_ros.engines.cuda import Gpu, gpu
-from marigold_ros.engines.tensorrt_build import BuildSettings, Progress, build_plan, typings
-from marigold_ros.engines.tensorrt_engine import DamagedPlan, TensorRtEngine
-from marigold_ros.engines.tensorrt_plans import PlanFolder
-from marigold_ros.files import locked, sha256_of
+from marigold_ros.engines.tensorrt_build import BuildSettings, CannotBuild, Progress, build_plan, typings
+from marigold_ros.engines.tensorrt_engine import CannotLoad, TensorRtEngine
+from marigold_ros.engines.tensorrt_plans import PlanFolder, read_sidecar
+from marigold_ros.files import locked
 from marigold_ros.parts import PARTS, Parts
-from marigold_ros.selfcheck import Verdict, kept_verdict, verdict
+from marigold_ros.selfcheck import Verdict, kept_verdict
 
 log = logging.getLogger(__name__)
+
+
+class Refused(Unusable):
+    """An engine that answers wrongly."""
 
 
 def open_built(parts: Parts, cache: Path, check_anew: bool = False) -> tuple[TensorRtEngine, Verdict] | None:
     """The engine of `parts` and its verdict, which is good; None where it is not built for this machine.
 
     The verdict is the one kept in `cache`, unless it is to be made anew. Raises `Unusable` where there is no GPU, or
-    every engine that is built fails its self-check.
+    every engine that is built cannot be loaded or fails its self-check.
     """
     device = gpu()
     folder = _plan_folder(cache, device)
@@ -37,9 +41,6 @@ def open_built(parts: Parts, cache: Path, check_anew: bool = False) -> tuple[Ten
             continue
         try:
             return _accepted(parts, plans, device, typing, cache, check_anew)
-        except DamagedPlan as damaged:
-            folder.quarantine(damaged.path)
-            log.warning("%s", damaged)
         except Unusable as problem:
             failed = problem
     if failed is not None:
@@ -65,18 +66,21 @@ def build_and_open(
     for typing in typings():
         if failed is not None:
             log.warning("%s; trying %s types", failed, typing)
+
+        def make(anew: bool, typing: str = typing) -> tuple[TensorRtEngine, Verdict]:
+            plans = {part: _plan(folder, parts, part, typing, settings, progress, anew) for part in PARTS}
+            return _accepted(parts, plans, device, typing, cache)
+
         try:
-            # Twice: a plan that cannot be loaded is put aside and built once more.
-            for last in (False, True):
-                plans = {part: _plan(folder, parts, part, typing, settings, progress, rebuild) for part in PARTS}
-                try:
-                    return _accepted(parts, plans, device, typing, cache)
-                except DamagedPlan as damaged:
-                    if last:
-                        raise
-                    folder.quarantine(damaged.path)
-                    rebuild = False
-        except Unusable as problem:
+            try:
+                return make(rebuild)
+            except CannotLoad as problem:
+                if problem.for_want_of_memory:
+                    raise
+                # Once more: its checksum is right, but what it depends on may have changed under it.
+                folder.quarantine(problem.path)
+                return make(False)
+        except (CannotBuild, Refused) as problem:
             failed = problem
     raise failed
 
@@ -97,8 +101,12 @@ def _plan(
     path = folder.path(parts, part, typing)
     with locked(path):
         # Another process may have built it while this one waited.
-        found = None if rebuild else folder.find(parts, part, typing)
+        folder.clean(path)
+        found = None if rebuild else folder.find(parts, part, typing, repair=True)
         if found is not None:
+            built = (read_sidecar(found) or {}).get("built")
+            if built != asdict(settings):
+                log.warning("%s is built already, with %s; --rebuild builds it anew", part, built)
             return found
         folder.require_space(parts, part)
         plan = build_plan(
@@ -111,14 +119,18 @@ def _accepted(
     parts: Parts, plans: dict[str, Path], device: Gpu, typing: str, cache: Path, check_anew: bool = False
 ) -> tuple[TensorRtEngine, Verdict]:
     """Open the engine and let it answer; raises `Unusable` with the numbers where it answers wrongly."""
-    content = hashlib.sha256("".join(sha256_of(plan) for plan in plans.values()).encode()).hexdigest()
+    # The plans have been compared with these checksums, or written with them.
+    checksums = "".join(str((read_sidecar(plan) or {}).get("sha256")) for plan in plans.values())
+    content = hashlib.sha256(checksums.encode()).hexdigest()
     identity = f"tensorrt {trt.__version__}, {typing} types, {device.name}, plans {content[:12]}"
     opened = TensorRtEngine(parts, plans, device, typing, identity)
     try:
-        network = parts.network
-        found = verdict(opened, network) if check_anew else kept_verdict(opened, identity, network, cache)
+        found = kept_verdict(opened, identity, parts.network, cache, check_anew)
         if not found.passed:
-            raise Unusable(f"{identity}: {found}; at most {found.mean_limit} and {found.worst_limit} are allowed")
+            raise Refused(
+                f"{identity}: {found}; at most {found.mean_limit} and {found.worst_limit} are allowed; "
+                "run 'ros2 run marigold_ros doctor', or set model.engine to 'torch'"
+            )
     except BaseException:
         opened.close()
         raise

@@ -33,6 +33,7 @@ class Trouble:
     no_gpu = False
     strong_build = ""  # the error that a strongly typed build ends with
     any_build = ""
+    load = ""  # the error that loading a plan ends with
     execute = False
     context = False
     wrong_answers = False
@@ -123,8 +124,9 @@ ExecutionContextAllocationStrategy = _enum("ExecutionContextAllocationStrategy")
 _TYPES = {"tensor(uint8)": "UINT8", "tensor(float16)": "HALF", "tensor(float)": "FLOAT"}
 
 
-class IHostMemory(bytes):
-    """A buffer."""
+def _host_memory(content: bytes) -> memoryview:
+    """A buffer, and nothing more: the bindings' IHostMemory has no methods either."""
+    return memoryview(content)
 
 
 class Builder(_Bound):
@@ -142,7 +144,7 @@ class Builder(_Bound):
     def create_builder_config(self) -> IBuilderConfig:
         return IBuilderConfig()
 
-    def build_serialized_network(self, network: INetworkDefinition, config: IBuilderConfig) -> IHostMemory | None:
+    def build_serialized_network(self, network: INetworkDefinition, config: IBuilderConfig) -> memoryview | None:
         if network._onnx is None or not _progress(config.progress_monitor):
             self._logger.log(Severity.ERROR, "nothing to build, or cancelled")
             return None
@@ -158,7 +160,7 @@ class Builder(_Bound):
         config._timings._entries.add(Path(network._onnx).name)
         flags = sorted(flag.name for flag in config._flags)
         plan = {"version": __version__, "onnx": network._onnx, "strong": strong, "flags": flags}
-        return IHostMemory(json.dumps(plan).encode())
+        return _host_memory(json.dumps(plan).encode())
 
 
 def _progress(monitor: IProgressMonitor | None) -> bool:
@@ -195,10 +197,12 @@ class ITimingCache(_Bound):
     def __init__(self, entries: set[str]) -> None:
         self._entries = entries
 
-    def serialize(self) -> IHostMemory:
-        return IHostMemory(json.dumps(sorted(self._entries)).encode())
+    def serialize(self) -> memoryview:
+        return _host_memory(json.dumps(sorted(self._entries)).encode())
 
     def combine(self, other: ITimingCache, ignore_mismatch: bool) -> bool:
+        if "of another GPU" in other._entries:
+            return False
         self._entries |= other._entries
         return True
 
@@ -225,6 +229,8 @@ class IBuilderConfig(_Bound):
             return None
 
     def set_timing_cache(self, timings: ITimingCache, ignore_mismatch: bool) -> bool:
+        if "of another GPU" in timings._entries:
+            return False
         self._timings = timings
         return True
 
@@ -280,6 +286,9 @@ class Runtime(_Bound):
         self._logger = logger
 
     def deserialize_cuda_engine(self, buffer: object) -> ICudaEngine | None:
+        if trouble.load:
+            self._logger.log(Severity.ERROR, trouble.load)
+            return None
         try:
             plan = json.loads(bytes(memoryview(buffer)))
         except ValueError:

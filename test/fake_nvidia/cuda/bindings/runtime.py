@@ -43,6 +43,7 @@ class Trouble:
     no_device = False
     memory_bytes = 0  # allocations beyond this fail; 0: none do
     capture = False
+    driver = 12060
     gpu_name = "Fake GPU"
 
 
@@ -102,7 +103,7 @@ def cudaGetDeviceProperties(device: int) -> tuple:
 
 
 def cudaDriverGetVersion() -> tuple:
-    return (_OK, 12060)
+    return (_OK, trouble.driver)
 
 
 def cudaRuntimeGetVersion() -> tuple:
