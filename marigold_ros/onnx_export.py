@@ -42,8 +42,6 @@ def export_onnx(info: CheckpointInfo, path: Path) -> None:
     `relative` (1, 32 h, 32 w) float32 in [0, 1], or of a network for normals `normals` (1, 32 h, 32 w, 3) float32.
     """
     torch = _require_exporter(info)
-    import onnx
-
     from marigold_ros.folds import folded
 
     with written_beside(path) as beside, tempfile.TemporaryDirectory(prefix="export", dir=path.parent) as folder:
@@ -60,7 +58,7 @@ def export_onnx(info: CheckpointInfo, path: Path) -> None:
         onnx_program(network, example, "rgb", name, dynamic_shapes={"rgb": cells}).save(whole, external_data=True)
         del network
         gc.collect()
-        onnx.save(_slim(whole), beside)
+        _slim(whole, beside)
         # First the reference: a network without one is exported again, a reference without a network disturbs nobody.
         write_reference(path, rgb, answers)
 
@@ -254,29 +252,36 @@ def onnx_program(network: nn.Module, example: torch.Tensor, given: str, gives: s
         )
 
 
-def _slim(path: Path) -> onnx.ModelProto:
-    """The file in half its size: float16 weights behind casts, and no annotations. The graph computes as before."""
+def _slim(path: Path, out: Path) -> None:
+    """Write the graph at `path` in half its size: float16 weights behind casts. It computes as before."""
     import onnx
-    from onnx import numpy_helper
-    from onnx.external_data_helper import load_external_data_for_tensor
+    from onnx.external_data_helper import ExternalDataInfo
 
     from marigold_ros.onnx_rules import IR_VERSION
 
     model = onnx.load(path, load_external_data=False)
     graph, casts = model.graph, []
-    for tensor in list(graph.initializer):
+    whole, small = list(graph.initializer), []
+    for tensor in whole:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            load_external_data_for_tensor(tensor, str(path.parent))
-            tensor.data_location = onnx.TensorProto.DEFAULT
-            del tensor.external_data[:]
-        values = numpy_helper.to_array(tensor)
+            facts = ExternalDataInfo(tensor)
+            kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+            # Never into the protobuf message: it would keep the memory.
+            values = np.memmap(path.parent / facts.location, kind, "r", facts.offset or 0, tuple(tensor.dims))
+        else:
+            values = onnx.numpy_helper.to_array(tensor)
         # Small tensors are scales and shifts, where rounding would cost more than it saves.
         if values.dtype != np.float32 or values.ndim < 2:
+            small.append((tensor.name, np.array(values)))
             continue
-        half = numpy_helper.from_array(values.astype(np.float16), f"{tensor.name}_f16")
+        half = graph.initializer.add()
+        half.name, half.data_type = f"{tensor.name}_f16", onnx.TensorProto.FLOAT16
+        half.dims.extend(values.shape)
+        half.raw_data = values.astype(np.float16).tobytes()
         casts.append(onnx.helper.make_node("Cast", [half.name], [tensor.name], to=onnx.TensorProto.FLOAT))
+    for tensor in whole:
         graph.initializer.remove(tensor)
-        graph.initializer.append(half)
+    graph.initializer.extend(onnx.numpy_helper.from_array(values, name) for name, values in small)
     nodes = [*casts, *graph.node]
     del graph.node[:]
     graph.node.extend(nodes)
@@ -284,8 +289,9 @@ def _slim(path: Path) -> onnx.ModelProto:
     # Every consumer infers the shapes again once it has fixed the size.
     del graph.value_info[:]
     model.ir_version = IR_VERSION
-    onnx.checker.check_model(model)
-    return model
+    onnx.save(model, out)
+    del model, graph
+    onnx.checker.check_model(str(out))
 
 
 def _strip(model: onnx.ModelProto) -> None:
