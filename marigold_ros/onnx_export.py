@@ -89,43 +89,49 @@ def export_parts(
     reduction = 2 ** (len(network.vae.config.block_out_channels) - 1)
     latent = torch.zeros(1, network.vae.config.latent_channels, height // reduction, width // reduction).half()
     network = folded(network, transposed_upsampling=False)
-    # What doctor's advice is made of.
-    options = ["--checkpoint", str(info.folder), "--size", f"{width}x{height}", "--int8", int8]
-    if info.tiny is not None:
-        options += ["--vae", "tiny" if info.tiny.encodes else "tiny-decoder", "--tiny-vae", str(info.tiny.folder)]
-    manifest = {"checkpoint": info.name, "options": options, "width": width, "height": height, "parts": {}}
     examples = (torch.zeros(1, height, width, 3, dtype=torch.uint8), latent, latent)
     with folder_written_beside(folder) as beside:
+        facts = {}
         for number, (part, example) in enumerate(zip(PARTS, examples, strict=True)):
-            seen = largest[part]
-            dtype = torch.float16 if seen.fits else torch.float32
-            if not seen.fits:
-                log.warning("%s: reaches %.3g in %s, so it is exported in float32", part, seen.value, seen.where)
+            dtype = _dtype(part, largest[part])
             log.info("exporting %s", part)
-            path = beside / f"{part}.onnx"
-            _write_part(_part(network, part, dtype), example, path, *TENSORS[number : number + 2])
-            manifest["parts"][part] = {
-                "precision": str(dtype).removeprefix("torch."),
-                "largest": round(seen.value, 3),
-                "in": seen.where,
-            }
+            _write_part(_part(network, part, dtype), example, beside / f"{part}.onnx", *TENSORS[number : number + 2])
             gc.collect()
+            precision = "int8" if part in INT8_PARTS[int8] else str(dtype).removeprefix("torch.")
+            facts[part] = {"precision": precision, "largest": round(largest[part].value, 3), "in": largest[part].where}
         del network
-        for part in INT8_PARTS[int8]:
-            manifest["parts"][part]["precision"] = "int8"
         if INT8_PARTS[int8]:
             _quantise(beside, INT8_PARTS[int8], inputs)
-        for part, facts in manifest["parts"].items():
+        for part in PARTS:
             path = beside / f"{part}.onnx"
-            require_rules(path, INT8_OPSET if facts["precision"] == "int8" else OPSET)
+            require_rules(path, INT8_OPSET if part in INT8_PARTS[int8] else OPSET)
             files = (path, path.with_name(f"{path.name}.data"))
-            facts["files"] = {file.name: sha256_of(file) for file in files}
-            facts["bytes"] = sum(file.stat().st_size for file in files)
+            facts[part]["files"] = {file.name: sha256_of(file) for file in files}
+            facts[part]["bytes"] = sum(file.stat().st_size for file in files)
+        options = _options(info, width, height, int8)
+        manifest = {"checkpoint": info.name, "options": options, "width": width, "height": height, "parts": facts}
         write_reference(beside / MANIFEST, rgb, answers)
         (beside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     parts = read_parts(folder)
     assert parts is not None
     return parts
+
+
+def _options(info: CheckpointInfo, width: int, height: int, int8: str) -> list[str]:
+    """What the export program was called with, for doctor's advice."""
+    options = ["--checkpoint", str(info.folder), "--size", f"{width}x{height}", "--int8", int8]
+    if info.tiny is not None:
+        options += ["--vae", "tiny" if info.tiny.encodes else "tiny-decoder", "--tiny-vae", str(info.tiny.folder)]
+    return options
+
+
+def _dtype(part: str, seen: Largest) -> torch.dtype:
+    import torch
+
+    if seen.fits:
+        return torch.float16
+    log.warning("%s: reaches %.3g in %s, so it is exported in float32", part, seen.value, seen.where)
+    return torch.float32
 
 
 def _calibration(images: Sequence[Path], frames_rgb: np.ndarray) -> list[np.ndarray]:

@@ -78,7 +78,8 @@ def build_and_open(
                 if problem.for_want_of_memory:
                     raise
                 # Once more: its checksum is right, but what it depends on may have changed under it.
-                folder.quarantine(problem.path)
+                with locked(problem.path):
+                    folder.quarantine(problem.path)
                 return make(False)
         except (CannotBuild, Refused) as problem:
             failed = problem
