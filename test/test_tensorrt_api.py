@@ -63,7 +63,7 @@ def uses() -> dict[str, set[str]]:
 
 
 def calls() -> list[tuple[str, int, str]]:
-    """(Class.member, number of arguments, where) for every call of a method."""
+    """(Class.member, number of arguments, where) for every call of a method, and of a class to make one of it."""
     found = []
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text())):
@@ -72,6 +72,8 @@ def calls() -> list[tuple[str, int, str]]:
             if len(names) == 2 and names[0] in VARIABLES:
                 assert not node.keywords, f"{where}: keyword names differ between versions"
                 found.append((f"{VARIABLES[names[0]]}.{names[1]}", len(node.args), where))
+            elif len(names) == 2 and names[0] == "trt":
+                found.append((f"{names[1]}.__init__", len(node.args), where))
     return found
 
 
