@@ -40,8 +40,8 @@ VAE: Mapping[str, Any] = {
     "sample_size": 768,
     "scaling_factor": 0.18215,
 }
+# As in the published end-to-end fine-tuned checkpoints (reference/marigold.md §1.5).
 SCHEDULER: Mapping[str, Any] = {
-    "_class_name": "DDIMScheduler",
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -118,8 +118,9 @@ def _write_checkpoint(folder: Path, unet: Mapping[str, Any], vae: Mapping[str, A
     }
     own = {"name": NAME, "width": size[0], "height": size[1]}
     (folder / "scheduler").mkdir()
-    for path, facts in (("scheduler/scheduler_config.json", SCHEDULER), (OWN_FILE, own), ("model_index.json", index)):
-        (folder / path).write_text(json.dumps(dict(facts), indent=2) + "\n", encoding="utf-8")
+    scheduler = {"_class_name": "DDIMScheduler", **SCHEDULER}
+    for path, facts in (("scheduler/scheduler_config.json", scheduler), (OWN_FILE, own), ("model_index.json", index)):
+        (folder / path).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_tiny(folder: Path, config: Mapping[str, Any]) -> None:

@@ -81,28 +81,29 @@ def _add_package(commands: argparse._SubParsersAction) -> None:
     sub.add_argument("--no-onnx", action="store_true", help="do not export model.onnx")
 
 
-def _add_evaluate(commands: argparse._SubParsersAction) -> None:
-    sub = commands.add_parser("evaluate", help="AbsRel, delta1, RMSE on held-out scenes and real frames")
-    sub.set_defaults(command=_evaluate)
+def _add_frames(sub: argparse.ArgumentParser) -> None:
+    """What is measured, on which frames, and where the numbers go."""
     sub.add_argument("--checkpoint", default="nano", help="'nano' or a checkpoint folder")
     sub.add_argument("--scenes", type=Path, help="folder of scenes, with held_out/")
     sub.add_argument("--data", type=Path, help="folder of real frames, with indoor/ and kitti/ (see the model card)")
-    sub.add_argument("--engine", default="torch", help="torch or openvino")
     sub.add_argument("--limit", type=int, help="only so many held-out scenes")
-    sub.add_argument("--size", type=int, nargs=2, default=(0, 0), metavar=("W", "H"), help="fixed working size")
     sub.add_argument("--json", type=Path, help="also write the numbers here")
+
+
+def _add_evaluate(commands: argparse._SubParsersAction) -> None:
+    sub = commands.add_parser("evaluate", help="AbsRel, delta1, RMSE on held-out scenes and real frames")
+    sub.set_defaults(command=_evaluate)
+    _add_frames(sub)
+    sub.add_argument("--engine", default="torch", help="torch or openvino")
+    sub.add_argument("--size", type=int, nargs=2, default=(0, 0), metavar=("W", "H"), help="fixed working size")
     sub.add_argument("--sheet", type=Path, help="also write a PNG of predictions on real frames")
 
 
 def _add_confidence(commands: argparse._SubParsersAction) -> None:
     sub = commands.add_parser("confidence", help="how well per-pixel uncertainties rank the true errors")
     sub.set_defaults(command=_confidence)
-    sub.add_argument("--checkpoint", default="nano", help="'nano' or a checkpoint folder")
-    sub.add_argument("--scenes", type=Path, help="folder of scenes, with held_out/")
-    sub.add_argument("--data", type=Path, help="folder of real frames, with indoor/ and kitti/ (see the model card)")
+    _add_frames(sub)
     sub.add_argument("--engine", default="torch", choices=("torch", "openvino"), help="openvino: no channels")
-    sub.add_argument("--limit", type=int, help="only so many held-out scenes")
-    sub.add_argument("--json", type=Path, help="also write the numbers here")
     sub.add_argument("--figure", type=Path, help="also write a PNG of the sparsification curves")
     sub.add_argument("--cost", type=int, default=0, metavar="ROUNDS", help="measure only what confidence costs in time")
 

@@ -7,21 +7,8 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
 from marigold_ros.family import single_step
 from marigold_ros.network import SingleStepNetwork, depth_head
+from marigold_ros.sd2 import PROMPT_TOKENS, SCHEDULER
 
-# As in the published end-to-end fine-tuned checkpoints (reference/marigold.md §1.5).
-SCHEDULER = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "prediction_type": "v_prediction",
-    "timestep_spacing": "trailing",
-    "rescale_betas_zero_snr": False,
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-}
-PROMPT_TOKENS = 2
 CHANNELS_PER_HEAD = 32
 
 
