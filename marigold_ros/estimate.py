@@ -15,8 +15,9 @@ The ablation of timesteps (arXiv 2409.11355, figure 1): run prs-eth/marigold-dep
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -154,15 +155,28 @@ def run(arguments: argparse.Namespace) -> None:
     )
     network = MultiStep(info, settings, device, torch.float16 if arguments.half else torch.float32)
     print(f"{info.name}: {', '.join(info.kind.targets)}; {network.steps} steps, {settings.ensemble} members, {device}")
+    with _folder(arguments.out):
+        for path in tqdm(images, desc="images", unit="image", disable=None):
+            for what, prediction in network(read_image(path), progress=sys.stderr.isatty()).items():
+                write_result(arguments.out / path.stem, what, prediction.values)
+                if prediction.uncertainty is not None:
+                    write_result(arguments.out / path.stem, f"{what}_uncertainty", prediction.uncertainty)
+
+
+@contextlib.contextmanager
+def _folder(out: Path) -> Iterator[None]:
+    """The folder for results; made now, so that nothing is computed in vain, and gone if nothing came to lie in it."""
+    made = not out.exists()
     try:
-        arguments.out.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise Unusable(f"folder {arguments.out}: cannot be made ({error.strerror})") from error
-    for path in tqdm(images, desc="images", unit="image", disable=None):
-        for what, prediction in network(read_image(path), progress=sys.stderr.isatty()).items():
-            write_result(arguments.out / path.stem, what, prediction.values)
-            if prediction.uncertainty is not None:
-                write_result(arguments.out / path.stem, f"{what}_uncertainty", prediction.uncertainty)
+        raise Unusable(f"folder {out}: cannot be made ({error.strerror})") from error
+    try:
+        yield
+    finally:
+        if made:
+            with contextlib.suppress(OSError):  # it holds results
+                out.rmdir()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -82,9 +82,11 @@ def test_a_result_that_cannot_be_written_is_one_sentence_and_leaves_nothing(tmp_
         (["{pictures}/a.png", "--out", "{pictures}"], "holds images to be read"),
     ],
 )
-def test_nonsense_is_one_sentence(pictures, capsys, arguments, words):
+def test_nonsense_is_one_sentence_and_leaves_nothing(pictures, capsys, arguments, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     assert main([argument.format(pictures=pictures) for argument in arguments]) == 1
     error = capsys.readouterr().err
     assert words in error
     assert error.startswith("estimate: ")
     assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [pictures]
