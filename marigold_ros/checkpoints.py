@@ -34,6 +34,7 @@ PROMPT_FILE = "empty_prompt.safetensors"
 PROMPT_KEY = "prompt"
 MODULES = ("unet", "vae")
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
+_DOWNLOADS = "'ros2 run marigold_ros export {}' (or python -m marigold_ros.export)"
 # The working size's long side where a checkpoint does not say it.
 _FOREIGN_SIDE_PX = 768
 # As far as model.width and model.height go.
@@ -91,7 +92,9 @@ def find_checkpoint(name: str, download: bool = False) -> Path:
         raise Unusable(f"checkpoint {name!r}: is a file; give the folder, in diffusers' format, that it belongs to")
     if hub.is_hub_id(name):
         what = "checkpoint"
-        return hub.download(name, what) if download else hub.cached(name, what, f"--checkpoint {name}")
+        return (
+            hub.download(name, what) if download else hub.cached(name, what, _DOWNLOADS.format(f"--checkpoint {name}"))
+        )
     allowed = ", ".join(map(repr, BUNDLED))
     raise Unusable(
         f"checkpoint {name!r}: no such folder; give {allowed} (bundled), a folder in diffusers' format, or a hub id "
@@ -106,20 +109,14 @@ def describe(folder: Path) -> CheckpointInfo:
     """
     folder = Path(folder).resolve()
     where = f"checkpoint {folder}"
-    index = read_json(folder / "model_index.json")
-    own = read_json(folder / OWN_FILE) if (folder / OWN_FILE).is_file() else {}
+    index, own = read_json(folder / "model_index.json"), _read_own(folder)
     name = plain_name(f"{where}: name in {OWN_FILE}", own["name"]) if "name" in own else hub.name_of(folder)
     unet, vae = (read_json(folder / module / "config.json") for module in MODULES)
     refuse_strangers(where, name, unet)
     kind = kind_of(where, name, index, own, read_json(folder / "scheduler" / "scheduler_config.json"))
     check_channels(where, kind, unet, _latent_channels(where, vae))
-    manifest = own.get("manifest")
-    if manifest is not None and not (
-        isinstance(manifest, dict) and all(isinstance(f, dict) for f in manifest.values())
-    ):
-        raise Unusable(f"{where}: manifest in {OWN_FILE}: must map files to their size and sha256; copy it again")
     # Our own file is not among the weights, but may say what they are.
-    digest = hashlib.sha256(f"{_check_files(folder, manifest)} {kind}".encode()).hexdigest()
+    digest = hashlib.sha256(f"{check_files(folder)} {kind}".encode()).hexdigest()
     space, disparity = _space(where, index, own) if kind.task == DEPTH else ("", False)
     multiple = _multiple(folder, (unet, vae))
     width, height = _working_size(where, index, own, multiple)
@@ -152,7 +149,7 @@ def with_tiny_vae(info: CheckpointInfo, use: str, name: str, download: bool = Fa
         if not hub.is_hub_id(name):
             raise Unusable(f"tiny VAE {name!r}: no such folder; give one, or a hub id such as 'madebyollin/taesd'")
         what, options = "tiny VAE", f"--checkpoint {shlex.quote(str(info.folder))} --vae {use} --tiny-vae {name}"
-        folder = hub.download(name, what) if download else hub.cached(name, what, options)
+        folder = hub.download(name, what) if download else hub.cached(name, what, _DOWNLOADS.format(options))
     config, own = read_json(folder / "config.json"), read_json(info.folder / "vae" / "config.json")
     if config.get("_class_name") != "AutoencoderTiny":
         raise Unusable(f"tiny VAE {folder}: _class_name={config.get('_class_name')!r}: must be AutoencoderTiny")
@@ -235,7 +232,7 @@ def load_network(info: CheckpointInfo, device: str = "cpu", dtype: torch.dtype |
     Raises `Unusable` where the checkpoint is no single-step one or its files cannot be read.
     """
     step = require_single_step(info, NORMALS if info.kind.task == NORMALS else DEPTH)
-    modules = load_modules(info, dtype)
+    modules = load_modules(info.folder, dtype)
     from marigold_ros.network import SingleStepNetwork, depth_head, normals_head
 
     head = normals_head() if info.kind.task == NORMALS else depth_head(info.disparity)
@@ -260,17 +257,20 @@ class Modules(NamedTuple):
     prompt: torch.Tensor
 
 
-def load_modules(info: CheckpointInfo, dtype: torch.dtype | None = None) -> Modules:
-    """The modules of any checkpoint of the family on the CPU, by default in float32."""
+def load_modules(folder: Path, dtype: torch.dtype | None = None) -> Modules:
+    """The modules in any checkpoint folder of the family on the CPU, by default in float32.
+
+    Raises `Unusable` where files are missing or cannot be read.
+    """
     torch, diffusers = _import_torch()
     dtype = torch.float32 if dtype is None else dtype
     modules = {}
     for name, kind in (("vae", diffusers.AutoencoderKL), ("unet", diffusers.UNet2DConditionModel)):
-        weights = _weights(info.folder, name)
+        weights = _weights(folder, name)
         variant = "fp16" if ".fp16." in weights.name else None
         try:
             modules[name] = kind.from_pretrained(
-                info.folder / name,
+                folder / name,
                 torch_dtype=dtype,
                 variant=variant,
                 use_safetensors=True,
@@ -281,7 +281,7 @@ def load_modules(info: CheckpointInfo, dtype: torch.dtype | None = None) -> Modu
             raise Unusable(
                 f"checkpoint file {weights}: cannot be loaded ({one_line(error)}); copy the checkpoint again"
             ) from error
-    return Modules(prompt=_prompt(info), **modules)
+    return Modules(prompt=_prompt(folder), **modules)
 
 
 def _import_torch() -> tuple[Any, Any]:
@@ -296,11 +296,11 @@ def _import_torch() -> tuple[Any, Any]:
     return torch, diffusers
 
 
-def _prompt(info: CheckpointInfo) -> torch.Tensor:
+def _prompt(folder: Path) -> torch.Tensor:
     """(1, tokens, width) embedding of the empty prompt, from its file or from the folder's text encoder."""
     from safetensors.torch import load_file
 
-    stored = info.folder / PROMPT_FILE
+    stored = folder / PROMPT_FILE
     if stored.is_file():
         try:
             return load_file(stored)[PROMPT_KEY].float()
@@ -308,7 +308,7 @@ def _prompt(info: CheckpointInfo) -> torch.Tensor:
             raise Unusable(
                 f"checkpoint file {stored}: cannot be read ({one_line(error)}); copy the checkpoint again"
             ) from error
-    return _encode_empty_prompt(info.folder)
+    return _encode_empty_prompt(folder)
 
 
 def _encode_empty_prompt(folder: Path) -> torch.Tensor:
@@ -321,7 +321,8 @@ def _encode_empty_prompt(folder: Path) -> torch.Tensor:
             f"checkpoint {folder}: has no {PROMPT_FILE}, and computing it needs transformers (pip install transformers)"
         ) from error
     weights = folder / "text_encoder"
-    variant = "fp16" if any(weights.glob("*.fp16.safetensors")) else None
+    full, half = (any(weights.glob(name)) for name in ("model.safetensors", "*.fp16.safetensors"))
+    variant = "fp16" if half and not full else None
     try:
         tokens = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)(
             "", padding="do_not_pad", return_tensors="pt"
@@ -351,8 +352,18 @@ def seal(folder: Path) -> None:
         beside.write_text(json.dumps(own, indent=2) + "\n", encoding="utf-8")
 
 
-def _check_files(folder: Path, manifest: dict[str, dict[str, Any]] | None) -> str:
-    """Check that the files are there and whole; returns a digest over those that decide the network's answer."""
+def check_files(folder: Path) -> str:
+    """Check that the files are there and, by the manifest in our own file if there is one, whole.
+
+    Returns a digest over those that decide the network's answer. Raises `Unusable` for the first that is not.
+    """
+    manifest = _read_own(folder).get("manifest")
+    if manifest is not None and not (
+        isinstance(manifest, dict) and all(isinstance(f, dict) for f in manifest.values())
+    ):
+        raise Unusable(
+            f"checkpoint {folder}: manifest in {OWN_FILE}: must map files to their size and sha256; copy it again"
+        )
     needed = [folder / "model_index.json", folder / "scheduler" / "scheduler_config.json"]
     for name in MODULES:
         needed += [folder / name / "config.json", _weights(folder, name)]
@@ -417,6 +428,11 @@ def _multiple(folder: Path, configs: Iterable[dict[str, Any]]) -> int:
             )
         levels += len(channels) - 1
     return 2**levels
+
+
+def _read_own(folder: Path) -> dict[str, Any]:
+    """Our own file of a checkpoint folder; {} where there is none."""
+    return read_json(folder / OWN_FILE) if (folder / OWN_FILE).is_file() else {}
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -79,7 +79,7 @@ class MultiStep:
         self._check()
         scheduler = self._scheduler()
         index = read_json(info.folder / "model_index.json")
-        modules = load_modules(info, dtype)
+        modules = load_modules(info.folder, dtype)
         kind, extra = {
             DEPTH: (
                 MarigoldDepthPipeline,

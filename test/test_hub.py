@@ -92,15 +92,18 @@ class Api:
     def model_info(self, name, timeout):
         module = "diffusion_pytorch_model"
         files = [f"unet/{module}.safetensors", f"unet/{module}.fp16.safetensors", f"vae/{module}.safetensors", "x.bin"]
+        files += ["768-v-ema.safetensors", "empty_prompt.safetensors", f"{module}.safetensors"]
         return SimpleNamespace(siblings=[SimpleNamespace(rfilename=file) for file in files])
 
 
-def test_half_precision_is_preferred_where_it_is_offered(monkeypatch, tmp_path):
+@pytest.mark.parametrize(("half", "left"), [(True, ""), (False, ".fp16")])
+def test_one_precision_is_fetched_and_nothing_twice(monkeypatch, tmp_path, half, left):
+    """Half precision to run, full to train from; not Stable Diffusion's single file beside its folders."""
     import huggingface_hub
 
     asked = {}
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **how: asked.update(how) or str(tmp_path))
-    hub.download(NAME, "checkpoint")
-    assert asked["ignore_patterns"] == ["unet/diffusion_pytorch_model.safetensors"]
+    hub.download(NAME, "checkpoint", half)
+    assert asked["ignore_patterns"] == ["768-v-ema.safetensors", f"unet/diffusion_pytorch_model{left}.safetensors"]
     assert "*.bin" not in asked["allow_patterns"]

@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
-import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from collections.abc import Mapping
+from typing import Any
 
-from marigold_ros.family import single_step
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, LCMScheduler, UNet2DConditionModel
+
+from marigold_ros.config import Unusable
+from marigold_ros.family import DIFFUSION, E2E, LCM, single_step
 from marigold_ros.network import SingleStepNetwork, depth_head
 from marigold_ros.sd2 import PROMPT_TOKENS, SCHEDULER
 
 CHANNELS_PER_HEAD = 32
 
 
-def build_scheduler() -> DDIMScheduler:
-    """The scheduler that the checkpoint folder carries."""
-    return DDIMScheduler(**SCHEDULER)
+# Steps of the schedule that a network's distillation by consistency begins with.
+LCM_STEPS = 50
+
+
+def build_scheduler(protocol: str = E2E, base: Mapping[str, Any] = SCHEDULER) -> DDIMScheduler | LCMScheduler:
+    """The scheduler that a network of `protocol` is trained with and its checkpoint folder carries.
+
+    base: the configuration that the network starts from; its betas and prediction type stay. Timesteps are trailing;
+    networks that start from noise are trained to a signal of zero, end-to-end fine-tuned ones are not.
+    """
+    if protocol not in (E2E, DIFFUSION, LCM):
+        raise Unusable(f"protocol {protocol!r}: must be {E2E!r}, {DIFFUSION!r} or {LCM!r}")
+    settings = {key: base[key] for key in SCHEDULER if key in base} | {
+        "timestep_spacing": "trailing",
+        "rescale_betas_zero_snr": protocol != E2E,
+        "clip_sample": False,
+        "set_alpha_to_one": False,
+    }
+    if protocol == LCM:
+        return LCMScheduler(**settings, original_inference_steps=LCM_STEPS)
+    return DDIMScheduler(**settings)
 
 
 def build_vae(channels: tuple[int, ...] = (8, 24, 48, 64), latent_channels: int = 8, groups: int = 8) -> AutoencoderKL:
@@ -35,14 +57,14 @@ def build_vae(channels: tuple[int, ...] = (8, 24, 48, 64), latent_channels: int 
 
 
 def build_unet(
-    channels: tuple[int, ...] = (64, 128, 160), latent_channels: int = 8, prompt_width: int = 64
+    channels: tuple[int, ...] = (64, 128, 160), latent_channels: int = 8, prompt_width: int = 64, targets: int = 1
 ) -> UNet2DConditionModel:
-    """A small U-Net of Marigold's kind: [RGB latent | target latent] in, the target's velocity out."""
+    """A small U-Net of Marigold's kind: [RGB latent | target latents] in, the targets' velocity out."""
     attention_levels = len(channels) - 1
     return UNet2DConditionModel(
         sample_size=48,
-        in_channels=2 * latent_channels,
-        out_channels=latent_channels,
+        in_channels=(targets + 1) * latent_channels,
+        out_channels=targets * latent_channels,
         down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * attention_levels),
         up_block_types=(*("CrossAttnUpBlock2D",) * attention_levels, "UpBlock2D"),
         block_out_channels=tuple(channels),

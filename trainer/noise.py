@@ -22,13 +22,14 @@ class Schedule:
 
     alphas_cumprod: (T,) float64, diffusers' own numbers; `rescale_betas_zero_snr` makes the last one 0. The methods
     take tensors (N, ...) and timesteps (N,) of integers from 0 to T - 1; their coefficients are float32, so tensors of
-    half precision come back as float32. Raises `Unusable` for a network that predicts something else than the velocity.
+    half precision come back as float32. Raises `Unusable`, naming `where`, for a network that predicts something else
+    than the velocity.
     """
 
-    def __init__(self, config: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
+    def __init__(self, config: Mapping[str, Any], device: torch.device | str = "cpu", where: str = "scheduler") -> None:
         if config.get("prediction_type") != "v_prediction":
             raise Unusable(
-                f"scheduler: prediction_type={config.get('prediction_type')!r}: the trainer knows 'v_prediction' only; "
+                f"{where}: prediction_type={config.get('prediction_type')!r}: the trainer knows 'v_prediction' only; "
                 "start from stabilityai/stable-diffusion-2 (not its base) or a checkpoint of the Marigold family"
             )
         known = inspect.signature(DDIMScheduler.__init__).parameters
