@@ -145,11 +145,10 @@ def fold_prompt(network: SingleStepNetwork) -> Tensor | None:
     return None
 
 
-def fold_upsampling(network: SingleStepNetwork) -> None:
+def fold_upsampling(part: nn.Module) -> None:
     """Doubling the pixels and then convolving becomes one transposed convolution, with 16 instead of 36 products."""
-    for root in (network.unet, network.vae.decoder):
-        for parent, name, block in _children(root, Upsample2D):
-            setattr(parent, name, UpsamplingConvolution(block))
+    for parent, name, block in _children(part, Upsample2D):
+        setattr(parent, name, UpsamplingConvolution(block))
 
 
 class UpsamplingConvolution(nn.Module):

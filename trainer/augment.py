@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
-from trainer.recipe import AugmentRecipe
+from marigold_ros.config import Unusable
+from trainer.recipe import Augment
+
+# Only pictures as high as this are blurred with the published kernel.
+_TALL_PX = 768
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,7 @@ class Cut:
     flip: bool
 
     @staticmethod
-    def draw(rng: np.random.Generator, shape: tuple[int, int], size: tuple[int, int], augment: AugmentRecipe) -> Cut:
+    def draw(rng: np.random.Generator, shape: tuple[int, int], size: tuple[int, int], augment: Augment) -> Cut:
         """A random window of an image of `shape` (H, W), near the aspect ratio of `size`."""
         full_height, full_width = shape
         stretch = np.exp(rng.uniform(-1, 1) * np.log1p(augment.aspect))
@@ -35,44 +40,74 @@ class Cut:
         top = int(rng.integers(full_height - height + 1))
         return Cut(left, top, width, height, size, bool(rng.random() < augment.flip))
 
+    @staticmethod
+    def kitti(shape: tuple[int, int], size: tuple[int, int], rng: np.random.Generator, augment: Augment) -> Cut:
+        """KITTI's benchmark crop, unscaled: at the bottom, in the middle. Raises `Unusable` for a smaller image."""
+        height, width = shape
+        if width < size[0] or height < size[1]:
+            raise Unusable(
+                f"image of {width}x{height}: is smaller than the crop of {size[0]}x{size[1]}; set crop: random"
+            )
+        flip = bool(rng.random() < augment.flip)
+        return Cut((width - size[0]) // 2, height - size[1], *size, size, flip)
 
-def cut(rgb: np.ndarray, depth_m: np.ndarray, window: Cut) -> tuple[np.ndarray, np.ndarray]:
-    """rgb (H, W, 3) uint8 and depth_m (H, W) of the window, resized; depth by nearest neighbour: edges stay edges."""
+    def focal_px(self, k: np.ndarray) -> float:
+        """Focal length of the cut image of a camera with matrix `k`: the geometric mean of both axes."""
+        across, down = self.size[0] / self.width, self.size[1] / self.height
+        return float(np.sqrt(k[0, 0] * across * k[1, 1] * down))
+
+
+def cut(rgb: np.ndarray, maps: Mapping[str, np.ndarray], window: Cut) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """rgb (H, W, 3) uint8 and maps of the window, resized; maps by nearest neighbour: edges stay edges."""
     rows = slice(window.top, window.top + window.height)
     columns = slice(window.left, window.left + window.width)
     way = cv2.INTER_AREA if window.width > window.size[0] else cv2.INTER_LINEAR
-    rgb = cv2.resize(rgb[rows, columns], window.size, interpolation=way)
-    depth_m = cv2.resize(depth_m[rows, columns].astype(np.float32), window.size, interpolation=cv2.INTER_NEAREST)
+    same = (window.width, window.height) == window.size
+    rgb = rgb[rows, columns] if same else cv2.resize(rgb[rows, columns], window.size, interpolation=way)
+    out = {}
+    for kind, values in maps.items():
+        values = values[rows, columns].astype(np.float32)
+        out[kind] = values if same else cv2.resize(values, window.size, interpolation=cv2.INTER_NEAREST)
     if window.flip:
-        rgb, depth_m = rgb[:, ::-1], depth_m[:, ::-1]
-    return rgb, depth_m
+        rgb = rgb[:, ::-1]
+        out = {kind: values[:, ::-1] for kind, values in out.items()}
+        if "normals" in out:
+            out["normals"] = out["normals"] * np.float32((-1, 1, 1))
+    return rgb, out
 
 
-def vary(rgb: np.ndarray, depth_m: np.ndarray, rng: np.random.Generator, augment: AugmentRecipe) -> np.ndarray:
-    """A changed copy of rgb (H, W, 3) uint8, as another camera in other weather might have seen it."""
-    image = rgb.astype(np.float32) * (1.0 / 255.0)
-    # In the order light takes: air, light and shadow, lens, sensor, processing, compression.
-    for change, chance in (
+def vary(rgb: np.ndarray, depth_m: np.ndarray | None, rng: np.random.Generator, augment: Augment) -> np.ndarray:
+    """A changed copy of rgb (H, W, 3) uint8, as another camera in other weather might have seen it.
+
+    depth_m: (H, W) metres, for haze; without it haze is a veil in front of everything.
+    """
+    # In the order light takes: air, light and shadow, lens, sensor, processing.
+    changes = [
         (_haze, augment.haze),
         (_shadow, augment.shadow),
         (_glare, augment.glare),
         (_vignette, augment.vignette),
         (_blur, augment.blur),
+        (_gaussian_blur, augment.gaussian_blur if rgb.shape[0] >= _TALL_PX else 0.0),
+        (_motion_blur, augment.motion_blur),
         (_colour, augment.colour),
+        (_jitter, augment.jitter),
         (_grey, augment.grey),
         (_noise, augment.noise),
-    ):
-        if rng.random() < chance:
+    ]
+    drawn = [change for change, chance in changes if rng.random() < chance]
+    compressed = rng.random() < augment.jpeg
+    if drawn:
+        image = rgb.astype(np.float32) * (1.0 / 255.0)
+        for change in drawn:
             image = change(image, depth_m, rng)
-    out = np.clip(image * 255.0 + 0.5, 0, 255).astype(np.uint8)
-    if rng.random() < augment.jpeg:
-        out = _jpeg(out, rng)
-    return out
+        rgb = np.clip(image * 255.0 + 0.5, 0, 255).astype(np.uint8)
+    return _jpeg(rgb, rng) if compressed else rgb
 
 
-def _haze(image: np.ndarray, depth_m: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _haze(image: np.ndarray, depth_m: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
     air = rng.uniform(0.4, 1.0) * rng.uniform(0.9, 1.0, 3).astype(np.float32)
-    if rng.random() < 0.4:  # a veil in front of everything: dirty lens, low contrast
+    if depth_m is None or rng.random() < 0.4:  # a veil in front of everything: dirty lens, low contrast
         through = np.float32(rng.uniform(0.4, 0.9))
     else:
         finite = np.where(np.isfinite(depth_m), depth_m, 300.0)
@@ -81,7 +116,7 @@ def _haze(image: np.ndarray, depth_m: np.ndarray, rng: np.random.Generator) -> n
     return image * through + air * (1 - through)
 
 
-def _shadow(image: np.ndarray, depth_m: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _shadow(image: np.ndarray, depth_m: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
     height, width = image.shape[:2]
     corners = int(rng.integers(3, 6))
     points = rng.uniform(-0.3, 1.3, (corners, 2)) * (width, height)
@@ -92,13 +127,13 @@ def _shadow(image: np.ndarray, depth_m: np.ndarray, rng: np.random.Generator) ->
     return image * (1 + (np.float32(dark) - 1) * mask)[..., None]
 
 
-def _glare(image: np.ndarray, depth_m: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _glare(image: np.ndarray, depth_m: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
     distance = _distance(image.shape, rng.uniform(0, 1), rng.uniform(-0.1, 0.8))
     blob = np.exp(-((distance / rng.uniform(0.1, 0.6)) ** 2)) * rng.uniform(0.2, 0.9)
     return image + blob[..., None] * rng.uniform(0.85, 1.0, 3).astype(np.float32)
 
 
-def _vignette(image: np.ndarray, depth_m: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _vignette(image: np.ndarray, depth_m: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
     fall = 1 - rng.uniform(0.2, 0.8) * _distance(image.shape, 0.5, 0.5) ** 2
     return image * fall[..., None]
 
@@ -111,20 +146,45 @@ def _distance(shape: tuple[int, ...], x: float, y: float) -> np.ndarray:
     return np.sqrt(columns[None] ** 2 + rows[:, None] ** 2)
 
 
-def _blur(image: np.ndarray, depth_m: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _blur(image: np.ndarray, depth_m: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
     scale = max(0.5, image.shape[1] / 256)
     if rng.random() < 0.6:
         return cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.3, 1.2) * scale))
     length = int(rng.integers(1, 1 + max(2, round(2 * scale)))) * 2 + 1
+    return _smear(image, length, rng.uniform(0, np.pi))
+
+
+def _smear(image: np.ndarray, length: int, angle: float) -> np.ndarray:
+    """`image` averaged along a line of `length` pixels."""
     kernel = np.zeros((length, length), np.float32)
-    angle, centre = rng.uniform(0, np.pi), length // 2
+    centre = length // 2
     reach = np.array([np.cos(angle), np.sin(angle)]) * centre
     start, end = (np.round(centre - reach).astype(int), np.round(centre + reach).astype(int))
     cv2.line(kernel, tuple(map(int, start)), tuple(map(int, end)), 1.0)
     return cv2.filter2D(image, -1, kernel / kernel.sum(), borderType=cv2.BORDER_REFLECT)
 
 
-def _colour(image: np.ndarray, depth_m: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _gaussian_blur(image: np.ndarray, depth_m: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
+    # As published for normals (reference/marigold.md §3.2), as are the next two.
+    return cv2.GaussianBlur(image, (33, 33), max(1e-3, float(rng.uniform(0, 4))))
+
+
+def _motion_blur(image: np.ndarray, depth_m: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
+    return _smear(image, int(rng.integers(1, 6)) * 2 + 1, rng.uniform(0, 2 * np.pi))
+
+
+def _jitter(image: np.ndarray, depth_m: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
+    brightness, contrast, saturation = rng.uniform(0.5, 1.5, 3).astype(np.float32)
+    image = np.clip(image * brightness, 0, 1)
+    middle = image.mean()
+    image = np.clip((image - middle) * contrast + middle, 0, 1)
+    hls = cv2.cvtColor(image, cv2.COLOR_RGB2HLS)
+    hls[..., 0] = (hls[..., 0] + 360 * rng.uniform(-0.2, 0.2)) % 360
+    hls[..., 2] = np.clip(hls[..., 2] * saturation, 0, 1)
+    return cv2.cvtColor(hls, cv2.COLOR_HLS2RGB)
+
+
+def _colour(image: np.ndarray, depth_m: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
     gain = np.exp(rng.normal(0, 0.25)) * np.exp(rng.normal(0, 0.07, 3))
     image = np.clip(image * gain.astype(np.float32), 0, 1)  # over-exposure clips before anything else
     image = image ** np.float32(np.exp(rng.normal(0, 0.2)))
@@ -135,12 +195,12 @@ def _colour(image: np.ndarray, depth_m: np.ndarray, rng: np.random.Generator) ->
     return (image - middle) * contrast + middle
 
 
-def _grey(image: np.ndarray, depth_m: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _grey(image: np.ndarray, depth_m: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
     share = rng.dirichlet((4.0, 8.0, 3.0)).astype(np.float32)
     return np.repeat((image @ share)[..., None], 3, axis=2)
 
 
-def _noise(image: np.ndarray, depth_m: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _noise(image: np.ndarray, depth_m: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
     size = np.float32(np.exp(rng.uniform(np.log(0.004), np.log(0.03))))
     one = rng.standard_normal(image.shape[:2], dtype=np.float32)[..., None]
     if rng.random() < 0.5:

@@ -1,108 +1,232 @@
-"""Generated scenes in memory, and batches cut from them.
+"""Batches of training samples: a function of the seed and the place in the run alone.
 
-A folder of scenes holds `rgb/<id>.jpg`, `depth_m/<id>.npy` (float16 metres along the optical axis, +inf sky) and
-`camera/<id>.json`, which is written last: a sample exists when its camera file does.
-
-Batches are a function of (seed, step, the samples there are): nothing else needs to be saved to resume.
+Nothing of the data needs to be saved to go on where a run stopped, and any number of processes sees the same batches:
+a step has a fixed number of passes (micro-batches), which the processes share out among them.
 """
 
 from __future__ import annotations
 
+import signal
+import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import cv2
 import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from marigold_ros.config import Unusable
 from trainer.augment import Cut, cut, vary
-from trainer.ranks import ALONE, Ranks
-from trainer.recipe import AugmentRecipe, Phase
+from trainer.recipe import Augment, Recipe, Source, Stage
+from trainer.samples import Sample, SampleFolder
 
-# Wider than this counts as a wide scene (vehicles' cameras), batches of which are wide too.
-WIDE = 2.2
+# A dataset of which so many samples in a row cannot be read is not worth reading on.
+_MOST_SKIPPED = 50
 
 
 @dataclass(frozen=True)
-class Sample:
-    """rgb (H, W, 3) uint8; depth_m (H, W) float16, +inf sky, NaN unknown."""
+class Batch:
+    """What one pass takes.
 
-    name: str
-    rgb: np.ndarray
-    depth_m: np.ndarray
+    rgb: (N, H, W, 3) uint8; maps: by kind, (N, H, W) or (N, C, H, W) float32, see trainer/samples.py; focal_px: (N,)
+    focal length at this size, NaN unknown; source: name of the dataset; skipped: samples that could not be read.
+    """
+
+    rgb: Tensor
+    maps: Mapping[str, Tensor]
+    focal_px: Tensor
+    source: str
+    skipped: tuple[str, ...] = ()
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on `device`."""
+        maps = {kind: values.to(device, non_blocking=True) for kind, values in self.maps.items()}
+        rgb = self.rgb.to(device, non_blocking=True)
+        return Batch(rgb, maps, self.focal_px.to(device), self.source, self.skipped)
 
 
-class Scenes:
-    """The samples of one split, decoded once and kept: decoding again for every epoch would cost the CPU's time."""
+@dataclass(frozen=True)
+class Bucket:
+    """Samples of one source for batches of one shape: `numbers` in `samples`, `size` (width, height) pixels."""
 
-    def __init__(self, folder: Path, minimum: int = 1) -> None:
-        self.folder = Path(folder)
-        self.samples: list[Sample] = []
-        self._known: set[str] = set()
-        self._groups: dict[bool, list[int]] = {True: [], False: []}
-        self.rescan()
-        if len(self.samples) < minimum:
-            raise Unusable(
-                f"scenes {self.folder}: {len(self.samples)} samples, at least {minimum} needed; "
-                "make some with 'python -m trainer generate'"
-            )
+    source: Source
+    samples: SampleFolder
+    numbers: np.ndarray
+    size: tuple[int, int]
+    chance: float
+
+
+class Passes(Dataset):
+    """The passes of one stage, by number: pass `p` of step `s` is number `s * stage.passes + p`.
+
+    Every sample of a bucket comes once before one comes twice. Raises `Unusable` where a dataset is missing.
+    """
+
+    def __init__(self, recipe: Recipe, stage: Stage, number: int, data: Path) -> None:
+        self.recipe, self.stage = recipe, stage
+        self.buckets = [bucket for source in recipe.data for bucket in buckets_of(source, stage.sizes, data)]
+        # Stages must not repeat each other's draws.
+        self.seed = [recipe.seed, number]
+        chances = np.array([bucket.chance for bucket in self.buckets])
+        count = stage.steps * stage.passes
+        self._bucket = np.random.default_rng(self.seed).choice(len(chances), count, p=chances / chances.sum())
+        # How many passes before each one took from the same bucket.
+        self._before = np.zeros(count, np.int64)
+        for index in range(len(self.buckets)):
+            mine = self._bucket == index
+            self._before[mine] = np.arange(np.count_nonzero(mine))
+        self._orders: dict[tuple[int, int], np.ndarray] = {}
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self._bucket)
 
-    def rescan(self) -> int:
-        """Load samples that were completed since the last look; returns how many there are now."""
-        for path in sorted((self.folder / "camera").glob("*.json")):
-            if path.stem in self._known:
-                continue
-            self._known.add(path.stem)
-            sample = load_sample(self.folder, path.stem)
-            height, width = sample.depth_m.shape
-            self._groups[width / height > WIDE].append(len(self.samples))
-            self.samples.append(sample)
-        return len(self.samples)
+    def __getitem__(self, number: int) -> Batch | Unusable:
+        """The pass, or, since a worker's exceptions lose their text on the way, the reason why there is none."""
+        try:
+            return self._make(number)
+        except Unusable as problem:
+            return problem
 
-    def draw(self, rng: np.random.Generator, wide: bool, other_shape: float) -> Sample:
-        """A sample of the wanted shape, or, by chance `other_shape` or for want of any, of either."""
-        group = self._groups[wide]
-        if not group or rng.random() < other_shape:
-            return self.samples[int(rng.integers(len(self.samples)))]
-        return self.samples[group[int(rng.integers(len(group)))]]
+    def _make(self, number: int) -> Batch:
+        index = int(self._bucket[number])
+        bucket = self.buckets[index]
+        first = int(self._before[number]) * self.stage.micro_batch
+        skipped: list[str] = []
+        taken = []
+        for position in range(self.stage.micro_batch):
+            rng = np.random.default_rng([*self.seed, number, position])
+            sample = self._read(bucket, self._sample_number(index, first + position), rng, skipped)
+            taken.append(augmented(sample, bucket, self.recipe.augment, rng))
+        rgbs, maps, focals = zip(*taken, strict=True)
+        stacked = {kind: _stacked([own[kind] for own in maps]) for kind in self.recipe.maps}
+        rgb = torch.from_numpy(np.stack(rgbs))
+        return Batch(rgb, stacked, torch.tensor(focals, dtype=torch.float32), bucket.source.name, tuple(skipped))
+
+    def _sample_number(self, index: int, position: int) -> int:
+        """The sample that is drawn as number `position` from bucket `index`: a new order in each epoch."""
+        numbers = self.buckets[index].numbers
+        epoch, place = divmod(position, len(numbers))
+        if (index, epoch) not in self._orders:
+            rng = np.random.default_rng([*self.seed, zlib.crc32(b"order"), index, epoch])
+            self._orders = {key: order for key, order in self._orders.items() if key[0] != index}
+            self._orders[index, epoch] = rng.permutation(numbers)
+        return int(self._orders[index, epoch][place])
+
+    def _read(self, bucket: Bucket, number: int, rng: np.random.Generator, skipped: list[str]) -> Sample:
+        """The sample, or another one where it cannot be used and the recipe allows that."""
+        while True:
+            try:
+                sample = bucket.samples.read(number, self.recipe.maps)
+                _check(sample, bucket)
+                return sample
+            except Unusable as problem:
+                if self.recipe.damaged == "refuse":
+                    raise Unusable(f"{problem} (or set damaged: skip in the recipe)") from None
+                skipped.append(f"{bucket.samples.folder.parent.name}/{bucket.samples.names[number]}")
+                if len(skipped) > _MOST_SKIPPED:
+                    raise Unusable(f"{problem}; and {_MOST_SKIPPED} more samples in a row are damaged") from None
+            number = int(bucket.numbers[rng.integers(len(bucket.numbers))])
 
 
-def load_sample(folder: Path, name: str) -> Sample:
-    """One sample from its files."""
-    bgr = cv2.imread(str(folder / "rgb" / f"{name}.jpg"), cv2.IMREAD_COLOR)
+def _stacked(maps: list[np.ndarray]) -> Tensor:
+    stacked = torch.from_numpy(np.stack(maps))
+    return stacked.movedim(-1, 1).contiguous() if stacked.ndim == 4 else stacked
+
+
+def _check(sample: Sample, bucket: Bucket) -> None:
+    for kind, values in sample.maps.items():
+        known = ~np.isnan(values)
+        if kind == "depth_m":
+            known = (values > max(0.0, bucket.source.valid_m[0])) & (values < bucket.source.valid_m[1])
+        if not known.any():
+            raise Unusable(
+                f"sample {bucket.samples.folder}/{sample.name}: has not one pixel of known {kind}; delete its camera "
+                "file"
+            )
+
+
+def buckets_of(
+    source: Source, sizes: tuple[tuple[int, int, float], ...], data: Path, minimum: int = 1
+) -> Iterator[Bucket]:
+    """A bucket for each shape that batches of `source` have, where `sizes` replaces the source's own."""
+    samples = SampleFolder(Path(data, source.folder or source.name) / source.split)
+    sizes = sizes or source.sizes
+    numbers = np.arange(len(samples))
+    nearest = np.zeros(len(samples), int)
+    if len(sizes) > 1:
+        aspects = np.log([width / height for width, height, _ in sizes])
+        own = np.log([_aspect(samples, number) for number in range(len(samples))])
+        nearest = np.abs(own[:, None] - aspects[None]).argmin(axis=1)
+    total = sum(chance for _, _, chance in sizes)
+    for index, (width, height, chance) in enumerate(sizes):
+        fitting = numbers[nearest == index]
+        # A set without wide pictures still gives wide batches: cut out of the others.
+        chosen = fitting if len(fitting) else numbers
+        yield Bucket(source, samples, chosen, (int(width), int(height)), source.weight * chance / total)
+
+
+def _aspect(samples: SampleFolder, number: int) -> float:
+    about = samples.about(number)
     try:
-        depth_m = np.load(folder / "depth_m" / f"{name}.npy")
-    except (OSError, ValueError) as error:
-        raise Unusable(f"scene {folder}/{name}: depth cannot be read ({error}); delete its files") from error
-    if bgr is None or bgr.shape[:2] != depth_m.shape:
-        raise Unusable(f"scene {folder}/{name}: image and depth do not belong together; delete its files")
-    return Sample(name, cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), depth_m.astype(np.float16))
+        return float(about["width"]) / float(about["height"])
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        raise Unusable(
+            f"sample {samples.folder}/{samples.names[number]}: its camera file has no width and height"
+        ) from None
 
 
-def pick_size(phase: Phase, rng: np.random.Generator) -> tuple[int, int]:
-    """(width, height) of a batch."""
-    chances = np.array([chance for _, _, chance in phase.sizes])
-    width, height, _ = phase.sizes[int(rng.choice(len(chances), p=chances / chances.sum()))]
-    return width, height
+def augmented(
+    sample: Sample, bucket: Bucket, augment: Augment, rng: np.random.Generator
+) -> tuple[np.ndarray, dict[str, np.ndarray], float]:
+    """(rgb, maps, focal_px) of a sample, cut to the bucket's size and varied."""
+    window = Cut.kitti(sample.rgb.shape[:2], bucket.size, rng, augment) if bucket.source.crop == "kitti" else None
+    window = window or Cut.draw(rng, sample.rgb.shape[:2], bucket.size, augment)
+    rgb, maps = cut(sample.rgb, sample.maps, window)
+    if "depth_m" in maps:
+        near, far = bucket.source.valid_m
+        depth_m = maps["depth_m"]
+        outside = (depth_m <= near) | (depth_m >= far) if np.isfinite(far) else depth_m <= near
+        maps["depth_m"] = np.where(outside, np.float32(np.nan), depth_m)
+    rgb = vary(rgb, maps.get("depth_m"), rng, augment)
+    focal_px = np.nan if sample.k is None else window.focal_px(sample.k)
+    return np.ascontiguousarray(rgb), {kind: np.ascontiguousarray(v, np.float32) for kind, v in maps.items()}, focal_px
 
 
-def make_batch(
-    scenes: Scenes, phase: Phase, augment: AugmentRecipe, seed: int, step: int, ranks: Ranks = ALONE
-) -> tuple[np.ndarray, np.ndarray]:
-    """This rank's share of the batch of `step`: rgb (N, H, W, 3) uint8, depth_m (N, H, W) float32 with +inf sky and
-    NaN unknown. The whole batch is the same for any number of ranks."""
-    width, height = pick_size(phase, np.random.default_rng([seed, step]))
-    numbers = range(ranks.rank, phase.batch, ranks.count)
-    rgbs = np.empty((len(numbers), height, width, 3), np.uint8)
-    depths = np.empty((len(numbers), height, width), np.float32)
-    for index, number in enumerate(numbers):
-        rng = np.random.default_rng([seed, step, number])
-        sample = scenes.draw(rng, width / height > WIDE, augment.other_shape)
-        window = Cut.draw(rng, sample.depth_m.shape, (width, height), augment)
-        rgb, depth_m = cut(sample.rgb, sample.depth_m, window)
-        rgbs[index] = vary(rgb, depth_m, rng, augment)
-        depths[index] = depth_m
-    return rgbs, depths
+def passes_of(passes: Passes, first_step: int, rank: int, ranks: int, workers: int) -> Iterator[Batch]:
+    """The passes of process `rank` of `ranks`, from `first_step` to the stage's end, prepared by worker processes.
+
+    Raises `Unusable` for samples that cannot be used.
+    """
+    per_step = passes.stage.passes
+    mine = [
+        step * per_step + number
+        for step in range(first_step, passes.stage.steps)
+        for number in range(rank, per_step, ranks)
+    ]
+    loader = DataLoader(
+        passes,
+        batch_size=None,
+        sampler=mine,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        prefetch_factor=4 if workers else None,
+        pin_memory=False,
+        worker_init_fn=_start_worker if workers else None,
+    )
+    for batch in loader:
+        if isinstance(batch, Unusable):
+            raise batch
+        yield batch
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _start_worker(number: int) -> None:
+    # Whoever trains decides when to stop: a Ctrl-C reaches the workers as well.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)

@@ -1,329 +1,292 @@
-"""A training run that can be killed at any time and goes on where its last saved state was.
+"""The training loop: one for every recipe, on one process or many.
 
-The state holds the network, its averaged copy, the optimiser and the place in the recipe. Batches are a function of
-the seed and the step, so a resumed run on the same scenes, with phases given in steps, ends with the same weights as
-one that was never stopped. (Phases given in minutes are as long as the machine is slow.)
+Hugging Face accelerate runs it: on one CPU, one GPU or, started by `torchrun` or `accelerate launch`, on many, with
+its FSDP or DeepSpeed plug-in where its launcher asks for one. A step has the same pictures and the same random numbers
+on any number of processes, so they all train the same network, up to rounding.
 
-Started by `torchrun --nproc-per-node N -m trainer ...`, N processes share every batch and average their gradients, so
-their networks stay equal; the first of them writes the files. On a CPU a process per core beats a thread per core.
+A run can be stopped or killed at any time and goes on from its last state as if nothing had been.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
-import json
+import math
 import os
-import platform
 import signal
-import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import torch
-from torch import Tensor, nn
-from tqdm import tqdm
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor
 
 from marigold_ros.config import Unusable
-from trainer.data import Scenes, make_batch
-from trainer.ranks import Ranks
-from trainer.recipe import Phase, Recipe
+from trainer.assembly import first_model, model_in
+from trainer.data import Batch, Passes, passes_of
+from trainer.facts import write_facts
+from trainer.model import Model
+from trainer.objectives import Objective, build_objective
+from trainer.objectives.base import image_of
+from trainer.recipe import Optimiser, Recipe, Stage
+from trainer.report import Report
+from trainer.results import write_result
+from trainer.states import Place, States, check_recipe
 
-STATE_FILE = "state.pt"
-LOG_FILE = "log.jsonl"
-
-# Loss of one batch: rgb (N, H, W, 3) uint8, depth_m (N, H, W) float32, both on the device, and the phase -> total,
-# parts for the log.
-LossFunction = Callable[[Tensor, Tensor, Phase], tuple[Tensor, dict[str, Tensor]]]
-
-
-@dataclass
-class Progress:
-    """Place in the recipe: steps taken in all, phase number, steps and seconds of training within the phase."""
-
-    step: int = 0
-    phase: int = 0
-    phase_step: int = 0
-    phase_seconds: float = 0.0
-    seconds: float = 0.0
+CHECKPOINT = "checkpoint"
+_PICTURES = 4
 
 
-def pick_device() -> torch.device:
-    """The accelerator where there is one; torchrun's processes take one each."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    torch.cuda.set_device(device)
-    return device
+def train(recipe: Recipe, run: Path, data: Path, stop_after: int | None = None) -> bool:
+    """Train, or go on training, into folder `run`; returns whether the recipe's end was reached.
+
+    data: the folder that the sources' folders are in. The result is the checkpoint folder `run`/checkpoint. Ctrl-C and
+    SIGTERM finish the step, save the state and return False, as does `stop_after` steps in this sitting. Raises
+    `Unusable` for a recipe, samples or a run that cannot be used.
+    """
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
+    accelerator = _accelerator(recipe)
+    run.mkdir(parents=True, exist_ok=True)
+    states = States(run, recipe.keep)
+    newest = states.newest()
+    place = Place() if newest is None else newest[1]
+    if accelerator.is_main_process:
+        check_recipe(run, recipe, None if newest is None else place)
+        write_facts(run, accelerator)
+    with Stop() as stop:
+        while place.stage < len(recipe.stages):
+            stage = StageRun(recipe, place, run, data, accelerator, states)
+            if newest is not None and newest[1].step > 0:
+                accelerator.load_state(str(newest[0]))
+            newest = None
+            if not stage.train(stop, stop_after):
+                return False
+            stage.finish()
+            place = Place(place.stage + 1, 0, place.bad, place.seconds, place.skipped)
+            # A new one: the old one would go on saving what it had prepared for the stage.
+            accelerator.free_memory()
+            accelerator = _accelerator(recipe)
+            states.save(accelerator, place)
+    return True
 
 
-def autocast(device: torch.device) -> torch.autocast:
-    """bfloat16 for the heavy arithmetic, on any device."""
-    return torch.autocast(device.type, torch.bfloat16)
-
-
-class Training:
-    """One stage of training: `network`'s parameters that require a gradient, over `phases`, into `folder`."""
+class StageRun:
+    """One stage of a run."""
 
     def __init__(
-        self, folder: Path, recipe: Recipe, phases: tuple[Phase, ...], network: nn.Module, loss: LossFunction
+        self, recipe: Recipe, place: Place, run: Path, data: Path, accelerator: Accelerator, states: States
     ) -> None:
-        self.folder, self.recipe, self.phases = Path(folder), recipe, phases
-        self.loss = loss
-        self.device = pick_device()
-        self.ranks = Ranks.join()
-        for phase in phases:
-            if phase.batch % self.ranks.count:
-                raise Unusable(
-                    f"phase {phase.name!r}: batch={phase.batch}: {self.ranks.count} processes cannot share it"
-                )
-        # Not channels_last: on CPU, group norm's backward pass is ten times slower in that layout.
-        self.network = network.to(self.device).train()
-        self.average = copy.deepcopy(self.network).requires_grad_(False)
-        self.parameters = [p for p in self.network.parameters() if p.requires_grad]
-        self.optimiser = torch.optim.AdamW(
-            self.parameters,
-            lr=phases[0].lr[0],
-            betas=recipe.optimiser.betas,
-            weight_decay=recipe.optimiser.weight_decay,
-            fused=True,
+        self.recipe, self.place, self.run = recipe, place, run
+        self.accelerator, self.states = accelerator, states
+        self.stage: Stage = recipe.stages[place.stage]
+        self._check_processes()
+        self.passes = Passes(recipe, self.stage, place.stage, data)
+        set_seed(recipe.seed)
+        model = _first(recipe, run, place)
+        self.objective: Objective = build_objective(model, recipe, self.stage)
+        self.objective.place(accelerator.device)
+        self.parameters = list(self.objective.trained.parameters())
+        knobs = self.stage.optimiser
+        adam = torch.optim.AdamW(
+            self.parameters, lr=knobs.lr, betas=knobs.betas, weight_decay=knobs.weight_decay, fused=True
         )
-        self.at = Progress()
-        self._told_to_stop = self._stop = False
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if (self.folder / STATE_FILE).is_file():
-            self._resume()
-        if self.ranks.rank == 0:
-            self._write_facts()
+        accelerator.gradient_accumulation_steps = self.stage.passes // accelerator.num_processes
+        self.prepared, self.adam = accelerator.prepare(self.objective, adam)
+        self._saved_objects(accelerator)
+        self._bad_in_a_row = 0
 
-    def run(self, scenes: Scenes, stop_after: int | None = None) -> bool:
-        """Train to the end of the recipe; returns whether it was reached.
+    def _check_processes(self) -> None:
+        count = self.accelerator.num_processes
+        if self.stage.passes % count:
+            raise Unusable(
+                f"stage {self.stage.name!r}: batch={self.stage.batch} with micro_batch={self.stage.micro_batch} makes "
+                f"{self.stage.passes} passes, which {count} processes cannot share; change micro_batch"
+            )
 
-        Ctrl-C and SIGTERM finish the step, save and return False, as does `stop_after` steps in all.
-        """
-        self._last_share = last_saved = time.monotonic()
-        with self._interruptible(), self._bar() as bar:
-            while self.at.phase < len(self.phases):
-                parts = self._step(scenes)
-                if self.at.step % self.recipe.log_steps == 0 and self.ranks.rank == 0:
-                    self._report(parts, bar, len(scenes))
-                if self._phase_share() >= 1.0:
-                    self.at.phase, self.at.phase_step, self.at.phase_seconds = self.at.phase + 1, 0, 0.0
-                    self.save()
-                elif time.monotonic() - last_saved > 60 * self.recipe.save_minutes:
-                    self.save()
-                    last_saved = time.monotonic()
-                if self._stop or self.at.step == stop_after:
-                    self.save()
+    def _saved_objects(self, accelerator: Accelerator) -> None:
+        if self.objective.average is None:
+            return
+        if accelerator.distributed_type in ("FSDP", "DEEPSPEED"):
+            raise Unusable(
+                f"stage {self.stage.name!r}: a moving average needs whole weights, {accelerator.distributed_type} "
+                "shards them; set optimiser.ema to 0, or do without sharding"
+            )
+        accelerator.register_for_checkpointing(self.objective.average)
+
+    def train(self, stop: Stop, stop_after: int | None) -> bool:
+        """Train to the stage's end; returns whether it was reached."""
+        place, accelerator = self.place, self.accelerator
+        last = None if stop_after is None else place.step + stop_after
+        with Report(self.run, self.recipe, place, accelerator.is_main_process) as report, self._batches() as batches:
+            while place.step < self.stage.steps:
+                began_s = time.monotonic()
+                losses, norm = self._step(batches, report)
+                place.seconds += time.monotonic() - began_s
+                report.advance()
+                if report.is_due:
+                    report.numbers(self._mean(losses), self.adam.param_groups[0]["lr"], norm)
+                if place.step % self.recipe.picture_steps == 0:
+                    self._show(report)
+                stopped = self._agreed(stop.asked) or place.step == last
+                if stopped or place.step % self.recipe.save_steps == 0:
+                    self.states.save(accelerator, place)
+                if stopped and place.step < self.stage.steps:
                     return False
         return True
 
-    def _step(self, scenes: Scenes) -> dict[str, Tensor]:
-        if self.at.step % self.recipe.rescan_steps == 0:
-            scenes.rescan()
-        phase = self.phases[self.at.phase]
-        rgb, depth_m = make_batch(scenes, phase, self.recipe.augment, self.recipe.seed, self.at.step, self.ranks)
-        # Whatever a loss draws is then a function of seed and step too, and need not be saved.
-        torch.manual_seed((self.recipe.seed << 32) + (self.at.step << 8) + self.ranks.rank)
-        batch = (torch.from_numpy(array).to(self.device) for array in (rgb, depth_m))
-        total, parts = self.loss(*batch, phase)
-        for group in self.optimiser.param_groups:
-            group["lr"] = self._learning_rate(phase)
-        total.backward()
-        seconds = self._share()
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.optimiser.clip_norm)
-        # A batch gone wrong (overflow in bfloat16) must not end a run of hours.
-        if torch.isfinite(norm):
-            self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
-        self._update_average()
-        self.at.step += 1
-        self.at.phase_step += 1
-        self.at.phase_seconds += seconds
-        self.at.seconds += seconds
-        return {"loss": total.detach(), **parts, "norm": norm}
-
-    def _share(self) -> float:
-        """Average the gradients over the ranks, and agree on what must not differ: the seconds since the last time,
-        which are returned, and whether anybody was told to stop."""
-        now = time.monotonic()
-        facts = torch.tensor([now - self._last_share, float(self._told_to_stop)], dtype=torch.float64)
-        self._last_share = now
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        seconds, stop = self.ranks.average_(gradients, facts).tolist()
-        self._stop = stop > 0
-        return seconds
-
-    def _learning_rate(self, phase: Phase) -> float:
-        start, end = phase.lr
-        warm = min(1.0, (self.at.step + 1) / max(1, self.recipe.optimiser.warmup_steps))
-        return warm * start * (end / start) ** min(1.0, self._phase_share())
-
-    def _phase_share(self) -> float:
-        phase = self.phases[self.at.phase]
-        if phase.steps is not None:
-            return self.at.phase_step / phase.steps
-        return self.at.phase_seconds / (60 * phase.minutes)
-
-    @torch.no_grad()
-    def _update_average(self) -> None:
-        # Early on a long average would hold mostly the random start.
-        decay = min(self.recipe.optimiser.ema, (1 + self.at.step) / (10 + self.at.step))
-        mine, theirs = list(self.average.parameters()), list(self.network.parameters())
-        torch._foreach_lerp_(mine, theirs, 1 - decay)
-
-    def save(self) -> None:
-        """Write the state beside the old one, then replace that; the first rank's business."""
-        if self.ranks.rank > 0:
-            return
-        state = {
-            "network": self.network.state_dict(),
-            "average": self.average.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "progress": vars(self.at),
-            "recipe": self.recipe.as_dict(),
-            "phases": _phases(self.phases),
-            "network_config": {"scaling_factor": _latent_scaling(self.network)},
-        }
-        beside = self.folder / f"{STATE_FILE}.part"
-        torch.save(state, beside)
-        beside.replace(self.folder / STATE_FILE)
-
-    def _resume(self) -> None:
-        state = read_state(self.folder, self.device)
-        self._check_recipe(state)
-        self.network.load_state_dict(state["network"])
-        self.average.load_state_dict(state["average"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.at = Progress(**state["progress"])
-        if self.ranks.rank > 0:
-            return
-        # What was logged after the saved state is about to happen again.
-        log = self.folder / LOG_FILE
-        if log.is_file():
-            lines = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= self.at.step]
-            log.write_text("".join(f"{line}\n" for line in lines))
-        print(f"resuming {self.folder} at step {self.at.step}")
-
-    def _check_recipe(self, state: dict[str, Any]) -> None:
-        """Phases that are still to come may change between sittings, and how often things are said and saved."""
-        begun = state["phases"][: state["progress"]["phase"] + 1]
-        before = _decisive(state["recipe"]) | _by_number(begun)
-        now = _decisive(self.recipe.as_dict()) | _by_number(_phases(self.phases)[: len(begun)])
-        for name, value in now.items():
-            if value != before.get(name):
-                raise Unusable(
-                    f"training run {self.folder}: was begun with {name}={before.get(name)!r}, not {value!r}; "
-                    "go on with the same recipe, or give another --run"
-                )
-
-    def _write_facts(self) -> None:
-        facts = {
-            "recipe": self.recipe.as_dict(),
-            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-            "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-            | {"opencv": cv2.__version__},
-            "device": torch.cuda.get_device_name() if self.device.type == "cuda" else _cpu_name(),
-            "processes": self.ranks.count,
-            "threads": torch.get_num_threads(),
-            "parameters": sum(p.numel() for p in self.network.parameters()),
-            "trained_parameters": sum(p.numel() for p in self.parameters),
-        }
-        (self.folder / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-
-    def _report(self, parts: dict[str, Tensor], bar: tqdm, samples: int) -> None:
-        values = {name: round(float(value), 5) for name, value in parts.items()}
-        line = {"step": self.at.step, "phase": self.phases[self.at.phase].name, "seconds": round(self.at.seconds, 1)}
-        line |= {"samples": samples, "lr": self.optimiser.param_groups[0]["lr"], **values}
-        with (self.folder / LOG_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        done, left = self._shares()
-        rate = self.at.phase_step * self.phases[self.at.phase].batch / max(1e-9, self.at.phase_seconds)
-        bar.set_postfix_str(
-            f"phase {line['phase']}, step {self.at.step}, loss {values['loss']:.3f}, {rate:.0f} images/s, "
-            f"{int(left // 60)}:{int(left % 60):02d} left",
-            refresh=False,
-        )
-        bar.update(max(0.0, done - bar.n))
-
-    def _shares(self) -> tuple[float, float]:
-        """(share of the work done, seconds left), phases counted in steps by the speed seen so far."""
-        now = self.phases[self.at.phase]
-        per_pixel = self.at.phase_seconds / max(1, self.at.phase_step) / (now.batch * now.pixels)
-        left = 0.0
-        for number, phase in enumerate(self.phases[self.at.phase :]):
-            length = 60 * phase.minutes if phase.steps is None else phase.steps * phase.batch * phase.pixels * per_pixel
-            left += length * (1 - min(1.0, self._phase_share())) if number == 0 else length
-        return self.at.seconds / max(1e-9, self.at.seconds + left), left
-
-    def _bar(self) -> tqdm:
-        # To a file, a line every half minute; to a terminal, a living bar.
-        interval = 0.5 if sys.stderr.isatty() else 30.0
-        look = {"bar_format": "{percentage:3.0f}%|{bar:20}|{postfix}", "mininterval": interval, "miniters": 0}
-        return tqdm(total=1.0, disable=self.ranks.rank > 0, **look)
-
     @contextlib.contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        def stop(number: int, frame: Any) -> None:
-            self._told_to_stop = True
+    def _batches(self) -> Iterator[Iterator[Batch]]:
+        accelerator = self.accelerator
+        workers = self.recipe.workers
+        if workers < 0:
+            # On a CPU the cores train; a GPU must not wait.
+            cores = (os.cpu_count() or 1) // max(1, accelerator.num_processes)
+            workers = min(8, max(1, cores - 1)) if accelerator.device.type == "cuda" else 0
+        batches = passes_of(self.passes, self.place.step, accelerator.process_index, accelerator.num_processes, workers)
+        yield batches
+        batches.close()
 
-        try:
-            before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not in the main thread: whoever runs it there stops it by other means
-            before = {}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _step(self, batches: Iterator[Batch], report: Report) -> tuple[dict[str, Tensor], float]:
+        """One step of the optimiser; returns the mean losses of this process and the gradient's norm."""
+        accelerator, stage, place = self.accelerator, self.stage, self.place
+        rate = learning_rate(stage.optimiser, place.step, stage.steps)
+        for group in self.adam.param_groups:
+            group["lr"] = rate
+        count = accelerator.gradient_accumulation_steps
+        accelerator.step = 0  # counts the passes since the last step, but a change of their number would upset it
+        sums: dict[str, Tensor] = {}
+        norm = math.nan
+        for number in range(count):
+            batch = next(batches)
+            for name in batch.skipped:
+                report.say(f"skipped: sample {name} cannot be used")
+            place.skipped += len(batch.skipped)
+            with accelerator.accumulate(self.prepared):
+                losses = self.prepared(batch.to(accelerator.device), self._generator(number))
+                accelerator.backward(losses["loss"])
+                if accelerator.sync_gradients:
+                    norm = self._norm()
+                    self._apply(norm)
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + value.detach() / count
+        place.step += 1
+        self._count_bad(norm, report)
+        return sums, norm
+
+    def _generator(self, number: int) -> torch.Generator:
+        """What a pass draws is a function of its place in the run, on any process."""
+        place, accelerator = self.place, self.accelerator
+        which = place.step * self.stage.passes + number * accelerator.num_processes + accelerator.process_index
+        return torch.Generator().manual_seed((self.recipe.seed << 40) + (place.stage << 36) + which)
+
+    def _norm(self) -> float:
+        limit = self.stage.optimiser.clip_norm or math.inf
+        norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), limit)
+        return math.nan if norm is None else float(norm)
+
+    def _apply(self, norm: float) -> None:
+        # float16's loss scaling finds its scale by overflowing now and then; its optimiser skips such steps itself.
+        if math.isfinite(norm) or self.recipe.precision == "fp16":
+            self.adam.step()
+            self.objective.update_average(self.place.step)
+        self.adam.zero_grad(set_to_none=True)
+
+    def _count_bad(self, norm: float, report: Report) -> None:
+        """A batch gone wrong must not end a run of hours; a run gone wrong must end."""
+        if math.isfinite(norm):
+            self._bad_in_a_row = 0
+            return
+        self.place.bad += 1
+        self._bad_in_a_row += 1
+        report.say(f"step {report.step}: the gradient is not finite; the step is skipped")
+        if self._bad_in_a_row >= self.recipe.bad_steps:
+            raise Unusable(
+                f"run {self.run}: {self._bad_in_a_row} steps in a row, to step {report.step}, had no finite gradient; "
+                "the last state is intact: lower stages.N.optimiser.lr, or set precision: no, in a new run"
+            )
+
+    def _mean(self, losses: dict[str, Tensor]) -> dict[str, float]:
+        """The losses of all processes together."""
+        vector = torch.stack([value.float() for value in losses.values()])
+        if self.accelerator.num_processes > 1:
+            vector = self.accelerator.reduce(vector, "mean")
+        return dict(zip(losses, vector.tolist(), strict=True))
+
+    def _agreed(self, asked: bool) -> bool:
+        """Whether any process was asked to stop: all must stop at the same step."""
+        if self.accelerator.num_processes == 1:
+            return asked
+        vote = torch.tensor([float(asked)], device=self.accelerator.device)
+        return float(self.accelerator.reduce(vote, "sum")) > 0
+
+    def _show(self, report: Report) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        batch = self.passes[0]
+        if isinstance(batch, Unusable):
+            return
+        batch = batch.to(self.accelerator.device)
+        shown = self.objective.preview(batch)
+        if shown is not None:
+            report.pictures({"image": image_of(batch)[:_PICTURES], "answer": shown[:_PICTURES]})
+
+    def finish(self) -> None:
+        """Write the stage's result: what the next one starts from, or the checkpoint."""
+        accelerator = self.accelerator
+        self.objective.finish(self._first_passes())
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            write_result(result_folder(self.run, self.recipe, self.place.stage), self.objective.model, self.recipe)
+        accelerator.wait_for_everyone()
+
+    def _first_passes(self) -> Iterator[Batch]:
+        for batch in passes_of(self.passes, 0, 0, 1, 0):
+            yield batch.to(self.accelerator.device)
 
 
-def read_state(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """The saved state of the run in `folder`."""
-    path = Path(folder) / STATE_FILE
-    try:
-        return torch.load(path, map_location=device, weights_only=True)
-    except FileNotFoundError:
-        raise Unusable(f"training run {folder}: has no {STATE_FILE}; train first, or give another folder") from None
-    except Exception as error:  # torch.load raises many kinds for one damaged file
-        raise Unusable(
-            f"training run {folder}: {STATE_FILE} cannot be read ({error}); delete it to begin anew"
-        ) from error
+def _accelerator(recipe: Recipe) -> Accelerator:
+    return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=recipe.precision)
 
 
-def _decisive(recipe: dict[str, Any]) -> dict[str, Any]:
-    """What in a recipe decides the weights, by dotted name, without the phases."""
-    flat = {}
-    for name, value in recipe.items():
-        if isinstance(value, dict):
-            flat |= {f"{name}.{key}": item for key, item in value.items() if key != "phases"}
-        elif name not in ("threads", "rescan_steps", "save_minutes", "log_steps"):
-            flat[name] = value
-    return flat
+def _first(recipe: Recipe, run: Path, place: Place) -> Model:
+    if place.stage == 0:
+        return first_model(recipe)
+    return model_in(result_folder(run, recipe, place.stage - 1), recipe)
 
 
-def _phases(phases: tuple[Phase, ...]) -> list[dict[str, Any]]:
-    return json.loads(json.dumps([asdict(phase) for phase in phases]))
+def result_folder(run: Path, recipe: Recipe, stage: int) -> Path:
+    """Where stage number `stage`, from 0, leaves its weights: the last one in `run`/checkpoint."""
+    return run / (CHECKPOINT if stage + 1 == len(recipe.stages) else f"stage-{stage + 1}")
 
 
-def _by_number(phases: list[dict[str, Any]]) -> dict[str, Any]:
-    return {f"phase {number}": phase for number, phase in enumerate(phases, 1)}
+def learning_rate(knobs: Optimiser, step: int, steps: int) -> float:
+    """Of step number `step`, from 0: linear warm-up, then exponential down to `final_lr`, which stays."""
+    if step < knobs.warmup_steps:
+        return knobs.lr * (step + 1) / knobs.warmup_steps
+    length = max(1, (knobs.decay_steps or steps) - knobs.warmup_steps)
+    share = min(1.0, (step - knobs.warmup_steps) / length)
+    return knobs.lr * (knobs.final_lr / knobs.lr) ** share
 
 
-def _latent_scaling(network: nn.Module) -> float:
-    vae = getattr(network, "vae", network)
-    return float(vae.config.scaling_factor)
+class Stop:
+    """Turns Ctrl-C and SIGTERM into a wish, so that a step is finished and saved. Use it in a `with` statement."""
 
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, Any] = {}
 
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor() or 'CPU'}, {len(names) or 1} cores"
+    def __enter__(self) -> Stop:
+        with contextlib.suppress(ValueError):  # not in the main thread: whoever runs it there stops it by other means
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.asked = True
+
+    def __exit__(self, *problem: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

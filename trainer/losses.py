@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainer.recipe import NanoRecipe
+from trainer.recipe import RelativeLoss
 
 EPSILON = 1e-6
 
@@ -20,7 +20,7 @@ class Target:
     weight: Tensor
 
 
-def make_target(depth_m: Tensor, space: str, recipe: NanoRecipe) -> Target:
+def make_target(depth_m: Tensor, space: str, recipe: RelativeLoss) -> Target:
     """What the network should predict up to scale and shift, and how much each pixel counts.
 
     depth_m: (N, H, W) metres, +inf sky, NaN unknown.
@@ -44,7 +44,7 @@ def _in_space(z: Tensor, space: str) -> tuple[Tensor, Tensor]:
     return z, 1.0 / z
 
 
-def _tempered(relative: Tensor, known: Tensor, recipe: NanoRecipe) -> Tensor:
+def _tempered(relative: Tensor, known: Tensor, recipe: RelativeLoss) -> Tensor:
     """Weights |d ln z / dy| within a factor of their median, to a power: full relative weighting would let the
     farthest pixels of inverse depth (the nearest of depth) decide everything."""
     median = relative.masked_fill(~known, torch.nan).flatten(1).nanmedian(dim=1).values.nan_to_num(1.0)
@@ -65,7 +65,7 @@ def fit_scale_shift(prediction: Tensor, target: Target) -> tuple[Tensor, Tensor]
     return scale, y_mean - scale * p_mean
 
 
-def depth_loss(prediction: Tensor, target: Target, recipe: NanoRecipe) -> tuple[Tensor, dict[str, Tensor]]:
+def depth_loss(prediction: Tensor, target: Target, recipe: RelativeLoss) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of (N, H, W) predictions (not clamped), and its parts for the log."""
     prediction = prediction.float()
     scale, shift = fit_scale_shift(prediction, target)
@@ -94,8 +94,9 @@ def spread(target: Target) -> Tensor:
 def full_range(target: Target) -> Tensor:
     """(N, H, W) y moved affinely so that its 2nd and 98th percentiles are -0.9 and 0.9, and cut off at -1 and 1."""
     y = target.y.masked_fill(target.weight <= 0, torch.nan).flatten(1)
-    # Every 7th pixel is plenty for a percentile and avoids sorting everything.
-    low, high = torch.nanquantile(y[:, ::7], y.new_tensor((0.02, 0.98)), dim=1).nan_to_num(0.0)
+    # Every 7th pixel is plenty for a percentile and avoids sorting everything; of sparse depth all are needed.
+    thinned = y[:, ::7] if float(y.isnan().float().mean()) < 0.5 else y
+    low, high = torch.nanquantile(thinned, y.new_tensor((0.02, 0.98)), dim=1).nan_to_num(0.0)
     share = (target.y - low[:, None, None]) / (high - low).clamp_min(EPSILON)[:, None, None]
     return (share * 1.8 - 0.9).clamp(-1.0, 1.0)
 

@@ -1,62 +1,62 @@
-"""A recipe: every knob of training, read from YAML and checked."""
+"""A recipe: everything that decides a training run, checked (recipe_files.py reads them from YAML).
+
+A run is one stage or several; each starts from the weights that the one before it left.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-import yaml
 
 from marigold_ros.config import Unusable
 from marigold_ros.metric import SPACES
-from marigold_ros.places import shared
 
-TARGETS = ("depth", "latent")
-DEFAULT = "config/train/nano.yaml"
+# What a network is trained to say, and the maps of a sample that it needs for it.
+TASKS: Mapping[str, tuple[str, ...]] = {
+    "depth": ("depth_m",),
+    "normals": ("normals",),
+    "iid-appearance": ("albedo", "material"),
+    "iid-lighting": ("albedo", "shading", "residual"),
+}
+TRAINABLE = ("unet", "encoder", "decoder")
+
+
+def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raises `Unusable` for a value that is not among those allowed."""
+    if value not in allowed:
+        raise Unusable(f"{name}={value!r}: must be one of {', '.join(map(repr, allowed))}")
+
+
+def positive(**values: float) -> None:
+    """Raises `Unusable` for the first of the values that is not above zero."""
+    for name, value in values.items():
+        if not value > 0:
+            raise Unusable(f"{name}={value!r}: must be greater than 0")
 
 
 @dataclass(frozen=True)
-class Phase:
-    """A stretch of training at one resolution.
+class Start:
+    """Where the weights come from.
 
-    It lasts `steps`, or `minutes` of training time; lr goes geometrically from the first to the second value.
-    sizes: (width, height, chance) of the shapes batches have, pixels.
-    target: 'depth', end to end through the decoder, or 'latent', the VAE's latent of the normalised depth map, which
-    costs no decoder and teaches a new U-Net the decoder's language several times faster (stage 'nano' only).
+    checkpoint: a folder, a hub id or 'nano': Stable Diffusion 2 or any of the family; '' is random weights of
+    the sizes in `network`.
+    surgery: how the first convolution of a U-Net made for images alone is widened, 'marigold' or 'e2e' (that one also
+    halves its bias). zero_snr: training and result have the schedule that ends in pure noise.
+    tiny_vae: a tiny VAE (a folder or a hub id) in place of the checkpoint's; 'random' is an untrained one.
     """
 
-    name: str
-    batch: int
-    lr: tuple[float, float]
-    sizes: tuple[tuple[int, int, float], ...]
-    steps: int | None = None
-    minutes: float | None = None
-    target: str = "depth"
+    checkpoint: str = ""
+    surgery: str = "marigold"
+    zero_snr: bool = False
+    tiny_vae: str = ""
 
     def __post_init__(self) -> None:
-        if self.target not in TARGETS:
-            raise Unusable(f"phase {self.name!r}: target={self.target!r}: must be one of {', '.join(TARGETS)}")
-        object.__setattr__(self, "lr", tuple(float(v) for v in self.lr))
-        object.__setattr__(self, "sizes", tuple((int(w), int(h), float(c)) for w, h, c in self.sizes))
-        if (self.steps is None) == (self.minutes is None):
-            raise Unusable(f"phase {self.name!r}: give either steps or minutes")
-        for width, height, _ in self.sizes:
-            if width % 32 or height % 32 or width <= 0 or height <= 0:
-                raise Unusable(f"phase {self.name!r}: size {width}x{height}: must be multiples of 32")
-
-    @property
-    def pixels(self) -> float:
-        """Mean number of pixels of one image."""
-        total = sum(chance for _, _, chance in self.sizes)
-        return sum(width * height * chance for width, height, chance in self.sizes) / total
+        one_of("start.surgery", self.surgery, ("marigold", "e2e"))
 
 
 @dataclass(frozen=True)
-class NetworkRecipe:
-    """Sizes of the network; see trainer/architecture.py."""
+class Network:
+    """Sizes of a network that starts from random weights; see trainer/architecture.py."""
 
     vae_channels: tuple[int, ...] = (8, 24, 48, 64)
     latent_channels: int = 8
@@ -66,34 +66,100 @@ class NetworkRecipe:
 
 
 @dataclass(frozen=True)
-class OptimiserRecipe:
-    """AdamW, warm-up, gradient clipping, averaging."""
+class Metric:
+    """Metric depth: ln z between d_min_m and d_max_m, seen by a camera of focal length canonical_focal_px."""
 
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.98)
-    clip_norm: float = 1.0
-    warmup_steps: int = 150
-    ema: float = 0.995
+    d_min_m: float = 0.1
+    d_max_m: float = 80.0
+    canonical_focal_px: float = 500.0
 
-
-@dataclass(frozen=True)
-class VaeRecipe:
-    """First stage: the VAE learns images and depth maps."""
-
-    phases: tuple[Phase, ...] = ()
-    image_share: float = 0.5
-    l1: float = 1.0
-    l2: float = 1.0
-    kl: float = 1e-5
+    def __post_init__(self) -> None:
+        positive(d_min_m=self.d_min_m, canonical_focal_px=self.canonical_focal_px)
+        if not self.d_min_m < self.d_max_m:
+            raise Unusable(f"metric.d_min_m={self.d_min_m}: must be less than d_max_m={self.d_max_m}")
 
 
 @dataclass(frozen=True)
-class NanoRecipe:
-    """Second stage, end to end: decoded depth against the truth."""
+class Source:
+    """A dataset in the layout of trainer/samples.py, and how its pictures become batches.
 
-    phases: tuple[Phase, ...] = ()
-    train_encoder: bool = True
-    train_decoder: bool = True
+    folder: where, below --data unless absolute; name by default. weight: its share of the batches.
+    sizes: (width, height, chance) of the shapes that batches have, pixels; a picture goes into the shape nearest to
+    its own. crop: 'random', or 'kitti' (unscaled, at the bottom in the middle: KITTI's benchmark crop).
+    valid_m: depths from and to which a pixel is known; the sky counts as beyond.
+    """
+
+    name: str
+    sizes: tuple[tuple[int, int, float], ...]
+    folder: str = ""
+    split: str = "train"
+    weight: float = 1.0
+    crop: str = "random"
+    valid_m: tuple[float, float] = (0.0, float("inf"))
+
+    def __post_init__(self) -> None:
+        one_of(f"data {self.name!r}: crop", self.crop, ("random", "kitti"))
+        positive(weight=self.weight)
+        check_sizes(f"data {self.name!r}", self.sizes)
+
+
+def check_sizes(where: str, sizes: tuple[tuple[int, int, float], ...]) -> None:
+    """Raises `Unusable` for a batch's shape that the networks cannot take."""
+    for size in sizes:
+        if len(size) != 3 or size[0] % 8 or size[1] % 8 or min(size) <= 0:
+            raise Unusable(f"{where}: size {size}: must be width and height, multiples of 8, and a chance")
+
+
+@dataclass(frozen=True)
+class Augment:
+    """How samples are varied: chances, but for `zoom` (side of the crop as a share of the largest crop of that shape)
+    and `aspect` (crops are stretched by up to this factor minus one).
+    """
+
+    zoom: tuple[float, float] = (1.0, 1.0)
+    aspect: float = 0.0
+    flip: float = 0.5
+    jitter: float = 0.0
+    gaussian_blur: float = 0.0
+    motion_blur: float = 0.0
+    colour: float = 0.0
+    grey: float = 0.0
+    haze: float = 0.0
+    shadow: float = 0.0
+    glare: float = 0.0
+    vignette: float = 0.0
+    blur: float = 0.0
+    noise: float = 0.0
+    jpeg: float = 0.0
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """Adam with decoupled weight decay; the learning rate warms up linearly, then falls exponentially to `final_lr`
+    at `decay_steps` (0: at the stage's end) and stays there.
+
+    clip_norm: 0 does not clip. ema: decay per step of the moving average of the weights, which is what ships; 0: none.
+    """
+
+    lr: float = 3e-5
+    final_lr: float = 3e-7
+    decay_steps: int = 0
+    warmup_steps: int = 100
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip_norm: float = 0.0
+    ema: float = 0.0
+
+    def __post_init__(self) -> None:
+        positive(lr=self.lr, final_lr=self.final_lr)
+        if not 0 <= self.ema < 1:
+            raise Unusable(f"optimiser.ema={self.ema}: must be at least 0 and less than 1")
+
+
+@dataclass(frozen=True)
+class RelativeLoss:
+    """Knobs of the loss in the checkpoint's own space, after scale and shift; see trainer/losses.py."""
+
     far_m: float = 150.0
     sky_weight: float = 0.3
     relative_power: float = 0.75
@@ -105,106 +171,174 @@ class NanoRecipe:
 
 
 @dataclass(frozen=True)
-class AugmentRecipe:
-    """How samples are varied; chances unless the recipe file says otherwise."""
+class Diffusion:
+    """Marigold's own training: the velocity of a noisy target latent at a random timestep.
 
-    zoom: tuple[float, float] = (0.8, 1.0)
-    aspect: float = 0.1
-    flip: float = 0.5
-    other_shape: float = 0.1
-    colour: float = 0.5
-    grey: float = 0.03
-    haze: float = 0.06
-    shadow: float = 0.1
-    glare: float = 0.05
-    vignette: float = 0.1
-    blur: float = 0.15
-    noise: float = 0.25
-    jpeg: float = 0.2
+    noise: 'annealed' (multi-resolution, its strength falling with the timestep), 'pyramid' or 'gaussian'.
+    mask: only latent cells all of whose pixels are known count.
+    """
+
+    KIND = "diffusion"
+
+    noise: str = "annealed"
+    strength: float = 0.9
+    mask: bool = True
+
+    def __post_init__(self) -> None:
+        one_of("objective.noise", self.noise, ("annealed", "pyramid", "gaussian"))
+
+
+@dataclass(frozen=True)
+class EndToEnd:
+    """One step from the last timestep, decoded, against the truth (E2E-FT).
+
+    target_input: what stands for the noisy target, 'zeros', 'gaussian' or 'pyramid'.
+    loss: 'affine_metres' and 'angular' as published; 'relative' in the checkpoint's space; 'log_metric'.
+    prior: weight of keeping the details that the samples' map `prior` has (relative loss only).
+    """
+
+    KIND = "end_to_end"
+
+    loss: str = "affine_metres"
+    target_input: str = "zeros"
+    relative: RelativeLoss = RelativeLoss()
+    prior: float = 0.0
+
+    def __post_init__(self) -> None:
+        one_of("objective.loss", self.loss, ("affine_metres", "angular", "relative", "log_metric"))
+        one_of("objective.target_input", self.target_input, ("zeros", "gaussian", "pyramid"))
+        if self.prior and self.loss != "relative":
+            raise Unusable(f"objective.prior={self.prior}: is for loss 'relative', not {self.loss!r}")
+
+
+@dataclass(frozen=True)
+class Latents:
+    """The latent of the depth map that the VAE's encoder gives, from the image in one step: no decoder, hence fast."""
+
+    KIND = "latents"
+
+    relative: RelativeLoss = RelativeLoss()
+
+
+@dataclass(frozen=True)
+class Autoencoder:
+    """The VAE alone: images and depth maps in all spaces."""
+
+    KIND = "autoencoder"
+
+    image_share: float = 0.5
+    l1: float = 1.0
+    l2: float = 1.0
+    kl: float = 1e-5
+    relative: RelativeLoss = RelativeLoss()
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """Consistency distillation of a diffusion network (LCM): the same answer from neighbouring points of its path.
+
+    timesteps: how many the path has; ema_target: decay of the network that is to be agreed with; huber: c of the loss.
+    """
+
+    KIND = "consistency"
+
+    timesteps: int = 5
+    ema_target: float = 0.95
+    huber: float = 0.001
+    timestep_scaling: float = 10.0
+    sigma_data: float = 0.5
+    mask: bool = True
+
+
+Objective = Diffusion | EndToEnd | Latents | Autoencoder | Consistency
+OBJECTIVES: Mapping[str, type] = {kind.KIND: kind for kind in (Diffusion, EndToEnd, Latents, Autoencoder, Consistency)}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of training.
+
+    batch: pictures per step, of all processes; micro_batch: pictures that a process takes at once, from one dataset.
+    train: the parts that learn: 'unet', 'encoder', 'decoder'. sizes: instead of those of every source.
+    """
+
+    steps: int
+    objective: Objective
+    name: str = "main"
+    batch: int = 32
+    micro_batch: int = 2
+    train: tuple[str, ...] = ("unet",)
+    optimiser: Optimiser = Optimiser()
+    sizes: tuple[tuple[int, int, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        positive(steps=self.steps, batch=self.batch, micro_batch=self.micro_batch)
+        for part in self.train:
+            one_of(f"stage {self.name!r}: train", part, TRAINABLE)
+        if self.batch % self.micro_batch:
+            raise Unusable(
+                f"stage {self.name!r}: batch={self.batch}: must be a multiple of micro_batch={self.micro_batch}"
+            )
+        check_sizes(f"stage {self.name!r}", self.sizes)
+
+    @property
+    def passes(self) -> int:
+        """Micro-batches per step, of all processes together."""
+        return self.batch // self.micro_batch
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides a training run, the scenes aside."""
+    """Everything that decides a training run, the samples aside.
 
-    seed: int = 0
-    space: str = "inverse_depth"
-    size: tuple[int, int] = (384, 288)
-    threads: int = 0
-    rescan_steps: int = 200
-    save_minutes: float = 3.0
+    task: what is predicted, see `TASKS`. space: depth is affine in 'depth', 'inverse_depth' or 'log_depth'.
+    size: working size (width, height) that the result asks for, pixels.
+    precision: 'no' (float32), 'bf16' or 'fp16' for the heavy arithmetic. gradient_checkpointing: of the U-Net, less
+    memory for more time. damaged: 'refuse' or 'skip' samples that cannot be read.
+    save_steps: state is saved this often; keep: so many states are kept; log_steps, picture_steps: how often numbers
+    and pictures are written. bad_steps: so many steps in a row without a finite loss end the run.
+    workers: processes that prepare batches, for each that trains; -1 chooses. threads: of the CPU; 0 chooses.
+    """
+
+    stages: tuple[Stage, ...]
+    data: tuple[Source, ...]
+    task: str = "depth"
+    space: str = "depth"
+    metric: Metric | None = None
+    seed: int = 2024
+    size: tuple[int, int] = (768, 576)
+    start: Start = Start()
+    network: Network = Network()
+    augment: Augment = Augment()
+    precision: str = "no"
+    gradient_checkpointing: bool = False
+    damaged: str = "refuse"
+    save_steps: int = 500
+    keep: int = 2
     log_steps: int = 20
-    network: NetworkRecipe = NetworkRecipe()
-    optimiser: OptimiserRecipe = OptimiserRecipe()
-    vae: VaeRecipe = VaeRecipe()
-    nano: NanoRecipe = NanoRecipe()
-    augment: AugmentRecipe = AugmentRecipe()
+    picture_steps: int = 500
+    bad_steps: int = 20
+    workers: int = -1
+    threads: int = 0
 
     def __post_init__(self) -> None:
-        if self.space not in SPACES:
-            raise Unusable(f"recipe: space={self.space!r}: must be one of {', '.join(map(repr, SPACES))}")
+        one_of("task", self.task, tuple(TASKS))
+        one_of("space", self.space, tuple(SPACES))
+        one_of("precision", self.precision, ("no", "bf16", "fp16"))
+        one_of("damaged", self.damaged, ("refuse", "skip"))
+        positive(save_steps=self.save_steps, keep=self.keep, log_steps=self.log_steps, bad_steps=self.bad_steps)
+        positive(picture_steps=self.picture_steps)
+        if not self.stages or not self.data:
+            raise Unusable("a recipe needs at least one stage and one source of data")
+        metric_loss = any(getattr(stage.objective, "loss", "") == "log_metric" for stage in self.stages)
+        if metric_loss != (self.metric is not None) or (self.metric and self.space != "log_depth"):
+            raise Unusable(
+                f"metric={self.metric} with space={self.space!r}: metric depth needs the section metric, space "
+                "'log_depth' and the loss 'log_metric', all three"
+            )
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for YAML, JSON and comparison."""
-        return _plain(dataclasses.asdict(self))
-
-
-def load_recipe(path: Path | None = None, changes: Mapping[str, Any] | None = None) -> Recipe:
-    """The recipe in YAML file `path`, by default the package's own, with {'section.name': value} applied."""
-    path = path or shared(DEFAULT)
-    try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise Unusable(f"recipe {path}: cannot be read ({error})") from error
-    for name, value in (changes or {}).items():
-        *sections, key = name.split(".")
-        branch = tree
-        for section in sections:
-            branch = branch.setdefault(section, {})
-        branch[key] = value
-    return recipe_from(tree, str(path))
-
-
-def recipe_from(tree: Mapping[str, Any], source: str) -> Recipe:
-    """A recipe from nested plain values; unknown names are refused with the name of `source`."""
-    return _section(Recipe, tree, source)
-
-
-def _section(kind: type, tree: Any, where: str) -> Any:
-    if not isinstance(tree, Mapping):
-        raise Unusable(f"recipe {where}: {tree!r}: must be a mapping of names to values")
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    values = {}
-    for name, value in tree.items():
-        if name not in fields:
-            raise Unusable(f"recipe {where}: {name!r}: no such setting; known: {', '.join(fields)}")
-        default = fields[name].default
-        if name == "phases":
-            value = tuple(_section(Phase, phase, f"{where}: {name}") for phase in value)
-        elif dataclasses.is_dataclass(default):
-            value = _section(type(default), value, f"{where}: {name}")
-        elif isinstance(value, list) and name not in ("sizes", "lr"):
-            value = tuple(value)
-        elif isinstance(default, float):
-            value = _number(where, name, value)
-        values[name] = value
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise Unusable(f"recipe {where}: {error}") from error
-
-
-def _number(where: str, name: str, value: Any) -> float:
-    # YAML 1.1 reads 1e-5 (no dot) as a string.
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise Unusable(f"recipe {where}: {name}={value!r}: must be a number") from None
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value
+    @property
+    def maps(self) -> tuple[str, ...]:
+        """The maps that samples must have."""
+        prior = any(getattr(stage.objective, "prior", 0) for stage in self.stages)
+        return (*TASKS[self.task], "prior") if prior else TASKS[self.task]

@@ -1,0 +1,70 @@
+"""A recipe's first model, and the folders that the stages of a run hand on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusers import AutoencoderTiny
+
+from marigold_ros import hub
+from marigold_ros.config import Unusable, one_line
+from marigold_ros.sd2 import SCHEDULER
+from trainer.model import Model
+from trainer.recipe import Recipe
+from trainer.start import Start, from_scratch, load_start
+from trainer.targets import TARGET_NAMES
+
+TINY_FOLDER = "tiny_vae"
+
+
+def first_model(recipe: Recipe) -> Model:
+    """What the first stage starts from; raises `Unusable` where it is not there or is another recipe's."""
+    targets = len(TARGET_NAMES[recipe.task])
+    wanted = recipe.start
+    if wanted.checkpoint:
+        start = load_start(wanted.checkpoint, targets, wanted.surgery, download=True)
+    else:
+        start = from_scratch(**vars(recipe.network), targets=targets)
+    return _model(start, recipe, _scheduler(start.scheduler, recipe), _tiny(wanted.tiny_vae))
+
+
+def model_in(folder: Path, recipe: Recipe) -> Model:
+    """What the stage before wrote to `folder`."""
+    start = load_start(str(folder), len(TARGET_NAMES[recipe.task]))
+    tiny = folder / TINY_FOLDER
+    return _model(start, recipe, start.scheduler, _tiny(str(tiny)) if tiny.is_dir() else None)
+
+
+def _model(start: Start, recipe: Recipe, scheduler: Mapping[str, Any], tiny: AutoencoderTiny | None) -> Model:
+    if tiny is not None and tiny.config.latent_channels != start.latent_channels:
+        raise Unusable(
+            f"start.tiny_vae: has {tiny.config.latent_channels} latent channels, the checkpoint {start.latent_channels}"
+        )
+    return Model(start.unet, start.vae, start.prompt, scheduler, recipe.task, recipe.space, tiny, start.source)
+
+
+def _scheduler(found: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """The schedule of training and of the result: trailing timesteps; pure noise at its end if the recipe says so."""
+    known = {name: found[name] for name in SCHEDULER if name in found}
+    wanted = {"timestep_spacing": "trailing", "rescale_betas_zero_snr": recipe.start.zero_snr}
+    return {**SCHEDULER, **known, **wanted}
+
+
+def _tiny(name: str) -> AutoencoderTiny | None:
+    if not name:
+        return None
+    if name == "random":
+        return AutoencoderTiny()
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        if not hub.is_hub_id(name):
+            raise Unusable(
+                f"start.tiny_vae={name!r}: no such folder; give one, or a hub id such as 'madebyollin/taesd'"
+            )
+        folder = hub.download(name, "tiny VAE")
+    try:
+        return AutoencoderTiny.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False).float()
+    except Exception as error:  # diffusers and safetensors raise many kinds for one damaged file
+        raise Unusable(f"tiny VAE {folder}: cannot be loaded ({one_line(error)}); copy it again") from error

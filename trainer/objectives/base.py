@@ -1,0 +1,84 @@
+"""What all objectives share: which parts learn, their moving average, and the constants."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from trainer.data import Batch
+from trainer.model import Model, frozen_copy
+from trainer.recipe import Recipe, Stage
+
+Losses = dict[str, Tensor]
+
+
+class Objective(nn.Module):
+    """The loss of a stage, as a module whose parameters are those that learn, and no others.
+
+    The frozen modules are kept out of torch's sight (in a tuple), so that nobody saves, shards, averages or broadcasts
+    them.
+    """
+
+    def __init__(self, model: Model, recipe: Recipe, stage: Stage) -> None:
+        super().__init__()
+        self.recipe, self.stage = recipe, stage
+        self._hidden = (model,)
+        for module in (model.unet, model.vae, model.tiny):
+            if module is not None:
+                module.requires_grad_(False)
+        self.trained = nn.ModuleDict({name: model.part(name) for name in stage.train})
+        self.trained.requires_grad_(True)
+        if recipe.gradient_checkpointing:
+            model.unet.enable_gradient_checkpointing()
+        self._average = (frozen_copy(self.trained),) if self.average_decay(0) is not None else ()
+
+    @property
+    def model(self) -> Model:
+        """All modules, those that learn among them."""
+        return self._hidden[0]
+
+    @property
+    def average(self) -> nn.Module | None:
+        """The moving average of what is trained, if the stage has one."""
+        return self._average[0] if self._average else None
+
+    def place(self, device: torch.device) -> None:
+        """Move what learns and what is frozen to `device`."""
+        self.model.to(device)
+        if self.average is not None:
+            self.average.to(device)
+
+    def average_decay(self, step: int) -> float | None:
+        """Decay of the moving average after `step` steps; None where there is none."""
+        ema = self.stage.optimiser.ema
+        # Early on a long average would hold mostly the random start.
+        return min(ema, (1 + step) / (10 + step)) if ema else None
+
+    @torch.no_grad()
+    def update_average(self, step: int) -> None:
+        """Take the weights of step number `step` into the moving average."""
+        if self.average is not None:
+            mine, theirs = list(self.average.parameters()), list(self.trained.parameters())
+            torch._foreach_lerp_(mine, theirs, 1 - self.average_decay(step))
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> Losses:
+        """The losses of a pass; 'loss' is the one to be lowered. Whatever is drawn comes from `generator`, on the CPU."""
+        raise NotImplementedError
+
+    def preview(self, batch: Batch) -> Tensor | None:
+        """(N, 3, H, W) pictures in [-1, 1] of what the network says of a batch now; None where there is nothing to see."""
+        return None
+
+    @torch.no_grad()
+    def finish(self, batches: Iterable[Batch]) -> None:
+        """End the stage: the averaged weights are those that stay. `batches`: the stage's passes, from its start."""
+        if self.average is not None:
+            for mine, average in zip(self.trained.parameters(), self.average.parameters(), strict=True):
+                mine.copy_(average)
+
+
+def image_of(batch: Batch) -> Tensor:
+    """(N, 3, H, W) float32 in [-1, 1] of a batch's pictures."""
+    return (batch.rgb.float() * (1.0 / 127.5) - 1.0).permute(0, 3, 1, 2).contiguous()

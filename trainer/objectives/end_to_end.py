@@ -1,0 +1,128 @@
+"""End-to-end fine-tuning: one step from the last timestep, decoded, against the truth (arXiv 2409.11355)."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from marigold_ros.folds import fold_head, fold_upsampling
+from marigold_ros.network import SingleStepNetwork
+from trainer.data import Batch
+from trainer.losses import Target, depth_loss, fit_scale_shift, gradient_loss, make_target, spread
+from trainer.model import Model
+from trainer.noise import PYRAMID_STRENGTH, Schedule, gaussian_noise, multi_resolution_noise
+from trainer.objectives.base import Losses, Objective, image_of
+from trainer.published_losses import affine_metres_loss, angular_loss, log_metric_loss
+from trainer.recipe import Recipe, Stage
+from trainer.targets import clamped_to_quantiles, log_metric
+
+
+class EndToEndObjective(Objective):
+    """The loss is that of the decoded map; the gradient flows through the decoder, which may be frozen."""
+
+    def __init__(self, model: Model, recipe: Recipe, stage: Stage) -> None:
+        super().__init__(model, recipe, stage)
+        self._network = (model.network(),)
+        self._schedule = Schedule(model.scheduler)
+        frozen = "decoder" not in stage.train and model.tiny is None
+        self._decoder = (frozen_decoder(model.network()),) if frozen else ()
+
+    def place(self, device: torch.device) -> None:
+        """See `Objective`."""
+        super().place(device)
+        self._schedule.to(device)
+        for module in (*self._network, *self._decoder):
+            module.to(device)
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> Losses:
+        """See `Objective`."""
+        decoded = self.decoded(image_of(batch), generator).float()
+        return self._loss(decoded, batch)
+
+    def decoded(self, image: Tensor, generator: torch.Generator) -> Tensor:
+        """(N, 3, H, W) in [-1, 1] to the decoded map (N, 1 or 3, H, W), depth increasing with distance; not clamped."""
+        network = self._network[0]
+        with torch.set_grad_enabled(torch.is_grad_enabled() and "encoder" in self.stage.train):
+            rgb_latent = network.encode(image)
+        latent = self._denoised(network, rgb_latent, generator)
+        return self._decoder[0](latent / network.latent_scale) if self._decoder else network.decode(latent)
+
+    def _denoised(self, network: SingleStepNetwork, rgb_latent: Tensor, generator: torch.Generator) -> Tensor:
+        kind = self.stage.objective.target_input
+        if kind == "zeros":
+            return network.predict(rgb_latent)
+        if kind == "gaussian":
+            noise = gaussian_noise(rgb_latent.shape, generator)
+        else:
+            noise = multi_resolution_noise(
+                rgb_latent.shape, torch.full((len(rgb_latent),), PYRAMID_STRENGTH), generator
+            )
+        noise = noise.to(rgb_latent)
+        timestep = network.timestep.expand(len(rgb_latent))
+        prompt = network.prompt.to(rgb_latent.dtype).expand(len(rgb_latent), -1, -1)
+        velocity = network.unet(torch.cat([rgb_latent, noise], dim=1), timestep, prompt, return_dict=False)[0]
+        return self._schedule.denoised(noise, velocity, timestep)
+
+    def _loss(self, decoded: Tensor, batch: Batch) -> Losses:
+        kind = self.stage.objective.loss
+        if kind == "angular":
+            normals = batch.maps["normals"]
+            known = torch.isfinite(normals).all(dim=1)
+            return {"loss": angular_loss(decoded.clamp(-1, 1), normals.nan_to_num(0.0), known)}
+        depth_m, signed = batch.maps["depth_m"], decoded[:, 0]
+        known = torch.isfinite(depth_m) & (depth_m > 0)
+        if kind == "affine_metres":
+            return {"loss": affine_metres_loss(signed.clamp(-1, 1), clamped_to_quantiles(depth_m, known), known)}
+        if kind == "log_metric":
+            return {"loss": log_metric_loss(signed, self._canonical(depth_m, batch), known)}
+        return self._relative(signed, batch)
+
+    def _canonical(self, depth_m: Tensor, batch: Batch) -> Tensor:
+        """(N, H, W) in [-1, 1]: ln of the depth that a camera of the canonical focal length would have to see.
+
+        d_c = d f_c / f: the label transform of Metric3D (arXiv 2307.10984).
+        """
+        metric = self.recipe.metric
+        scale = metric.canonical_focal_px / batch.focal_px
+        return log_metric(depth_m * scale[:, None, None], metric.d_min_m, metric.d_max_m)
+
+    def _relative(self, signed: Tensor, batch: Batch) -> Losses:
+        knobs = self.stage.objective
+        target = make_target(batch.maps["depth_m"], self.recipe.space, knobs.relative)
+        total, parts = depth_loss(signed, target, knobs.relative)
+        if knobs.prior:
+            parts["prior"] = detail_loss(signed, batch.maps["prior"], knobs.relative.gradient_scales)
+            total = total + knobs.prior * parts["prior"]
+        return {"loss": total, **parts}
+
+    @torch.no_grad()
+    def preview(self, batch: Batch) -> Tensor:
+        """The decoded maps."""
+        decoded = self.decoded(image_of(batch), torch.Generator().manual_seed(0)).float()
+        return decoded.expand(-1, 3, -1, -1)
+
+
+def detail_loss(signed: Tensor, prior: Tensor, scales: int) -> Tensor:
+    """How far the edges of `signed` (N, H, W) are from those of `prior` (N, H, W), after scale and shift.
+
+    Only differences between neighbours count: what a network has learnt of outlines is kept, its wrong slopes are not.
+    """
+    known = torch.isfinite(prior)
+    target = Target(prior.nan_to_num(0.0), known.float())
+    scale, shift = fit_scale_shift(signed, target)
+    residual = (scale[:, None, None] * signed + shift[:, None, None] - target.y) / spread(target)[:, None, None]
+    return gradient_loss(residual, target.weight, scales)
+
+
+def frozen_decoder(network: SingleStepNetwork) -> nn.Module:
+    """The decoder as a copy through which gradients only pass: the same function with fewer multiplications.
+
+    Takes latents without their scale to (N, 1 or 3, H, W), as `SingleStepNetwork.decode` gives.
+    """
+    copied = copy.deepcopy(network)
+    with torch.no_grad():
+        fold_head(copied)
+        fold_upsampling(copied.vae.decoder)
+    return nn.Sequential(copied.vae.post_quant_conv, copied.vae.decoder).requires_grad_(False)

@@ -1,0 +1,123 @@
+"""What a run tells while it trains: a progress bar, log.jsonl, and TensorBoard's scalars and pictures."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+from trainer.recipe import Recipe, Stage
+from trainer.states import Place
+
+LOG_FILE = "log.jsonl"
+
+
+class Report:
+    """Tells of one stage; only the first process of a run has a voice. Use it in a `with` statement."""
+
+    def __init__(self, run: Path, recipe: Recipe, place: Place, speaks: bool) -> None:
+        self.recipe, self.place, self.speaks = recipe, place, speaks
+        self.stage: Stage = recipe.stages[place.stage]
+        self._log = run / LOG_FILE
+        self._first_step, self._began_s = place.step, time.monotonic()
+        # Steps of the stages before, so that curves go on.
+        self._before = sum(stage.steps for stage in recipe.stages[: place.stage])
+        self._board: Any = None
+        if speaks:
+            self._forget_what_comes_again()
+            self._board = _tensorboard(run, self.step)
+        # To a file, a line every half minute; to a terminal, a living bar.
+        interval = 0.5 if sys.stderr.isatty() else 30.0
+        self._bar = tqdm(
+            total=self.stage.steps,
+            initial=place.step,
+            disable=not speaks,
+            mininterval=interval,
+            miniters=0,
+            bar_format="{desc} {percentage:3.0f}%|{bar:20}| {n}/{total} steps, {remaining} left, {rate_fmt}{postfix}",
+            desc=f"stage {place.stage + 1}/{len(recipe.stages)} {self.stage.name}",
+        )
+
+    @property
+    def step(self) -> int:
+        """Steps of the whole run."""
+        return self._before + self.place.step
+
+    @property
+    def is_due(self) -> bool:
+        """Whether numbers are wanted of the step that was just taken."""
+        return self.place.step % self.recipe.log_steps == 0 or self.place.step == self.stage.steps
+
+    def advance(self) -> None:
+        """Move the bar by one step."""
+        self._bar.update(1)
+
+    def numbers(self, losses: Mapping[str, float], rate: float, norm: float) -> None:
+        """Write the losses of a step, its learning rate and its gradient's norm."""
+        if not self.speaks:
+            return
+        values = {**losses, "norm": norm, "lr": rate}
+        images = (self.place.step - self._first_step) * self.stage.batch
+        values["images_per_s"] = images / max(1e-9, time.monotonic() - self._began_s)
+        facts = {"step": self.step, "stage": self.stage.name, "seconds": round(self.place.seconds, 1)}
+        facts |= {"skipped_samples": self.place.skipped, "bad_steps": self.place.bad}
+        line = json.dumps(facts | {name: float(f"{value:.6g}") for name, value in values.items()})
+        with self._log.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        self._bar.set_postfix_str(f"loss {values['loss']:.4f}", refresh=False)
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(f"train/{name}", value, self.step)
+
+    def pictures(self, shown: Mapping[str, Tensor]) -> None:
+        """Pictures (N, 3, H, W) in [-1, 1] for TensorBoard."""
+        if self._board is not None:
+            for name, pictures in shown.items():
+                shares = pictures.detach().float().cpu().clamp(-1, 1) * 0.5 + 0.5
+                self._board.add_images(name, shares, self.step)
+
+    def say(self, text: str) -> None:
+        """A line of its own above the bar."""
+        if self.speaks:
+            tqdm.write(text, file=sys.stderr)
+
+    def _forget_what_comes_again(self) -> None:
+        """What was logged after the saved state is about to happen again."""
+        if not self._log.is_file():
+            return
+        lines = self._log.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if _step_of(line) <= self.step]
+        self._log.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+    def __enter__(self) -> Report:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self._bar.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _step_of(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):  # the last line of a run that was killed
+        return sys.maxsize
+
+
+def _tensorboard(run: Path, step: int) -> Any:
+    """A writer for TensorBoard's files, where it is installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(run / "tensorboard", purge_step=step + 1)

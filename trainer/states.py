@@ -1,0 +1,139 @@
+"""States of a run on the disk: written beside and renamed, the last few kept, the newest found again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from marigold_ros.config import Unusable, one_line
+from trainer.recipe import Recipe
+from trainer.recipe_files import plain
+
+_PLACE_FILE = "place.json"
+_RECIPE_FILE = "recipe.json"
+# These may change between two sittings: they do not decide the weights.
+_FREE = ("threads", "workers", "save_steps", "keep", "log_steps", "picture_steps", "bad_steps")
+
+
+@dataclass
+class Place:
+    """Where in its recipe a run is: number of the stage, steps taken in it; steps without a finite loss and seconds of
+    training in all, samples that were skipped.
+    """
+
+    stage: int = 0
+    step: int = 0
+    bad: int = 0
+    seconds: float = 0.0
+    skipped: int = 0
+
+
+class States:
+    """The states in the folder `run`/states, the newest `keep` of them."""
+
+    def __init__(self, run: Path, keep: int) -> None:
+        self.run, self.keep = Path(run), keep
+        self._folder = self.run / "states"
+
+    def newest(self) -> tuple[Path, Place] | None:
+        """Folder and place of the newest state that is whole."""
+        found = self._all()
+        if not found:
+            return None
+        path = found[-1] / _PLACE_FILE
+        try:
+            return found[-1], Place(**json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise Unusable(f"state {path}: cannot be read ({one_line(error)}); delete {found[-1]}") from error
+
+    def save(self, accelerator: Accelerator, place: Place) -> None:
+        """Save what `accelerator` has prepared; all processes of a run call this together.
+
+        Raises `Unusable` where the disk is full; the states before stay.
+        """
+        folder = self._folder / f"{place.stage + 1:02d}-{place.step:08d}"
+        beside = folder.with_name(f".{folder.name}.part")
+        if accelerator.is_main_process:
+            shutil.rmtree(beside, ignore_errors=True)
+        accelerator.wait_for_everyone()
+        with _explained(folder):
+            beside.mkdir(parents=True, exist_ok=True)
+            accelerator.save_state(str(beside))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            with _explained(folder):
+                (beside / _PLACE_FILE).write_text(json.dumps(asdict(place)) + "\n", encoding="utf-8")
+                shutil.rmtree(folder, ignore_errors=True)
+                beside.replace(folder)
+            for old in self._all()[: -self.keep]:
+                shutil.rmtree(old, ignore_errors=True)
+        accelerator.wait_for_everyone()
+
+    def _all(self) -> list[Path]:
+        # Numbered so that names are in the order of time.
+        return sorted(path.parent for path in self._folder.glob(f"[0-9]*/{_PLACE_FILE}"))
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # OSError, or what safetensors and torch make of a full disk
+        shutil.rmtree(folder.with_name(f".{folder.name}.part"), ignore_errors=True)
+        raise Unusable(
+            f"state {folder}: cannot be written ({one_line(error)}); make room and give the same command again: the "
+            "run goes on from its last state"
+        ) from error
+
+
+def check_recipe(run: Path, recipe: Recipe, place: Place | None) -> None:
+    """Note the recipe in a new run; of an old one, raise `Unusable` where this one would train something else.
+
+    Stages that are still to come may change.
+    """
+    path = run / _RECIPE_FILE
+    now = plain(recipe)
+    if place is not None:
+        before = _read(path)
+        begun = place.stage + 1
+        for name, value in _flat(_decisive(now, begun)).items():
+            old = _flat(_decisive(before, begun)).get(name)
+            if value != old:
+                raise Unusable(
+                    f"run {run}: was begun with {name}={old!r}, not {value!r}; go on with the same recipe, or give "
+                    "another --run"
+                )
+    beside = path.with_name(f".{path.name}.part")
+    # Infinity, which JSON does not know, is written as Python reads it.
+    beside.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
+    beside.replace(path)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Unusable(f"run file {path}: cannot be read ({one_line(error)}); give another --run") from error
+
+
+def _decisive(recipe: dict[str, Any], stages: int) -> dict[str, Any]:
+    kept = {name: value for name, value in recipe.items() if name not in _FREE}
+    return kept | {"stages": kept["stages"][:stages]}
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Nested values by dotted names."""
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        items = enumerate(value)
+    else:
+        return {name: value}
+    return {key: item for inner, part in items for key, item in _flat(part, f"{name}.{inner}".lstrip(".")).items()}
