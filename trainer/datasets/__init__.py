@@ -1,0 +1,1 @@
+"""Readers of public datasets in their published folder layouts, for `python -m trainer prepare`."""
