@@ -5,7 +5,8 @@
     python -m trainer vae --scenes DIR --run DIR        first stage
     python -m trainer nano --scenes DIR --run DIR --vae RUN   second stage, end to end
     python -m trainer package --run RUN --out FOLDER    checkpoint folder with model card
-    python -m trainer evaluate --checkpoint FOLDER [--scenes DIR]
+    python -m trainer frames --checkpoint FOLDER [--scenes DIR]       on held-out scenes and real frames
+    python -m trainer evaluate --checkpoint FOLDER --on nyuv2 kitti --data DIR --out DIR   by the published protocols
     python -m trainer confidence --checkpoint FOLDER [--scenes DIR]   how well uncertainties rank the errors
 
 Every training command can be stopped (Ctrl-C, SIGTERM, or killed) and goes on when given again. Several processes
@@ -39,6 +40,10 @@ def main(argv: list[str] | None = None) -> int:
             from trainer.record import main as record
 
             return record(argv[1:]) or 0
+        if argv[:1] == ["evaluate"]:
+            from trainer.evaluation.command import main as evaluate
+
+            return evaluate(argv[1:])
         arguments = _parser().parse_args(argv)
         return arguments.command(arguments)
     except Unusable as problem:
@@ -53,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command")
     commands.add_parser("generate", help="make scenes")
     commands.add_parser("record", help="make a recording of a drive through a scene")
+    commands.add_parser("evaluate", help="the published protocols (see --help of that command)")
     for name, command, text in (("vae", _vae, "train the VAE"), ("nano", _nano, "train the network end to end")):
         sub = commands.add_parser(name, help=text)
         sub.set_defaults(command=command)
@@ -65,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--start-from", type=Path, help="run whose weights a new run starts with")
     sub.add_argument("--space", help="instead of the recipe's: inverse_depth, depth, log_depth")
     _add_package(commands)
-    _add_evaluate(commands)
+    _add_frames(commands)
     _add_confidence(commands)
     _add_int8(commands)
     return parser
@@ -81,7 +87,7 @@ def _add_package(commands: argparse._SubParsersAction) -> None:
     sub.add_argument("--no-onnx", action="store_true", help="do not export model.onnx")
 
 
-def _add_frames(sub: argparse.ArgumentParser) -> None:
+def _add_measured(sub: argparse.ArgumentParser) -> None:
     """What is measured, on which frames, and where the numbers go."""
     sub.add_argument("--checkpoint", default="nano", help="'nano' or a checkpoint folder")
     sub.add_argument("--scenes", type=Path, help="folder of scenes, with held_out/")
@@ -90,10 +96,10 @@ def _add_frames(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--json", type=Path, help="also write the numbers here")
 
 
-def _add_evaluate(commands: argparse._SubParsersAction) -> None:
-    sub = commands.add_parser("evaluate", help="AbsRel, delta1, RMSE on held-out scenes and real frames")
-    sub.set_defaults(command=_evaluate)
-    _add_frames(sub)
+def _add_frames(commands: argparse._SubParsersAction) -> None:
+    sub = commands.add_parser("frames", help="AbsRel, delta1, RMSE on held-out scenes and real frames")
+    sub.set_defaults(command=_frames)
+    _add_measured(sub)
     sub.add_argument("--engine", default="torch", help="torch or openvino")
     sub.add_argument("--size", type=int, nargs=2, default=(0, 0), metavar=("W", "H"), help="fixed working size")
     sub.add_argument("--sheet", type=Path, help="also write a PNG of predictions on real frames")
@@ -102,7 +108,7 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
 def _add_confidence(commands: argparse._SubParsersAction) -> None:
     sub = commands.add_parser("confidence", help="how well per-pixel uncertainties rank the true errors")
     sub.set_defaults(command=_confidence)
-    _add_frames(sub)
+    _add_measured(sub)
     sub.add_argument("--engine", default="torch", choices=("torch", "openvino"), help="openvino: no channels")
     sub.add_argument("--figure", type=Path, help="also write a PNG of the sparsification curves")
     sub.add_argument("--cost", type=int, default=0, metavar="ROUNDS", help="measure only what confidence costs in time")
@@ -170,9 +176,9 @@ def _package(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _evaluate(arguments: argparse.Namespace) -> int:
+def _frames(arguments: argparse.Namespace) -> int:
     from marigold_ros.checkpoints import describe, find_checkpoint
-    from trainer.evaluate import as_json, contact_sheet, evaluate, real_frames, table
+    from trainer.frames import as_json, contact_sheet, evaluate, real_frames, table
 
     folder = find_checkpoint(arguments.checkpoint)
     frames = list(real_frames(arguments.data))
@@ -191,7 +197,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 def _confidence(arguments: argparse.Namespace) -> int:
     from marigold_ros.checkpoints import describe, find_checkpoint
     from trainer.confidence import as_json, costs, figure, study, table
-    from trainer.evaluate import real_frames
+    from trainer.frames import real_frames
 
     if arguments.cost:
         for method, ratios in costs(arguments.checkpoint, arguments.engine, arguments.cost).items():
@@ -214,7 +220,7 @@ def _confidence(arguments: argparse.Namespace) -> int:
 
 def _int8(arguments: argparse.Namespace) -> int:
     from marigold_ros.export import images_in
-    from trainer.evaluate import real_frames
+    from trainer.frames import real_frames
     from trainer.int8 import study
 
     frames = list(real_frames(arguments.data))

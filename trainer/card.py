@@ -9,7 +9,7 @@ from pathlib import Path
 
 from marigold_ros.checkpoints import describe
 from marigold_ros.config import Unusable
-from trainer.evaluate import as_json, evaluate, real_frames, table
+from trainer.frames import as_json, evaluate, real_frames, table
 from trainer.loop import LOG_FILE
 from trainer.nano import load_run
 from trainer.package import replace_folder, write_checkpoint
@@ -68,7 +68,7 @@ frames of a living room (test data of Open3D 0.10; `color_*.jpg`, `depth_*.png` 
 and 000001 of the object benchmark's training set against the Velodyne. Both were used for evaluation only.
 
 ```
-python -m trainer evaluate --checkpoint nano --scenes DIR --data FOLDER      # FOLDER/indoor, FOLDER/kitti
+python -m trainer frames --checkpoint nano --scenes DIR --data FOLDER      # FOLDER/indoor, FOLDER/kitti
 ```
 
 ## Training
