@@ -14,7 +14,7 @@ from marigold_ros.checkpoints import describe
 from marigold_ros.config import Unusable
 from small_checkpoint import write_small_checkpoint
 from trainer.confidence import MEASURES, as_json, figure, relative_ause, study, table
-from trainer.evaluate import Frame
+from trainer.frames import Frame
 
 
 @pytest.fixture(scope="module")

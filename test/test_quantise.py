@@ -20,7 +20,7 @@ from marigold_ros.places import shared
 from nvidia import stand_ins
 from tensorrt_signatures import NEWEST, OLDEST
 from trainer import int8
-from trainer.evaluate import Frame
+from trainer.frames import Frame
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ pytest.importorskip("diffusers")
 from marigold_ros.checkpoints import describe, find_checkpoint, load_network  # noqa: E402
 from marigold_ros.config import Unusable  # noqa: E402
 from trainer import card  # noqa: E402
-from trainer import evaluate as ev  # noqa: E402
+from trainer import frames as on_frames  # noqa: E402
 from trainer.augment import Cut, cut, vary  # noqa: E402
 from trainer.card import package_run  # noqa: E402
 from trainer.data import Scenes, make_batch  # noqa: E402
@@ -408,15 +408,17 @@ def test_packaged_run_predicts_what_the_run_predicts(tmp_path, nano_run):
 
 def test_scores_of_a_hand_worked_case():
     depth = np.array([[1.0, 2.0, 4.0, np.nan]], np.float32).repeat(8, axis=0)
-    frame = ev.Frame("hand", np.zeros((8, 4, 3), np.uint8), depth)
+    frame = on_frames.Frame("hand", np.zeros((8, 4, 3), np.uint8), depth)
     relative = -1 / np.nan_to_num(depth, nan=1.0) * 0.3 + 0.5
-    scores = ev.evaluate_frame(frame, relative, "inverse_depth")
+    scores = on_frames.evaluate_frame(frame, relative, "inverse_depth")
     assert scores.best.abs_rel < 1e-6
     assert scores.plain.abs_rel < 1e-6
     assert scores.best.delta1 == 1
     assert scores.near < 1e-6
     # Plain least squares of (1, 2, 4) on (0, 1, 3): z = 1 + p exactly; on (0, 3, 3): residuals 0, -1, 1.
-    plain = ev.aligned(np.array([0.0, 3.0, 3.0]), np.array([1.0, 2.0, 4.0]), np.ones(3, bool), "depth", best=False)
+    plain = on_frames.aligned(
+        np.array([0.0, 3.0, 3.0]), np.array([1.0, 2.0, 4.0]), np.ones(3, bool), "depth", best=False
+    )
     np.testing.assert_allclose(plain, [1.0, 3.0, 3.0], atol=1e-6)
 
 
@@ -425,7 +427,7 @@ def test_plane_is_what_the_blind_baseline_fits():
     depth = (1 / (0.1 + 0.01 * v + 0.002 * u)).astype(np.float32)
     known = np.ones_like(depth, bool)
     for best in (True, False):
-        np.testing.assert_allclose(ev.blind_depth(depth, known, best), depth, rtol=1e-4)
+        np.testing.assert_allclose(on_frames.blind_depth(depth, known, best), depth, rtol=1e-4)
 
 
 def test_best_fit_has_the_least_abs_rel_and_survives_outliers():
@@ -434,13 +436,13 @@ def test_best_fit_has_the_least_abs_rel_and_survives_outliers():
     p = -1 / depth
     p[:40] = rng.uniform(-1, 0, 40)
     design = np.stack([p, np.ones(400)], axis=1)
-    np.testing.assert_allclose(ev.fit(design, depth, "inverse_depth", best=True), [1, 0], atol=1e-3)
-    assert abs(ev.fit(design, depth, "inverse_depth", best=False)[0] - 1) > 0.1
+    np.testing.assert_allclose(on_frames.fit(design, depth, "inverse_depth", best=True), [1, 0], atol=1e-3)
+    assert abs(on_frames.fit(design, depth, "inverse_depth", best=False)[0] - 1) > 0.1
 
 
 def test_beyond_infinity_counts_as_far_not_as_unknown():
-    np.testing.assert_allclose(ev.limited(np.array([0.5, -0.5]), "inverse_depth"), [ev.FARTHEST_M, 2.0])
-    np.testing.assert_allclose(ev.limited(np.array([-3.0, 2.0]), "depth"), [ev.NEAREST_M, 2.0])
+    np.testing.assert_allclose(on_frames.limited(np.array([0.5, -0.5]), "inverse_depth"), [on_frames.FARTHEST_M, 2.0])
+    np.testing.assert_allclose(on_frames.limited(np.array([-3.0, 2.0]), "depth"), [on_frames.NEAREST_M, 2.0])
 
 
 def test_kitti_points_are_projected_and_the_nearest_wins(tmp_path):
@@ -449,7 +451,7 @@ def test_kitti_points_are_projected_and_the_nearest_wins(tmp_path):
     )
     points = np.array([[8, 0, 0, 1], [4, 0, 0, 1], [5, -1, 1, 1], [-3, 0, 0, 1]], np.float32)
     points.tofile(tmp_path / "velodyne.bin")
-    depth = ev.kitti_depth(tmp_path, (8, 10))
+    depth = on_frames.kitti_depth(tmp_path, (8, 10))
     assert depth[4, 5] == 4
     assert depth[2, 7] == 5
     assert np.isfinite(depth).sum() == 2
@@ -458,26 +460,26 @@ def test_kitti_points_are_projected_and_the_nearest_wins(tmp_path):
 def test_evaluation_of_a_checkpoint_on_scenes(tmp_path, nano_run, scenes_folder):
     network, recipe, _ = load_run(nano_run)
     write_checkpoint(tmp_path / "tiny", network, recipe.space, (64, 64), "# card\n", onnx=False)
-    results = ev.evaluate(tmp_path / "tiny", scenes_folder, [])
+    results = on_frames.evaluate(tmp_path / "tiny", scenes_folder, [])
     assert len(results["held-out"]) == 6
-    assert "held-out (6)" in ev.table(results)
-    values = ev.as_json(results, describe(tmp_path / "tiny"))
+    assert "held-out (6)" in on_frames.table(results)
+    values = on_frames.as_json(results, describe(tmp_path / "tiny"))
     assert np.isfinite(values["held_out"]["best"]["abs_rel"])
 
 
 def test_nano_beats_what_sees_no_image_on_every_real_frame():
     """What README says of the bundled checkpoint; skipped where the frames are not at hand."""
-    frames = list(ev.real_frames())
+    frames = list(on_frames.real_frames())
     if not frames:
         pytest.skip("no real frames beside the checkout")
-    results = ev.evaluate(find_checkpoint("nano"), None, frames, engine="openvino")
+    results = on_frames.evaluate(find_checkpoint("nano"), None, frames, engine="openvino")
     worse = [s.name for scores in results.values() for s in scores if s.best.abs_rel >= s.blind.abs_rel]
     assert not worse
 
 
 def test_a_folder_without_real_frames_is_named(tmp_path):
     with pytest.raises(Unusable, match="neither indoor/ nor kitti/"):
-        list(ev.real_frames(tmp_path))
+        list(on_frames.real_frames(tmp_path))
 
 
 def test_what_lies_at_out_stays_when_packaging_fails(tmp_path, nano_run, scenes_folder, monkeypatch):

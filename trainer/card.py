@@ -2,26 +2,51 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shlex
 import shutil
 from pathlib import Path
 
-from marigold_ros.checkpoints import describe
+from torch import nn
+
+from marigold_ros.checkpoints import describe, load_network
 from marigold_ros.config import Unusable
-from trainer.evaluate import as_json, evaluate, real_frames, table
-from trainer.loop import LOG_FILE
-from trainer.nano import load_run
+from trainer.facts import read_facts
+from trainer.frames import as_json, evaluate, real_frames, table
+from trainer.loop import CHECKPOINT
 from trainer.package import replace_folder, write_checkpoint
+from trainer.recipe import Recipe, Stage
+from trainer.report import LOG_FILE
+from trainer.states import Place, States, read_recipe
 
 RESULTS_FILE = "evaluation.json"
 
 
+def main(argv: list[str]) -> int:
+    """Package one run; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m trainer package", description=__doc__)
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="checkpoint folder; replaced")
+    parser.add_argument("--notes", type=Path, help="Markdown that the model card ends with")
+    parser.add_argument("--scenes", type=Path, help="also evaluate on its held-out scenes")
+    parser.add_argument("--no-onnx", action="store_true", help="do not export model.onnx")
+    arguments = parser.parse_args(argv)
+    print(package_run(arguments.run, arguments.out, arguments.scenes, arguments.notes, onnx=not arguments.no_onnx))
+    return 0
+
+
 def package_run(run: Path, out: Path, scenes: Path | None, notes: Path | None, onnx: bool = True) -> str:
-    """Write the averaged weights of `run` to folder `out`, evaluate them there, write the card; returns the table."""
+    """Write the result of `run`, a single-step depth network, to folder `out`, with its errors and model card.
+
+    Returns the table of errors. Raises `Unusable` for a run that has not ended.
+    """
     # Everything that can fail is done before what lies in `out` is touched.
-    network, recipe, state = load_run(run)
-    facts = json.loads(_read(run / "run.json"))
+    if not (run / CHECKPOINT / "model_index.json").is_file():
+        raise Unusable(f"run {run}: has not ended yet: there is no {CHECKPOINT}/; go on with 'python -m trainer train'")
+    network = load_network(describe(run / CHECKPOINT))
+    recipe, newest = read_recipe(run), States(run, 1).newest()
+    place = Place() if newest is None else newest[1]
     ending = "" if notes is None else "\n" + _read(notes)
     staging = out.with_name(f".{out.name}.staging")
     new = staging / out.name
@@ -30,7 +55,7 @@ def package_run(run: Path, out: Path, scenes: Path | None, notes: Path | None, o
         results = evaluate(new, scenes, list(real_frames()))
         numbers = table(results)
         (new / RESULTS_FILE).write_text(json.dumps(as_json(results, describe(new)), indent=1) + "\n", encoding="utf-8")
-        text = card(out.name, facts, state["progress"], last_line(run), numbers) + ending
+        text = card(out.name, recipe, read_facts(run), place, last_line(run), network, numbers) + ending
         (new / "README.md").write_text(text, encoding="utf-8")
         replace_folder(new, out)
     finally:
@@ -45,42 +70,45 @@ def _read(path: Path) -> str:
         raise Unusable(f"file {path}: cannot be read ({error.strerror})") from error
 
 
-def card(name: str, facts: dict, progress: dict, last: dict, numbers: str) -> str:
+def card(
+    name: str, recipe: Recipe, sittings: list[dict], place: Place, last: dict, network: nn.Module, numbers: str
+) -> str:
     """The model card's computed part, Markdown."""
-    recipe, versions = facts["recipe"], facts["versions"]
-    minutes, trained = progress["seconds"] / 60, facts["trained_parameters"] / 1e6
-    phases = "\n".join(_phase(phase) for phase in recipe["nano"]["phases"])
+    facts = sittings[-1]
+    versions, minutes = facts["versions"], place.seconds / 60
+    steps = sum(stage.steps for stage in recipe.stages)
+    million = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+    stages = "\n".join(_stage(stage) for stage in recipe.stages)
     return f"""# {name}
 
 A single-step monocular depth network of the Marigold kind, in diffusers' folder format (`MarigoldDepthPipeline`),
-trained from generated scenes only by `python -m trainer`. It answers relative depth, affine in `{recipe["space"]}`:
-scale and shift must come from elsewhere (LiDAR points in `marigold_ros`). {facts["parameters"] / 1e6:.1f} million
-parameters; float16; working size {recipe["size"][0]}×{recipe["size"][1]}.
+trained from generated scenes only by `python -m trainer`. It answers relative depth, affine in `{recipe.space}`:
+scale and shift must come from elsewhere (LiDAR points in `marigold_ros`). {million:.1f} million
+parameters; float16; working size {recipe.size[0]}×{recipe.size[1]}.
 
 ## Results
 
 {numbers}
 
-AbsRel, δ1 and RMSE after the scale and shift in `{recipe["space"]}` that give the least AbsRel over all pixels of known
+AbsRel, δ1 and RMSE after the scale and shift in `{recipe.space}` that give the least AbsRel over all pixels of known
 depth; 'near' is AbsRel below 5 m; 'plain' is after unweighted least squares in the same space. The image-blind baseline
 is a plane of inverse depth over the image, fitted to the same pixels in the same two ways. Indoor: five PrimeSense
 frames of a living room (test data of Open3D 0.10; `color_*.jpg`, `depth_*.png` in millimetres); kitti: frames 000000
 and 000001 of the object benchmark's training set against the Velodyne. Both were used for evaluation only.
 
 ```
-python -m trainer evaluate --checkpoint nano --scenes DIR --data FOLDER      # FOLDER/indoor, FOLDER/kitti
+python -m trainer frames --checkpoint nano --scenes DIR --data FOLDER      # FOLDER/indoor, FOLDER/kitti
 ```
 
 ## Training
 
 {_command(facts)}
-Seed {recipe["seed"]}; {progress["step"]} steps in {minutes:.0f} minutes on {facts["device"]};
-{last.get("samples", "?")} scenes; {trained:.1f} million trained parameters; last training loss
+Seed {recipe.seed}; {steps} steps in {minutes:.0f} minutes on {facts["device"]}; last training loss
 {last.get("loss", "?")}. Python {versions["python"]}, torch {versions["torch"]}.
 
-| phase | target | length | batch | learning rate | sizes (width, height, chance) |
-|---|---|---|---|---|---|
-{phases}
+| stage | objective | trained | steps | batch | learning rate | sizes (width, height, chance) |
+|---|---|---|---|---|---|---|
+{stages}
 
 All other knobs: `config/train/nano.yaml`.
 """
@@ -95,11 +123,11 @@ def _command(facts: dict) -> str:
     return f"```\n{start} trainer {arguments}\n```\n"
 
 
-def _phase(phase: dict) -> str:
-    length = f"{phase['minutes']} minutes" if phase["steps"] is None else f"{phase['steps']} steps"
-    sizes = ", ".join(f"{w}×{h} ({chance})" for w, h, chance in phase["sizes"])
-    rates = " → ".join(f"{rate:g}" for rate in phase["lr"])
-    return f"| {phase['name']} | {phase['target']} | {length} | {phase['batch']} | {rates} | {sizes} |"
+def _stage(stage: Stage) -> str:
+    sizes = ", ".join(f"{w}×{h} ({chance:g})" for w, h, chance in stage.sizes) or "the sources'"
+    rates = f"{stage.optimiser.lr:g} → {stage.optimiser.final_lr:g}"
+    what = [stage.name, stage.objective.KIND, ", ".join(stage.train), str(stage.steps), str(stage.batch), rates, sizes]
+    return f"| {' | '.join(what)} |"
 
 
 def last_line(run: Path) -> dict:

@@ -3,7 +3,7 @@
 Every frame is answered several times: as it is, and in the ways of `PASSES`. Candidates are the disagreements with
 these further answers, the disagreement of the decoder's three channels before they are averaged, and what costs
 nothing. Each is scored by its area under the sparsification error (`sparsification`), over pixels of known depth, after
-the fit that `evaluate` calls 'best'.
+the fit that `frames` calls 'best'.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from marigold_ros.estimator import Engine, Estimator, load_estimator
 from marigold_ros.export import cache_folder, onnx_file
 from marigold_ros.metric import log_slope, to_space
 from marigold_ros.network import normalised
-from trainer.evaluate import Frame, aligned, held_out_frames
+from trainer.frames import Frame, aligned, held_out_frames
 from trainer.sparsification import Ranking, fractions
 
 # Name of the error, and whether its mean is the root of a mean of squares.

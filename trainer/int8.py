@@ -20,7 +20,7 @@ from marigold_ros.checkpoints import describe, find_checkpoint
 from marigold_ros.estimator import Estimator
 from marigold_ros.onnx_export import export_parts
 from marigold_ros.parts import INT8_PARTS, PARTS, Parts
-from trainer.evaluate import Frame, evaluate_frame, mean
+from trainer.frames import Frame, evaluate_frame, mean
 
 ROUNDS = 15
 

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 
 from marigold_ros.config import Unusable, one_line
 from trainer.recipe import Recipe
-from trainer.recipe_files import plain
+from trainer.recipe_files import plain, recipe_from
 
 _PLACE_FILE = "place.json"
 _RECIPE_FILE = "recipe.json"
@@ -114,6 +114,11 @@ def check_recipe(run: Path, recipe: Recipe, place: Place | None) -> None:
     # Infinity, which JSON does not know, is written as Python reads it.
     beside.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
     beside.replace(path)
+
+
+def read_recipe(run: Path) -> Recipe:
+    """The recipe of the run in folder `run`; raises `Unusable` where there is none."""
+    return recipe_from(_read(run / _RECIPE_FILE), str(run / _RECIPE_FILE))
 
 
 def _read(path: Path) -> dict[str, Any]:
