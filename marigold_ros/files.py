@@ -39,7 +39,7 @@ def written_beside(path: Path) -> Iterator[Path]:
     try:
         yield beside
         os.chmod(beside, 0o644)
-        _flush(beside)
+        flush(beside)
         beside.replace(path)
     except OSError as error:
         raise Unusable(f"file {path}: cannot be written ({error.strerror or error})") from error
@@ -47,7 +47,7 @@ def written_beside(path: Path) -> Iterator[Path]:
         beside.unlink(missing_ok=True)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Have a file on the disk before it is renamed: after a power cut it would be whole in name only."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -78,7 +78,7 @@ def folder_written_beside(folder: Path) -> Iterator[Path]:
         beside.mkdir(parents=True)
         yield beside
         for path in beside.rglob("*"):
-            _flush(path)
+            flush(path)
         if folder.exists():
             shutil.rmtree(folder)
         beside.replace(folder)

@@ -208,7 +208,7 @@ class MultiStep:
         side = pipe.default_processing_resolution if resolution is None else resolution
         padded, _, _ = pipe.image_processor.preprocess(image, side, "bilinear", pipe.device, pipe.dtype)
         rows, columns = (pixels // pipe.vae_scale_factor for pixels in padded.shape[2:])
-        channels = pipe.vae.config.latent_channels
+        channels = pipe.unet.config.out_channels
         return {"latents": torch.zeros(1, channels, rows, columns, device=pipe.device, dtype=pipe.dtype)}
 
     def _named(self, values: np.ndarray, uncertainty: np.ndarray | None) -> dict[str, Prediction]:

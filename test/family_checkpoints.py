@@ -31,12 +31,9 @@ DISTILLED = LCMScheduler(**DDIM, timestep_spacing="leading", original_inference_
 APPEARANCE = {
     "target_names": ["albedo", "material"],
     "albedo": {"prediction_space": "srgb", "up_to_scale": False},
-    "material": {
-        "prediction_space": "stack",
-        "sub_target_names": ["roughness", "metallicity", None],
-        "roughness": {"prediction_space": "linear", "up_to_scale": False},
-        "metallicity": {"prediction_space": "linear", "up_to_scale": False},
-    },
+    "material": {"prediction_space": "stack", "sub_target_names": ["roughness", "metallicity", None]},
+    "roughness": {"prediction_space": "linear", "up_to_scale": False},
+    "metallicity": {"prediction_space": "linear", "up_to_scale": False},
 }
 LIGHTING = {
     "target_names": ["albedo", "shading", "residual"],
@@ -146,7 +143,8 @@ def write_text_encoder(folder: Path, variant: str | None = None) -> CLIPTextMode
     words = {"<|startoftext|>": 0, "<|endoftext|>": 1}
     (folder / "tokenizer" / "vocab.json").write_text(json.dumps(words))
     (folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
-    (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CLIPTokenizer"}))
+    facts = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77}
+    (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(facts))
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     encoder = CLIPTextModel(CLIPTextConfig(vocab_size=2, bos_token_id=0, eos_token_id=1, pad_token_id=1, **sizes))
     if variant:

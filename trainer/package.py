@@ -2,54 +2,210 @@
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-import diffusers
 import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, ModelMixin, UNet2DConditionModel
+from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 
 from marigold_ros.checkpoints import ONNX_FILE, OWN_FILE, PROMPT_FILE, PROMPT_KEY, describe, seal
-from marigold_ros.config import Unusable
+from marigold_ros.config import Unusable, one_line
+from marigold_ros.family import DIFFUSION, E2E, LCM
+from marigold_ros.files import flush
+from marigold_ros.metric import SPACES
 from marigold_ros.network import SingleStepNetwork
+from marigold_ros.sd2 import SCHEDULER
 from trainer.architecture import build_scheduler
+from trainer.model_index import PIPELINES, STEPS, model_index
 
 MAX_BYTES = 20_000_000
+TINY_VAE_FOLDER = "tiny_vae"
+_TEXT_ENCODER = ("text_encoder", "tokenizer")
+_HALF = ".fp16.safetensors"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """The range of a metric network's logarithmic depth, and the focal length that its images are resized to."""
+
+    d_min_m: float
+    d_max_m: float
+    canonical_focal_px: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.d_min_m < self.d_max_m < float("inf"):
+            raise Unusable(f"metric range {self.d_min_m} m to {self.d_max_m} m: must grow and start above 0")
+        if self.canonical_focal_px is not None and not 0.0 < self.canonical_focal_px < float("inf"):
+            raise Unusable(f"canonical_focal_px={self.canonical_focal_px}: must be a positive number of pixels")
+
+
+@dataclass(frozen=True)
+class Member:
+    """A network of the family, to be written as a checkpoint.
+
+    prompt: (1, 2, width). task: 'depth', 'normals', 'iid-appearance' or 'iid-lighting'; protocol: 'e2e', 'diffusion' or
+    'lcm'. size: working size (width, height) in pixels. space: in which depth is affine. scheduler: the configuration
+    that the training started from, see `architecture.build_scheduler`. steps: denoising steps, 0 for the published
+    ones. source: a folder whose text encoder and tokenizer are copied, if it has them. metric: of depth in metres.
+    tiny_vae: a VAE of TAESD's kind, trained to do the work of `vae`.
+    """
+
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    prompt: Tensor
+    task: str
+    protocol: str
+    size: tuple[int, int]
+    space: str = "depth"
+    scheduler: Mapping[str, Any] | None = None
+    steps: int = 0
+    source: Path | None = None
+    metric: Metric | None = None
+    tiny_vae: AutoencoderTiny | None = None
+
+    def __post_init__(self) -> None:
+        for name, known in (("task", PIPELINES), ("protocol", (E2E, DIFFUSION, LCM)), ("space", SPACES)):
+            if getattr(self, name) not in known:
+                raise Unusable(f"{name} {getattr(self, name)!r}: must be one of {', '.join(map(repr, known))}")
+        if self.metric is not None and (self.task, self.space) != ("depth", "log_depth"):
+            raise Unusable(f"metric range of a network for {self.task} in {self.space!r}: is for depth in 'log_depth'")
 
 
 def write_checkpoint(
     folder: Path, network: SingleStepNetwork, space: str, size: tuple[int, int], card: str, onnx: bool = True
 ) -> None:
-    """Write `network` to `folder`, replacing what is there.
+    """Write the bundled model's kind, `network`, to `folder` in float16, replacing the checkpoint that is there.
 
-    size: working size (width, height) in pixels; card: the text of README.md; onnx: also export model.onnx.
+    size: working size (width, height) in pixels; card: the text of README.md; onnx: also export model.onnx. Raises
+    `Unusable` as `write_member` does, and for more weights than may ship.
+    """
+    member = Member(network.unet, network.vae, network.prompt, "depth", E2E, size, space)
+    write_member(folder, member, card, max_bytes=MAX_BYTES, onnx=onnx)
+
+
+def write_member(
+    folder: Path,
+    member: Member,
+    card: str,
+    dtype: torch.dtype = torch.float16,
+    max_bytes: int | None = None,
+    onnx: bool = False,
+) -> None:
+    """Write `member` to `folder`, replacing the checkpoint that is there, for our loader and for diffusers'.
+
+    card: the text of README.md; dtype: of the weights; max_bytes: of all weights; onnx: also export model.onnx (single
+    step depth and normals only). Raises `Unusable` for what cannot be written, does not fit together or is too large;
+    then what was there still is.
     """
     folder = Path(folder)
-    beside = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    half = copy.deepcopy(network).to(device="cpu", dtype=torch.float16)
-    for name, module in (("vae", half.vae), ("unet", half.unet)):
-        module.save_pretrained(beside / name)
-    build_scheduler().save_pretrained(beside / "scheduler")
-    save_file({PROMPT_KEY: half.prompt.contiguous()}, beside / PROMPT_FILE)
-    _write_json(beside / "model_index.json", _model_index(space, size))
-    own = {"name": folder.name, "space": space, "width": size[0], "height": size[1]}
-    _write_json(beside / OWN_FILE, own)
-    (beside / "README.md").write_text(card, encoding="utf-8")
-    seal(beside)
-    if onnx:
-        _export(beside)
+    with _beside(folder) as beside:
+        for name, module in (("vae", member.vae), ("unet", member.unet)):
+            converted(module, dtype).save_pretrained(beside / name)
+        if member.tiny_vae is not None:
+            converted(three_channels(member.tiny_vae), dtype).save_pretrained(beside / TINY_VAE_FOLDER)
+        save_file({PROMPT_KEY: member.prompt.detach().to("cpu", dtype).contiguous()}, beside / PROMPT_FILE)
+        text_encoder = _copy_text_encoder(member.source, beside)
+        scheduler = build_scheduler(member.protocol, member.scheduler or SCHEDULER)
+        scheduler.save_pretrained(beside / "scheduler")
+        steps, kind = member.steps or STEPS[member.protocol], type(scheduler).__name__
+        index = model_index(
+            member.task, member.space, member.metric is not None, steps, max(member.size), kind, text_encoder
+        )
+        _write_json(beside / "model_index.json", index)
+        _write_json(beside / OWN_FILE, _own(folder.name, member))
+        (beside / "README.md").write_text(card, encoding="utf-8")
         seal(beside)
-    for path in beside.rglob("*"):
-        path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors writes files that only their owner may read
-    _check_size(beside)
-    describe(beside)
-    replace_folder(beside, folder)
+        if onnx:
+            _export(beside)
+            seal(beside)
+        if max_bytes is not None:
+            _check_size(beside, max_bytes)
+        describe(beside)
+        replace_folder(beside, folder)
+
+
+@contextlib.contextmanager
+def _beside(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` to write in; what is left of it at the end is removed."""
+    beside = folder.with_name(f".{folder.name}.part")
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        yield beside
+    except (OSError, SafetensorError) as error:  # a full disk is either
+        raise Unusable(
+            f"checkpoint {folder}: cannot be written ({one_line(error)}); make room, or give another folder"
+        ) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def converted(module: ModelMixin, dtype: torch.dtype) -> ModelMixin:
+    """A copy of `module` on the CPU in `dtype`, made weight by weight; its configuration does not say where it lay.
+
+    Raises `Unusable` where weights are not finite, or no longer.
+    """
+    state = {}
+    for name, values in module.state_dict().items():
+        state[name] = values.detach().to("cpu", dtype if values.is_floating_point() else None).contiguous()
+        if not state[name].isfinite().all():
+            raise Unusable(
+                f"weights {name} of {type(module).__name__}: are not finite in {dtype}; write float32, or go back to a "
+                "checkpoint from before the training diverged"
+            )
+    with torch.device("meta"):
+        copy = type(module).from_config({k: v for k, v in module.config.items() if not k.startswith("_")})
+    copy.load_state_dict(state, assign=True)
+    return copy
+
+
+def three_channels(tiny: AutoencoderTiny) -> AutoencoderTiny:
+    """`tiny`, or if it decodes to one channel a copy that decodes to three equal ones, as all readers expect."""
+    if tiny.config.out_channels != 1:
+        return tiny
+    copy = type(tiny).from_config({**tiny.config, "out_channels": 3})
+    state = tiny.state_dict()
+    last = f"decoder.layers.{len(tiny.decoder.layers) - 1}."
+    wide = {name: values.repeat_interleave(3, dim=0) for name, values in state.items() if name.startswith(last)}
+    copy.load_state_dict({**state, **wide})
+    return copy
+
+
+def _copy_text_encoder(source: Path | None, folder: Path) -> bool:
+    """Copy text encoder and tokenizer of `source`; whether it has them."""
+    if source is None or not all((source / name).is_dir() for name in _TEXT_ENCODER):
+        return False
+    weights = [path.name for path in (source / "text_encoder").glob("*.safetensors")]
+    full = [name for name in weights if not name.endswith(_HALF)]
+    if not weights:
+        return False
+    for name in _TEXT_ENCODER:
+        (folder / name).mkdir()
+        for path in (source / name).iterdir():
+            unwanted = path.suffix == ".safetensors" and full and path.name not in full
+            if path.suffix in (".json", ".txt", ".safetensors") and not unwanted:
+                # Without a name of its precision diffusers finds it unasked.
+                shutil.copyfile(path, folder / name / path.name.replace(_HALF, ".safetensors"))
+    return True
+
+
+def _own(name: str, member: Member) -> dict[str, Any]:
+    """Our own file: what model_index.json has no field for."""
+    facts: dict[str, Any] = {"name": name, "protocol": member.protocol}
+    if member.task == "depth":
+        facts["space"] = member.space
+    facts |= {"width": member.size[0], "height": member.size[1]}
+    return facts if member.metric is None else {**facts, "metric": asdict(member.metric)}
 
 
 def _export(folder: Path) -> None:
@@ -60,28 +216,11 @@ def _export(folder: Path) -> None:
         raise Unusable(f"checkpoint {folder}: cannot be exported to ONNX: {done.stderr.strip()[-2000:]}")
 
 
-def _model_index(space: str, size: tuple[int, int]) -> dict:
-    return {
-        "_class_name": "MarigoldDepthPipeline",
-        "_diffusers_version": diffusers.__version__,
-        "default_denoising_steps": 1,
-        "default_processing_resolution": max(size),
-        "prediction_type": "disparity" if space == "inverse_depth" else "depth",
-        "scale_invariant": True,
-        "shift_invariant": True,
-        "scheduler": ["diffusers", "DDIMScheduler"],
-        "text_encoder": [None, None],
-        "tokenizer": [None, None],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    }
-
-
-def _check_size(folder: Path) -> None:
+def _check_size(folder: Path, max_bytes: int) -> None:
     weights = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
-    if weights > MAX_BYTES:
+    if weights > max_bytes:
         raise Unusable(
-            f"checkpoint {folder}: weights of {weights} bytes; at most {MAX_BYTES} may ship, make it smaller"
+            f"checkpoint {folder}: weights of {weights} bytes; at most {max_bytes} may ship, make it smaller"
         )
 
 
@@ -92,6 +231,9 @@ def replace_folder(beside: Path, folder: Path) -> None:
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / "model_index.json").is_file():
         raise Unusable(f"folder {folder}: is in the way and is no checkpoint; give another one")
+    for path in beside.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors writes files that only their owner may read
+        flush(path)
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -100,5 +242,5 @@ def replace_folder(beside: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write_json(path: Path, value: dict) -> None:
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
