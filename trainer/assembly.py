@@ -12,11 +12,10 @@ from marigold_ros import hub
 from marigold_ros.config import Unusable, one_line
 from marigold_ros.sd2 import SCHEDULER
 from trainer.model import Model
+from trainer.package import TINY_VAE_FOLDER
 from trainer.recipe import Recipe
 from trainer.start import Start, from_scratch, load_start
 from trainer.targets import TARGET_NAMES
-
-TINY_FOLDER = "tiny_vae"
 
 
 def first_model(recipe: Recipe) -> Model:
@@ -33,7 +32,7 @@ def first_model(recipe: Recipe) -> Model:
 def model_in(folder: Path, recipe: Recipe) -> Model:
     """What the stage before wrote to `folder`."""
     start = load_start(str(folder), len(TARGET_NAMES[recipe.task]))
-    tiny = folder / TINY_FOLDER
+    tiny = folder / TINY_VAE_FOLDER
     return _model(start, recipe, start.scheduler, _tiny(str(tiny)) if tiny.is_dir() else None)
 
 

@@ -239,7 +239,8 @@ class StageRun:
         self.objective.finish(self._first_passes())
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            write_result(result_folder(self.run, self.recipe, self.place.stage), self.objective.model, self.recipe)
+            folder = result_folder(self.run, self.recipe, self.place.stage)
+            write_result(folder, self.objective.model, self.recipe, self.stage)
         accelerator.wait_for_everyone()
 
     def _first_passes(self) -> Iterator[Batch]:

@@ -27,26 +27,12 @@ from marigold_ros.network import SingleStepNetwork
 from marigold_ros.sd2 import SCHEDULER
 from trainer.architecture import build_scheduler
 from trainer.model_index import PIPELINES, STEPS, model_index
+from trainer.recipe import Metric
 
 MAX_BYTES = 20_000_000
 TINY_VAE_FOLDER = "tiny_vae"
 _TEXT_ENCODER = ("text_encoder", "tokenizer")
 _HALF = ".fp16.safetensors"
-
-
-@dataclass(frozen=True)
-class Metric:
-    """The range of a metric network's logarithmic depth, and the focal length that its images are resized to."""
-
-    d_min_m: float
-    d_max_m: float
-    canonical_focal_px: float | None = None
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.d_min_m < self.d_max_m < float("inf"):
-            raise Unusable(f"metric range {self.d_min_m} m to {self.d_max_m} m: must grow and start above 0")
-        if self.canonical_focal_px is not None and not 0.0 < self.canonical_focal_px < float("inf"):
-            raise Unusable(f"canonical_focal_px={self.canonical_focal_px}: must be a positive number of pixels")
 
 
 @dataclass(frozen=True)

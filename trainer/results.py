@@ -1,43 +1,45 @@
-"""TEMPORARY adaptor."""
+"""What a stage leaves: a checkpoint folder in float32, that the next stage, the node and diffusers all load."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from safetensors.torch import save_file
+import torch
+import yaml
 
-from marigold_ros.checkpoints import OWN_FILE, PROMPT_FILE, PROMPT_KEY
-from marigold_ros.files import folder_written_beside, locked
-from trainer.assembly import TINY_FOLDER
+from marigold_ros.family import DIFFUSION, E2E, LCM
 from trainer.model import Model
-from trainer.recipe import Recipe
+from trainer.package import Member, write_member
+from trainer.recipe import Consistency, Diffusion, Recipe, Stage
+from trainer.recipe_files import plain
 
 
-def write_result(folder: Path, model: Model, recipe: Recipe) -> None:
-    with locked(folder), folder_written_beside(folder) as beside:
-        model.unet.save_pretrained(beside / "unet")
-        model.vae.save_pretrained(beside / "vae")
-        if model.tiny is not None:
-            model.tiny.save_pretrained(beside / TINY_FOLDER)
-        save_file({PROMPT_KEY: model.prompt.cpu().contiguous()}, beside / PROMPT_FILE)
-        (beside / "scheduler").mkdir()
-        (beside / "scheduler" / "scheduler_config.json").write_text(
-            json.dumps({"_class_name": "DDIMScheduler", **model.scheduler})
-        )
-        (beside / "model_index.json").write_text(
-            json.dumps(
-                {
-                    "_class_name": "MarigoldDepthPipeline",
-                    "prediction_type": "disparity" if model.disparity else "depth",
-                    "scheduler": ["diffusers", "DDIMScheduler"],
-                    "text_encoder": [None, None],
-                    "tokenizer": [None, None],
-                    "unet": ["diffusers", "UNet2DConditionModel"],
-                    "vae": ["diffusers", "AutoencoderKL"],
-                }
-            )
-        )
-        (beside / OWN_FILE).write_text(
-            json.dumps({"name": "x", "space": recipe.space, "width": recipe.size[0], "height": recipe.size[1]})
-        )
+def write_result(folder: Path, model: Model, recipe: Recipe, stage: Stage) -> None:
+    """Write `model` as `stage` of `recipe` left it; raises `Unusable` where the disk is full."""
+    member = Member(
+        unet=model.unet,
+        vae=model.vae,
+        prompt=model.prompt,
+        task=recipe.task,
+        protocol=protocol_of(stage),
+        size=recipe.size,
+        space=recipe.space,
+        scheduler=model.scheduler,
+        source=model.source,
+        metric=recipe.metric,
+        tiny_vae=model.tiny,
+    )
+    write_member(folder, member, _card(folder.resolve().parent.name, recipe, stage), dtype=torch.float32)
+
+
+def protocol_of(stage: Stage) -> str:
+    """How a network is run that was trained so: see marigold_ros/family.py."""
+    return {Diffusion: DIFFUSION, Consistency: LCM}.get(type(stage.objective), E2E)
+
+
+def _card(run: str, recipe: Recipe, stage: Stage) -> str:
+    text = yaml.safe_dump(plain(recipe), sort_keys=False, allow_unicode=True)
+    return (
+        f"# {run}, stage {stage.name!r}\n\nWritten by `python -m trainer train` with this recipe; its run folder has "
+        f"the command, versions and curves.\n\n```yaml\n{text}```\n"
+    )

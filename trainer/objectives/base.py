@@ -68,7 +68,7 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def preview(self, batch: Batch) -> Tensor | None:
-        """(N, 3, H, W) pictures in [-1, 1] of what the network says of a batch now; None where there is nothing to see."""
+        """(N, 3, H, W) pictures in [-1, 1] of what the network says of a batch now; None: there is nothing to see."""
         return None
 
     @torch.no_grad()
