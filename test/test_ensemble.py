@@ -46,6 +46,15 @@ def test_absolute_members_are_only_reduced():
     torch.testing.assert_close(answer, members.median(0, keepdim=True).values)
 
 
+def test_of_an_even_number_the_lower_of_the_middle_two_is_the_median():
+    """As published, by torch; numpy would take their mean."""
+    members = torch.tensor([0.4, 0.1, 0.3, 0.2]).view(4, 1, 1, 1)
+    options = {"scale_invariant": False, "shift_invariant": False, "output_uncertainty": True}
+    answer, uncertainty = ensemble_depth(members, **options)
+    assert answer.item() == pytest.approx(0.2)
+    assert uncertainty.item() == pytest.approx(0.1), "of 0.0, 0.1, 0.1, 0.2"
+
+
 @pytest.mark.parametrize("count", [3, 5, 8])
 @pytest.mark.parametrize("seed", range(3))
 def test_the_cost_is_at_most_that_of_diffusers(count, seed):
