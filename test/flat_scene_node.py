@@ -30,15 +30,18 @@ class FlatScene:
     def __init__(self):
         self.seconds = float(os.environ.get("FLAT_SCENE_SECONDS", "0.03"))
 
-    def __call__(self, rgb):
+    def __call__(self, rgb, focal_px=None):
         print("looking", file=sys.stderr, flush=True)
         time.sleep(self.seconds)
         return relative_depth(rgb.shape[1], rgb.shape[0])
 
-    def with_disagreement(self, rgb):
+    def with_disagreement(self, rgb, focal_px=None):
         """The farther, the less sure."""
         print("comparing", file=sys.stderr, flush=True)
         return self(rgb), 0.1 * relative_depth(rgb.shape[1], rgb.shape[0])
+
+    def fit_of(self, camera):
+        return None
 
     def close(self):
         print("closed", file=sys.stderr, flush=True)
