@@ -109,10 +109,15 @@ def picture_of_a_hall(width: int, height: int) -> np.ndarray:
     return image
 
 
+def camera_of(width: int, height: int) -> Camera:
+    """The camera of all scenes of a size."""
+    return Camera(width, height, 0.75 * width, 0.75 * width, (width - 1) / 2, (height - 1) / 2)
+
+
 def make_scene(estimator: Callable[[np.ndarray], np.ndarray], space: str, width: int, height: int) -> Scene:
     """A hall at `width` x `height` and `POINTS` LiDAR points, in the camera's frame, on what the network sees."""
     rgb = picture_of_a_hall(width, height)
-    camera = Camera(width, height, 0.75 * width, 0.75 * width, (width - 1) / 2, (height - 1) / 2)
+    camera = camera_of(width, height)
     relative = estimator(rgb)
     relative = (relative - relative.min()) / max(float(np.ptp(relative)), 1e-6)
     near, far = (to_space(np.float64(limit), space) for limit in (_NEAR_M, _FAR_M))
@@ -131,9 +136,9 @@ def measure_stages(estimator: Any, scene: Scene, repeats: int) -> dict[str, Timi
     cloud = cloud_message(scene.points, header)
     distorted = Camera(**{**asdict(camera), "distortion": (-0.2, 0.05, 0.0, 0.0, 0.0)})
     rectify = Rectifier(distorted)
-    small_size = estimator.working_size(camera.width, camera.height)
-    small = resize(rgb, *small_size)
-    answer, relative = estimator(small), estimator(rgb)
+    small_size = estimator.working_size(camera.width, camera.height, camera.focal_px)
+    small, small_focal_px = resize(rgb, *small_size), camera.resized(*small_size).focal_px
+    answer, relative = estimator(small, small_focal_px), estimator(rgb)
     limits, fitting, pose = RangeConfig(), FitConfig(), np.eye(4)
     anchors = find_anchors(scene.points, pose, camera, limits)
     fit = fit_metric(relative, anchors, estimator.space, fitting)
@@ -151,7 +156,7 @@ def measure_stages(estimator: Any, scene: Scene, repeats: int) -> dict[str, Timi
         "decode image message (bgr8)": lambda: messages.rgb_from_image(image),
         "rectify": lambda: rectify(rgb),
         "resize to working size": lambda: resize(rgb, *small_size),
-        NETWORK: lambda: estimator(small),
+        NETWORK: lambda: estimator(small, small_focal_px),
         "resize back": lambda: resize(answer, camera.width, camera.height),
         "decode cloud message": lambda: messages.points_from_cloud(cloud),
         "anchors": lambda: find_anchors(scene.points, pose, camera, limits),
@@ -256,7 +261,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     for name, value in (facts["hardware"] | {k: v for k, v in facts.items() if k != "hardware"}).items():
         print(f"{name}: {value}")
     print(flush=True)
-    working = {_size(*size): _size(*estimator.working_size(*size)) for size in SIZES}
+    working = {_size(*size): _size(*estimator.working_size(*size, camera_of(*size).focal_px)) for size in SIZES}
     facts["working sizes"] = working
     scenes = [make_scene(estimator, estimator.space, *size) for size in SIZES]
     if arguments.memory:
@@ -271,8 +276,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     columns: dict[str, dict[str, Timing]] = {}
     for scene in scenes:
         columns[_size(scene.camera.width, scene.camera.height)] = measure_stages(estimator, scene, arguments.frames)
-    rgb, size = scenes[0].rgb, estimator.working_size(*SIZES[0])
-    parts = {name: timing(seconds) for name, seconds in estimator.part_times(rgb, arguments.frames).items()}
+    rgb, focal_px = scenes[0].rgb, scenes[0].camera.focal_px
+    size = estimator.working_size(*SIZES[0], focal_px)
+    parts = {name: timing(seconds) for name, seconds in estimator.part_times(rgb, arguments.frames, focal_px).items()}
     estimator.close()
     gc.collect()
     if not arguments.no_node:

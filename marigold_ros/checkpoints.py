@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from marigold_ros import hub
-from marigold_ros.config import Unusable, one_line
+from marigold_ros.canonical import MetricScale, metric_scale
+from marigold_ros.config import LARGEST_SIDE_PX, Unusable, one_line
 from marigold_ros.family import DEPTH, NORMALS, Kind, SingleStep, check_channels, kind_of, plain_name, refuse_strangers
 from marigold_ros.files import sha256_of, written_beside
 from marigold_ros.metric import SPACES
@@ -37,8 +38,6 @@ WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.
 _DOWNLOADS = "'ros2 run marigold_ros export {}' (or python -m marigold_ros.export)"
 # The working size's long side where a checkpoint does not say it.
 _FOREIGN_SIDE_PX = 768
-# As far as model.width and model.height go.
-_LARGEST_SIDE_PX = 2048
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,9 @@ class CheckpointInfo:
     width, height: working size in pixels; multiple: sizes must be multiples of this many pixels.
     scale_invariant, shift_invariant: what must come from elsewhere, as diffusers names it.
     onnx: the exported network, if the folder has one.
-    digest: hex sha256 over everything the network's answer depends on, for cache keys.
+    digest: hex sha256 over everything the network's answer depends on, for cache keys; how relative depth becomes
+        metres is none of it.
+    metric: how relative depth becomes metres without anchors; None of a relative checkpoint.
     """
 
     name: str
@@ -75,6 +76,7 @@ class CheckpointInfo:
     onnx: Path | None
     digest: str
     tiny: TinyVae | None = None
+    metric: MetricScale | None = None
 
 
 def find_checkpoint(name: str, download: bool = False) -> Path:
@@ -133,6 +135,7 @@ def describe(folder: Path) -> CheckpointInfo:
         shift_invariant=bool(index.get("shift_invariant", True)),
         onnx=folder / ONNX_FILE if (folder / ONNX_FILE).is_file() else None,
         digest=digest,
+        metric=metric_scale(where, index, own, space, disparity),
     )
 
 
@@ -208,17 +211,17 @@ def _space(where: str, index: dict[str, Any], own: dict[str, Any]) -> tuple[str,
 def _working_size(where: str, index: dict[str, Any], own: dict[str, Any], multiple: int) -> tuple[int, int]:
     """Width and height by our own file, else 4:3 with the long side that diffusers' pipeline would use."""
     side = index.get("default_processing_resolution") or _FOREIGN_SIDE_PX
-    if type(side) is not int or not 0 < side <= _LARGEST_SIDE_PX:
+    if type(side) is not int or not 0 < side <= LARGEST_SIDE_PX:
         raise Unusable(
             f"{where}: default_processing_resolution={side!r} in model_index.json: must be a whole number of pixels, "
-            f"at most {_LARGEST_SIDE_PX}"
+            f"at most {LARGEST_SIDE_PX}"
         )
     foreign = (max(2, round(pixels / multiple)) * multiple for pixels in (side, 3 * side / 4))
     sizes = {key: own.get(key, default) for key, default in zip(("width", "height"), foreign, strict=True)}
     for key, value in sizes.items():
-        if type(value) is not int or not 0 < value <= _LARGEST_SIDE_PX:
+        if type(value) is not int or not 0 < value <= LARGEST_SIDE_PX:
             raise Unusable(
-                f"{where}: {key}={value!r} in {OWN_FILE}: must be a positive whole number, at most {_LARGEST_SIDE_PX}"
+                f"{where}: {key}={value!r} in {OWN_FILE}: must be a positive whole number, at most {LARGEST_SIDE_PX}"
             )
     width, height = sizes.values()
     if width % multiple or height % multiple:

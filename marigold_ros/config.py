@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# Working sizes are multiples of this many pixels.
-SIZE_STEP_PX = 32
+# Working sizes are multiples of this many pixels, and at most so large.
+SIZE_STEP_PX, LARGEST_SIDE_PX = 32, 2048
 
 
 class Unusable(ValueError):
@@ -92,10 +92,15 @@ class ModelConfig:
         choices=("auto", "tensorrt", "openvino", "torch"),
         read_only=True,
     )
-    width: int = setting(0, "Working width in pixels; 0 takes the checkpoint's own.", low=0, high=2048, read_only=True)
-    height: int = setting(
-        0, "Working height in pixels; 0 takes the checkpoint's own.", low=0, high=2048, read_only=True
+    width: int = setting(
+        0,
+        "Working width in pixels; 0 leaves it to the checkpoint, a metric one takes the camera's focal length into "
+        "account.",
+        low=0,
+        high=LARGEST_SIDE_PX,
+        read_only=True,
     )
+    height: int = setting(0, "Working height in pixels, as width.", low=0, high=LARGEST_SIDE_PX, read_only=True)
     threads: int = setting(0, "CPU threads of the network; 0 leaves it to the engine.", low=0, high=256, read_only=True)
     vae: str = setting(
         "full",
@@ -169,7 +174,9 @@ class RangeConfig:
     SECTION = "range"
 
     type: str = setting(
-        "pointcloud2", "Type of the range topic: 'pointcloud2', 'laserscan', or 'none' (relative depth only).",
+        "pointcloud2",
+        "Type of the range topic: 'pointcloud2', 'laserscan', or 'none' (metres from metric checkpoints, of others "
+        "relative depth only).",
         choices=("pointcloud2", "laserscan", "none"), read_only=True,
     )  # fmt: skip
     max_age_s: float = setting(
@@ -240,7 +247,9 @@ class FitConfig:
         0.2, "An anchor agrees with a fit when its relative depth error is at most this.", low=0.01, high=1.0
     )
     hold_s: float = setting(
-        1.0, "How long the last fit serves when no new one can be had, in seconds; then metric output stops.",
+        1.0,
+        "How long the last fit serves when no new one can be had, in seconds; then metric output stops, or a metric "
+        "checkpoint's own scale serves.",
         low=0.0, high=60.0,
     )  # fmt: skip
     max_depth_m: float = setting(120.0, "Farther than this is unknown (NaN), never a wall.", low=1.0, high=10000.0)

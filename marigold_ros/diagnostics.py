@@ -92,7 +92,9 @@ class Diagnostics:
         if off:
             self.problem("metric", f"no metric depth since {since_ns * 1e-9:.3f}: {frame.problem}")
         elif metric and frame.problem is not None:
-            self.problem("metric", f"the fit is held for {frame.fit_age_s:.2f} s: {frame.problem}")
+            held = frame.fit_age_s is not None
+            instead = f"the fit is held for {frame.fit_age_s:.2f} s" if held else f"metres from {frame.fit.source}"
+            self.problem("metric", f"{instead}: {frame.problem}")
         else:
             self.solved("metric")
 
@@ -151,12 +153,17 @@ class Diagnostics:
         fit = frame.fit
         if fit is None:
             return numbers
-        return numbers | {
-            "anchors that agree": f"{fit.inliers} of {fit.anchors}",
-            "residual (relative)": f"{fit.residual:.4f}",
+        numbers |= {
+            "metres from": fit.source,
             "scale": f"{fit.scale:.6g}",
             "shift": f"{fit.shift:.6g}",
             "space": fit.space,
+        }
+        if frame.fit_age_s is None:
+            return numbers
+        return numbers | {
+            "anchors that agree": f"{fit.inliers} of {fit.anchors}",
+            "residual (relative)": f"{fit.residual:.4f}",
             "fit age (s)": f"{frame.fit_age_s:.3f}",
         }
 

@@ -221,6 +221,9 @@ def checkpoint(name: str, folder: Path) -> Finding:
     if ready is not None and ready == info.onnx:
         return exported(ready)
     what = f"{info.kind.protocol}, gives {' and '.join(info.kind.targets)}"
+    if info.metric is not None:
+        metric = info.metric
+        what += f" in metres, {metric.d_min_m:g} to {metric.d_max_m:g} m at {metric.canonical_focal_px:g} px"
     if info.kind.single_step is None:
         return Finding(OK, f"checkpoint {name}: whole ({what}); for 'estimate', not for the node")
     if ready is not None:

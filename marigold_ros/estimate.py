@@ -4,6 +4,7 @@ For every image and everything that the checkpoint predicts, DIR gets NAME_WHAT.
 and NAME_WHAT_colour.png, and of ensembles the same of NAME_WHAT_uncertainty.
 
     depth       relative, in [0, 1], increasing with distance; PNG: 65535 is 1
+    depth_m     metres along the optical axis, of a metric checkpoint and with --focal-px only; PNG: 256 is 1 m
     normals     unit vectors in the optical frame (x right, y down, z forward); PNG: red, green, blue are x, y, z,
                 0 is -1 and 65535 is 1
     albedo, ... in [0, 1], linear or sRGB as the checkpoint's model_index.json says; PNG: 65535 is 1
@@ -62,7 +63,11 @@ def read_image(path: Path) -> np.ndarray:
 def write_result(stem: Path, what: str, values: np.ndarray) -> None:
     """Write `values`, named `what`, as .npy, 16-bit .png and coloured .png beside each other."""
     start = f"{stem}_{what}"
-    unit = (values + 1.0) * 0.5 if what == "normals" else values
+    unit = values
+    if what == "normals":
+        unit = (values + 1.0) * 0.5
+    elif what == "depth_m":
+        unit = values * np.float32(256.0 / 65535.0)
     unit = np.clip(unit, 0.0, 1.0)
     _write(Path(f"{start}.npy"), values)
     _write(Path(f"{start}.png"), _bgr(np.round(unit * 65535.0).astype(np.uint16)))
@@ -75,8 +80,8 @@ def _colours(what: str, values: np.ndarray, unit: np.ndarray) -> np.ndarray:
         # Marigold's own frame (x right, y up, z to the viewer): facing surfaces are lilac, floors green.
         unit = np.clip((values * np.float32((1, -1, -1)) + 1.0) * 0.5, 0.0, 1.0)
     elif values.ndim == 2:
-        # An uncertainty is small against what it doubts: its own 98th percentile is the end of the colours.
-        return colour_map(values, 0.0 if what.endswith("uncertainty") else 1.0)
+        # Metres have no end, and an uncertainty is small against what it doubts: 0 takes the 98th percentile.
+        return colour_map(values, 0.0 if what == "depth_m" or what.endswith("uncertainty") else 1.0)
     return _bgr(np.round(unit * 255.0).astype(np.uint8))
 
 
@@ -103,6 +108,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ensemble", type=int, default=1, metavar="N", help="members; 3 and more give uncertainty")
     parser.add_argument(
         "--resolution", type=int, default=0, metavar="PX", help="long side; 0: the checkpoint's, -1: the image's own"
+    )
+    parser.add_argument(
+        "--focal-px",
+        type=float,
+        default=0.0,
+        metavar="F",
+        help="the camera's focal length, sqrt(fx fy) in pixels of the images: metric checkpoints then give metres",
     )
     parser.add_argument("--spacing", default="", choices=("leading", "trailing"), help="instead of the checkpoint's")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
@@ -148,6 +160,7 @@ def run(arguments: argparse.Namespace) -> None:
         steps=arguments.steps,
         ensemble=arguments.ensemble,
         resolution=arguments.resolution,
+        focal_px=arguments.focal_px,
         spacing=arguments.spacing,
         seed=arguments.seed,
         batch=arguments.batch,
@@ -155,6 +168,8 @@ def run(arguments: argparse.Namespace) -> None:
     )
     network = MultiStep(info, settings, device, torch.float16 if arguments.half else torch.float32)
     print(f"{info.name}: {', '.join(info.kind.targets)}; {network.steps} steps, {settings.ensemble} members, {device}")
+    if info.metric is not None and not arguments.focal_px:
+        print("no --focal-px: no metres; they depend on the camera's focal length, and none is assumed")
     with _folder(arguments.out):
         for path in tqdm(images, desc="images", unit="image", disable=None):
             for what, prediction in network(read_image(path), progress=sys.stderr.isatty()).items():

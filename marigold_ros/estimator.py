@@ -11,12 +11,14 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
+from marigold_ros.canonical import check_focal, focal_after_resize
 from marigold_ros.checkpoints import CheckpointInfo, describe, find_checkpoint, require_single_step, with_tiny_vae
 from marigold_ros.config import ModelConfig, Unusable
 from marigold_ros.disagreement import SECOND_PASS, disagreement
 from marigold_ros.export import TENSORRT_PACKAGES, cache_folder, onnx_file, ready_file
 from marigold_ros.family import DEPTH, NORMALS
-from marigold_ros.geometry import resize
+from marigold_ros.geometry import Camera, resize
+from marigold_ros.metric import MetricFit
 from marigold_ros.parts import ready_parts
 from marigold_ros.selfcheck import kept_verdict
 
@@ -54,13 +56,16 @@ class Estimator:
     """Relative depth of camera images, affine in `space` and increasing with distance.
 
     `width` and `height` are the working size in pixels for images of the checkpoint's own shape; images of other
-    shapes run at about the same number of pixels in their own shape, unless the size was `fixed` by the user.
+    shapes run at about the same number of pixels in their own shape, unless the size was `fixed` by the user. To a
+    `metric` checkpoint, whose answer `depth_m` and `fit_of` turn into metres, the working size also depends on the
+    camera: calls take its focal length, the geometric mean of fx and fy in pixels of the image; others ignore it.
     """
 
     def __init__(self, info: CheckpointInfo, engine: Engine, check: str, width: int, height: int, fixed: bool) -> None:
         self.checkpoint = info.name
         self._check = check
         self.space = info.space
+        self.metric = info.metric
         self.width, self.height = width, height
         self._multiple = info.multiple
         self._fixed = fixed
@@ -75,14 +80,33 @@ class Estimator:
         """What runs the network: library, version, precision and device, and how near it comes to torch."""
         return f"{self._engine.description}{self._check}"
 
-    def __call__(self, rgb: np.ndarray) -> np.ndarray:
+    def __call__(self, rgb: np.ndarray, focal_px: float | None = None) -> np.ndarray:
         """(H, W, 3) uint8 -> (H, W) float32 in [0, 1], 0 nearest.
 
         Raises `Unusable` for anything that is not an RGB image of bytes.
         """
-        return _at_size_of(rgb, self._answer(rgb))
+        return _at_size_of(rgb, self._answer(rgb, focal_px))
 
-    def with_disagreement(self, rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def depth_m(self, rgb: np.ndarray, focal_px: float) -> np.ndarray:
+        """(H, W, 3) uint8 -> (H, W) float32 metres by the checkpoint's own scale; its farthest is that far or farther.
+
+        Raises `Unusable` of a relative checkpoint, for what is no focal length, and as a call does.
+        """
+        if self.metric is None:
+            raise Unusable(
+                f"checkpoint {self.checkpoint!r}: gives relative depth, metres need range points; give a metric one"
+            )
+        check_focal(focal_px)
+        relative = self(rgb, focal_px)
+        return self.metric.depth_m(relative, self._working_focal(rgb.shape[1], rgb.shape[0], focal_px))
+
+    def fit_of(self, camera: Camera) -> MetricFit | None:
+        """What `depth_m` does to the relative depth of this camera's images, None of a relative checkpoint."""
+        if self.metric is None:
+            return None
+        return self.metric.fit(self._working_focal(camera.width, camera.height, camera.focal_px))
+
+    def with_disagreement(self, rgb: np.ndarray, focal_px: float | None = None) -> tuple[np.ndarray, np.ndarray]:
         """(H, W, 3) uint8 -> (H, W) float32 relative depth, exactly that of a call, and (H, W) float32 disagreement.
 
         The disagreement with a second pass over the mirrored image is >= 0 and in units of relative depth; the larger,
@@ -90,8 +114,11 @@ class Estimator:
         """
         if self._second is None:
             raise Unusable("model.confidence='none': there is no disagreement; set it to 'mirror' or 'mirror_half'")
-        first = self._answer(rgb).copy()  # the second pass may overwrite it
-        second = resize(self._second._answer(rgb, mirrored=True), first.shape[1], first.shape[0])
+        first = self._answer(rgb, focal_px).copy()  # the second pass may overwrite it
+        # At half the size, twice the focal length asks for the same resize.
+        second_focal_px = None if focal_px is None else focal_px * self.width / self._second.width
+        second = self._second._answer(rgb, second_focal_px, mirrored=True)
+        second = resize(second, first.shape[1], first.shape[0])
         return _at_size_of(rgb, first), _at_size_of(rgb, disagreement(first, second))
 
     def use_second_pass(self, estimator: Estimator) -> None:
@@ -101,30 +128,36 @@ class Estimator:
         """
         self._second = estimator
 
-    def _answer(self, rgb: np.ndarray, mirrored: bool = False) -> np.ndarray:
+    def _answer(self, rgb: np.ndarray, focal_px: float | None, mirrored: bool = False) -> np.ndarray:
         """The engine's answer at the working size, overwritten by the next; `mirrored`: to the mirrored image."""
         if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8 or 0 in rgb.shape:
             raise Unusable(f"image of shape {rgb.shape} and type {rgb.dtype}: must be (H, W, 3) uint8")
         rows, columns = rgb.shape[:2]
-        small = resize(rgb, *self.working_size(columns, rows))
+        small = resize(rgb, *self.working_size(columns, rows, focal_px))
         if not mirrored:
             return self._engine(np.ascontiguousarray(small))
         return np.ascontiguousarray(self._engine(np.ascontiguousarray(small[:, ::-1]))[:, ::-1])
 
-    def working_size(self, width: int, height: int) -> tuple[int, int]:
+    def working_size(self, width: int, height: int, focal_px: float | None = None) -> tuple[int, int]:
         """Width and height at which the network sees an image of `width` x `height` pixels."""
         own = self.width / self.height
-        if self._fixed or 0.9 < (width / height) / own < 1.1:
+        by_focal = self.metric is not None and focal_px is not None
+        if self._fixed or (not by_focal and 0.9 < (width / height) / own < 1.1):
             return self.width, self.height
-        scale = (self.width * self.height / (width * height)) ** 0.5
+        pixels = self.width * self.height
+        scale = self.metric.zoom(width, height, focal_px, pixels) if by_focal else (pixels / (width * height)) ** 0.5
         return _rounded(width * scale, self._multiple), _rounded(height * scale, self._multiple)
 
-    def part_times(self, rgb: np.ndarray, repeats: int) -> dict[str, list[float]]:
+    def _working_focal(self, width: int, height: int, focal_px: float) -> float:
+        """The focal length at the working size of an image of `width` x `height` pixels taken with `focal_px`."""
+        return focal_after_resize(focal_px, (width, height), self.working_size(width, height, focal_px))
+
+    def part_times(self, rgb: np.ndarray, repeats: int, focal_px: float | None = None) -> dict[str, list[float]]:
         """Seconds of `repeats` runs of each of the network's parts on `rgb`; {} where the engine cannot tell them."""
         part_times = getattr(self._engine, "part_times", None)
         if part_times is None:
             return {}
-        return part_times(resize(rgb, *self.working_size(rgb.shape[1], rgb.shape[0])), repeats)
+        return part_times(resize(rgb, *self.working_size(rgb.shape[1], rgb.shape[0], focal_px)), repeats)
 
     def close(self) -> None:
         """Free the engine; the estimator cannot be called afterwards."""
@@ -136,9 +169,9 @@ class Estimator:
 class NormalsEstimator(Estimator):
     """Surface normals of camera images: unit vectors in the optical frame (x right, y down, z forward)."""
 
-    def __call__(self, rgb: np.ndarray) -> np.ndarray:
+    def __call__(self, rgb: np.ndarray, focal_px: float | None = None) -> np.ndarray:
         """(H, W, 3) uint8 -> (H, W, 3) float32; raises `Unusable` for anything that is not an RGB image of bytes."""
-        normals = super().__call__(rgb)
+        normals = super().__call__(rgb, focal_px)
         # Vectors that were averaged by the resize are shorter than one.
         normals /= np.maximum(np.linalg.norm(normals, axis=2, keepdims=True), 1e-6)
         return normals

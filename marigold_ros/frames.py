@@ -125,7 +125,10 @@ class FrameProcessor:
             self._diagnostics.count("published")
         self._diagnostics.frame(frame, image_ns, latency_s, wanted.metric)
         if wanted.metric and frame.problem is not None:
-            consequence = "the last fit is held" if frame.depth_m is not None else "no metric depth"
+            if frame.fit_age_s is not None:
+                consequence = "the last fit is held"
+            else:
+                consequence = "no metric depth" if frame.fit is None else f"metres from {frame.fit.source}"
             self._complain(self._topics["range"], frame.problem, consequence)
 
     def _camera_of(self, width: int, height: int, config: Config) -> Camera | None:

@@ -56,6 +56,11 @@ class Camera:
         return any(self.distortion) or self.distortion_model == "equidistant"
 
     @property
+    def focal_px(self) -> float:
+        """One focal length, the geometric mean of fx and fy."""
+        return (self.fx * self.fy) ** 0.5
+
+    @property
     def matrix(self) -> np.ndarray:
         """(3, 3) float64 camera matrix K."""
         return np.array([[self.fx, 0.0, self.cx], [0.0, self.fy, self.cy], [0.0, 0.0, 1.0]])

@@ -3,10 +3,14 @@
 A network of the Marigold family answers up to an unknown scale and shift: y = scale * relative + shift, where y = g(z)
 and g depends on the checkpoint's `space`. g increases with z in every space, so a usable scale is always positive.
 Residuals are measured as *relative depth error* in every space, because a metre matters at 2 m and not at 80 m.
+
+A metric checkpoint comes with a scale and shift of its own (`canonical`). Anchors refine them, with that scale as a
+prior: few anchors, or all at one depth, correct the metres by a common factor; many at many depths the scale as well.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,13 +28,18 @@ _KERNEL = 0.1
 # Neighbouring anchors share the network's error: a cell counts as at most this many independent ones.
 _CELL_PX = 64
 _CELL_CAP = 2.0
+# A metric checkpoint's own scale is held to be right to this part of it (one sigma), an anchor to `_KERNEL`.
+_OWN_SIGMA = 0.2
+# Anchors that ask for more than so many times its metres, or its scale, contradict it: feet would be 3.28 times.
+_OWN_FACTOR = 3.0
 
 
 @dataclass(frozen=True)
 class MetricFit:
     """g(metres) = scale * relative + shift, with the evidence it rests on.
 
-    `residual` is the median relative depth error over all anchors, `inliers` how many agree with the fit.
+    `residual` is the median relative depth error over all anchors, `inliers` how many agree with the fit. A metric
+    checkpoint's own scale and shift rest on no anchors; their residual is NaN.
     """
 
     space: str
@@ -39,6 +48,11 @@ class MetricFit:
     anchors: int
     inliers: int
     residual: float
+
+    @property
+    def source(self) -> str:
+        """What the metres come from, in words."""
+        return f"{self.anchors} LiDAR points" if self.anchors else "the checkpoint"
 
 
 @dataclass(frozen=True)
@@ -78,12 +92,15 @@ def log_slope(depth_m: np.ndarray, space: str) -> np.ndarray:
     return {"depth": 1.0 / depth_m, "inverse_depth": depth_m, "log_depth": np.ones_like(depth_m)}[space]
 
 
-def _solve(p: np.ndarray, y: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
-    """Weighted least squares of y on p; a constant p gives scale 0."""
+def _solve(p: np.ndarray, y: np.ndarray, weight: np.ndarray, own: MetricFit | None = None) -> tuple[float, float]:
+    """Weighted least squares of y on p, with the scale of `own` as a prior; without, a constant p gives scale 0."""
     total = weight.sum()
     p_mean, y_mean = weight @ p / total, weight @ y / total
-    spread = weight @ (p - p_mean) ** 2
-    scale = float(weight @ ((p - p_mean) * (y - y_mean)) / spread) if spread > 1e-12 * total else 0.0
+    spread, covariance = weight @ (p - p_mean) ** 2, weight @ ((p - p_mean) * (y - y_mean))
+    if own is not None:
+        prior = (_KERNEL / (_OWN_SIGMA * own.scale)) ** 2
+        spread, covariance = spread + prior, covariance + prior * own.scale
+    scale = float(covariance / spread) if spread > 1e-12 * total else 0.0
     return scale, float(y_mean - scale * p_mean)
 
 
@@ -101,36 +118,43 @@ def sample(image: np.ndarray, pixels: np.ndarray) -> np.ndarray:
     return top * (1 - dv) + bottom * dv
 
 
-def fit_metric(relative: np.ndarray, anchors: Anchors, space: str, config: FitConfig) -> MetricFit | Refusal:
+def fit_metric(
+    relative: np.ndarray, anchors: Anchors, space: str, config: FitConfig, own: MetricFit | None = None
+) -> MetricFit | Refusal:
     """Robust scale and shift from anchors, or the reason why there is none.
 
     `relative`: (H, W) float32 of the image the anchors were projected into, affine in `space`. Random two-anchor
     hypotheses find the scale that most anchors agree with (MSAC on the relative depth error, so half of the anchors
     may be wrong); reweighted least squares with a shrinking Geman-McClure kernel refines it. Never returns a scale
     that is not positive.
+
+    own: a metric checkpoint's scale and shift for this image. Hypotheses are then single anchors under its scale, the
+    refinement has that scale as a prior, so that anchors may lie at one depth, and what contradicts it is refused.
     """
     count = len(anchors)
     if count < config.min_anchors:
         return Refusal(f"{count} anchors in the image: fit.min_anchors={config.min_anchors} are needed")
     low, high = np.percentile(anchors.depth_m, (5, 95))
-    if high < low * (1.0 + config.min_spread):
+    if own is None and high < low * (1.0 + config.min_spread):
         return Refusal(
             f"all anchors lie at about one depth ({low:.2f} to {high:.2f} m): scale and shift cannot be told apart "
             f"(fit.min_spread={config.min_spread})"
         )
     p = sample(relative, anchors.pixels).astype(np.float64)
-    if not np.isfinite(p).all() or np.ptp(p) < 1e-6:
+    if not np.isfinite(p).all() or (own is None and np.ptp(p) < 1e-6):
         return Refusal("the network's answer at the anchors is constant or not finite")
     depth_m = anchors.depth_m.astype(np.float64)
     y, slope = to_space(depth_m, space), log_slope(depth_m, space)
     weight = anchors.weight * _cell_balance(anchors.pixels)
 
-    start = _best_hypothesis(p, y, slope, weight, config)
+    start = _best_hypothesis(p, y, slope, weight, config) if own is None else _best_factor(p, y, weight, own, config)
     if isinstance(start, str):
         return Refusal(start)
-    scale, shift = _refined(p, y, slope, weight, *start)
+    scale, shift = _refined(p, y, slope, weight, *start, own)
     if scale <= 0:
         return Refusal(f"the best scale is not positive ({scale:.4g}): wrong extrinsic or wrong checkpoint")
+    if own is not None and (contradiction := _contradiction(own, scale, shift, p)):
+        return Refusal(contradiction)
     predicted_m = from_space(scale * p + shift, space)
     error = np.nan_to_num(np.abs(predicted_m - depth_m) / depth_m, nan=np.inf)
     inliers = int(np.count_nonzero(error <= config.inlier_error))
@@ -140,6 +164,17 @@ def fit_metric(relative: np.ndarray, anchors: Anchors, space: str, config: FitCo
             f"{config.min_inliers}): check the extrinsic and the time stamps"
         )
     return MetricFit(space, scale, shift, count, inliers, float(np.median(error)))
+
+
+def _contradiction(own: MetricFit, scale: float, shift: float, p: np.ndarray) -> str | None:
+    """What a fit to anchors at `p` has against a metric checkpoint's own: metres or a scale beyond `_OWN_FACTOR`."""
+    factor, bend = math.exp(np.median((scale - own.scale) * p + shift - own.shift)), scale / own.scale
+    if all(1.0 / _OWN_FACTOR <= ratio <= _OWN_FACTOR for ratio in (factor, bend)):
+        return None
+    return (
+        f"the anchors ask for {factor:.2f} times the checkpoint's metres and {bend:.2f} times its scale, which differs "
+        f"by more than a factor of {_OWN_FACTOR:g}: check the range's unit, the extrinsic and the camera info"
+    )
 
 
 def _cell_balance(pixels: np.ndarray) -> np.ndarray:
@@ -173,14 +208,32 @@ def _best_hypothesis(
     return float(scales[winner]), float(shifts[winner])
 
 
+def _best_factor(
+    p: np.ndarray, y: np.ndarray, weight: np.ndarray, own: MetricFit, config: FitConfig
+) -> tuple[float, float]:
+    """The scale of `own` and the shift, in log depth a factor on its metres, that most anchors agree with."""
+    random = np.random.default_rng(config.seed)
+    shifts = y - own.scale * p
+    judges = random.choice(len(p), min(len(p), _HYPOTHESIS_ANCHORS), replace=False)
+    tried = random.choice(shifts, _HYPOTHESES, p=weight / weight.sum())
+    cost = np.minimum((tried[:, None] - shifts[judges]) ** 2, config.inlier_error**2) @ weight[judges]
+    return own.scale, float(tried[np.argmin(cost)])
+
+
 def _refined(
-    p: np.ndarray, y: np.ndarray, slope: np.ndarray, weight: np.ndarray, scale: float, shift: float
+    p: np.ndarray,
+    y: np.ndarray,
+    slope: np.ndarray,
+    weight: np.ndarray,
+    scale: float,
+    shift: float,
+    own: MetricFit | None,
 ) -> tuple[float, float]:
     """Reweighted least squares from a hypothesis, with a Geman-McClure kernel that narrows to `_KERNEL`."""
     for kernel in _KERNEL * np.geomspace(4.0, 1.0, _REFINEMENTS):
         error = slope * (scale * p + shift - y)
         robust = (kernel**2 / (kernel**2 + error**2)) ** 2
-        scale, shift = _solve(p, y, weight * robust * slope**2)
+        scale, shift = _solve(p, y, weight * robust * slope**2, own)
     return scale, shift
 
 

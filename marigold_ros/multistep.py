@@ -24,6 +24,7 @@ from diffusers import (
 )
 from diffusers.utils import logging as diffusers_logging
 
+from marigold_ros.canonical import check_focal, focal_after_resize
 from marigold_ros.checkpoints import CheckpointInfo, load_modules, read_json
 from marigold_ros.config import Unusable, one_line
 from marigold_ros.ensemble import ensemble_depth
@@ -37,13 +38,15 @@ class Settings:
     """How to run a checkpoint; zeros and empty texts leave it to the checkpoint.
 
     steps: denoising steps. ensemble: members, each from other noise. resolution: pixels of the long side, a multiple of
-    8; -1 is the image's own. spacing: 'leading' or 'trailing' timesteps instead of the checkpoint's. batch: members
-    that run at once. diffusers_alignment: align an ensemble's depth as diffusers does.
+    8; -1 is the image's own. focal_px: of the camera, in pixels of the image, for which a metric checkpoint gives
+    metres; it also decides a resolution that is left open. spacing: 'leading' or 'trailing' timesteps instead of the
+    checkpoint's. batch: members that run at once. diffusers_alignment: align an ensemble's depth as diffusers does.
     """
 
     steps: int = 0
     ensemble: int = 1
     resolution: int = 0
+    focal_px: float = 0.0
     spacing: str = ""
     seed: int = 0
     batch: int = 1
@@ -54,10 +57,10 @@ class Settings:
 class Prediction:
     """What the network says of one image.
 
-    values: (H, W) float32 relative depth in [0, 1] increasing with distance, (H, W, 3) unit normals in the optical
-    frame (x right, y down, z forward), or an intrinsic image (H, W, 3) in [0, 1], linear or sRGB as the checkpoint
-    says. uncertainty: of the same size in the same units (normals: mean angle to the mean, of pi); None without an
-    ensemble of three or more.
+    values: (H, W) float32 relative depth in [0, 1] increasing with distance, or metres; (H, W, 3) unit normals in the
+    optical frame (x right, y down, z forward), or an intrinsic image (H, W, 3) in [0, 1], linear or sRGB as the
+    checkpoint says. uncertainty: of the same size in the same units (normals: mean angle to the mean, of pi); None
+    without an ensemble of three or more, and of metres.
     """
 
     values: np.ndarray
@@ -106,14 +109,14 @@ class MultiStep:
             self.pipeline.ensemble_depth = ensemble_depth
 
     def __call__(self, rgb: np.ndarray, progress: bool = False) -> dict[str, Prediction]:
-        """(H, W, 3) uint8 -> what the checkpoint says of it, by name: 'depth', 'normals', 'albedo', ...
+        """(H, W, 3) uint8 -> what the checkpoint says of it, by name: 'depth', 'depth_m', 'normals', 'albedo', ...
 
         Raises `Unusable` where diffusers cannot run it: odd values in the checkpoint's files, too little memory.
         """
         self.pipeline.set_progress_bar_config(disable=not progress, leave=False)
         settings = self.settings
         image = torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1).float() / 255.0
-        resolution = {0: None, -1: 0}.get(settings.resolution, settings.resolution)
+        resolution = self._resolution(rgb.shape[1], rgb.shape[0])
         with self._refusing_what_diffusers_does(f" on an image of {rgb.shape[1]}x{rgb.shape[0]}"):
             result = self.pipeline(
                 image,
@@ -125,7 +128,29 @@ class MultiStep:
                 output_type="np",
                 **self._start(image, resolution),
             )
-            return self._named(result.prediction, result.uncertainty)
+            named = self._named(result.prediction, result.uncertainty)
+        if settings.focal_px:
+            named["depth_m"] = Prediction(self._depth_m(named[DEPTH].values, resolution), None)
+        return named
+
+    def _resolution(self, width: int, height: int) -> int | None:
+        """Pixels of the long side at which the network sees an image; 0 is the image's own, None the checkpoint's."""
+        given, info = self.settings.resolution, self.info
+        if given or not self.settings.focal_px:
+            return {0: None, -1: 0}.get(given, given)
+        zoom = info.metric.zoom(width, height, self.settings.focal_px, info.width * info.height)
+        return 8 * max(1, round(max(width, height) * zoom / 8))
+
+    def _depth_m(self, relative: np.ndarray, resolution: int | None) -> np.ndarray:
+        rows, columns = relative.shape
+        side = self._side(resolution) or max(rows, columns)
+        # As diffusers resizes; what it pads after that changes no focal length.
+        seen = columns * side // max(rows, columns), rows * side // max(rows, columns)
+        focal_px = focal_after_resize(self.settings.focal_px, (columns, rows), seen)
+        return self.info.metric.depth_m(relative, focal_px)
+
+    def _side(self, resolution: int | None) -> int:
+        return self.pipeline.default_processing_resolution if resolution is None else resolution
 
     @contextlib.contextmanager
     def _refusing_what_diffusers_does(self, on: str = "") -> Iterator[None]:
@@ -152,6 +177,12 @@ class MultiStep:
                 f"resolution={settings.resolution}: must be a multiple of 8, at most {_LARGEST_SIDE_PX}, or -1 for the "
                 "image's own"
             )
+        if settings.focal_px:
+            check_focal(settings.focal_px)
+            if self.info.metric is None:
+                raise Unusable(
+                    f"{where}: focal_px={settings.focal_px} means nothing to it, it gives no metres; leave it out"
+                )
         if not 0 <= settings.seed < 2**63:
             raise Unusable(f"seed={settings.seed}: must lie between 0 and {2**63 - 1}")
         if kind.protocol == E2E and (self.steps > 1 or settings.ensemble > 1):
@@ -205,7 +236,7 @@ class MultiStep:
         pipe = self.pipeline
         if self.info.kind.protocol != E2E:
             return {"generator": torch.Generator(pipe.device).manual_seed(self.settings.seed)}
-        side = pipe.default_processing_resolution if resolution is None else resolution
+        side = self._side(resolution)
         padded, _, _ = pipe.image_processor.preprocess(image, side, "bilinear", pipe.device, pipe.dtype)
         rows, columns = (pixels // pipe.vae_scale_factor for pixels in padded.shape[2:])
         channels = pipe.unet.config.out_channels

@@ -20,17 +20,23 @@ from marigold_ros.disagreement import confidence_of
 from marigold_ros.geometry import Camera, Rectifier, rectifier
 from marigold_ros.metric import FitHolder, MetricFit, Refusal, apply_fit, fit_metric
 
+# Relative depth beyond this is 1 but for the rounding of a resize.
+_SATURATED = 1.0 - 1e-5
+
 
 class Estimator(Protocol):
     """What `estimator.load_estimator` returns, as far as a frame needs it."""
 
     space: str
 
-    def __call__(self, rgb: np.ndarray) -> np.ndarray:
+    def __call__(self, rgb: np.ndarray, focal_px: float | None = None) -> np.ndarray:
         """(H, W, 3) uint8 -> (H, W) float32, increasing with distance, affine in `space`."""
 
-    def with_disagreement(self, rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def with_disagreement(self, rgb: np.ndarray, focal_px: float | None = None) -> tuple[np.ndarray, np.ndarray]:
         """As a call, and (H, W) float32 >= 0 in units of relative depth, larger is less sure."""
+
+    def fit_of(self, camera: Camera) -> MetricFit | None:
+        """What makes metres of its answer to this camera's images without anchors; None where nothing does."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +52,9 @@ class FrameDepth:
     """The answer to one image.
 
     `rgb` and `camera` are those of the rectified image, pixel on pixel with `relative` and `depth_m`, (H, W) float32.
-    `confidence`, (H, W) float32 in [0, 1], is None unless it was asked for. `depth_m` is None without a fit; `problem`
-    then, and while an old fit is held, says why there is no new one.
+    `confidence`, (H, W) float32 in [0, 1], is None unless it was asked for. `depth_m` is None without a `fit`; a metric
+    checkpoint has one of its own for want of another. `problem` says why anchors gave no new one, where they should;
+    `fit_age_s` is the age of one that they gave.
     """
 
     rgb: np.ndarray
@@ -63,13 +70,18 @@ class FrameDepth:
 
 
 class Pipeline:
-    """Runs the network, finds anchors, fits and applies; remembers the last fit for `fit.hold_s`."""
+    """Runs the network, finds anchors, fits and applies; remembers the last fit for `fit.hold_s`.
+
+    Of a metric checkpoint, its own scale and shift serve where no anchors give better ones.
+    """
 
     def __init__(self, estimator: Estimator) -> None:
         self._estimator = estimator
         self._fits = FitHolder()
         self._raw_camera: Camera | None = None
         self._rectifier: Rectifier | None = None
+        # A metric checkpoint's scale and shift for this camera.
+        self._own: MetricFit | None = None
 
     def __call__(
         self,
@@ -92,7 +104,7 @@ class Pipeline:
         with _timed(stage_s, "rectify"):
             rgb, camera = self._rectified(rgb, camera)
         with _timed(stage_s, "network"):
-            relative, sure = self._look(rgb, config.model.confidence if confidence else "none")
+            relative, sure = self._look(rgb, camera, config.model.confidence if confidence else "none")
         if not metric:
             return FrameDepth(rgb, camera, relative, stage_s=stage_s, confidence=sure)
         with _timed(stage_s, "anchors"):
@@ -100,21 +112,24 @@ class Pipeline:
         with _timed(stage_s, "fit"):
             new = None
             if anchors is not None:
-                new = fit_metric(relative, anchors, self._estimator.space, config.fit)
+                new = fit_metric(relative, anchors, self._estimator.space, config.fit, self._own)
             if isinstance(new, Refusal):
                 new, problem = None, new.reason
-            fit = self._fits.update(stamp_ns, new, config.fit.hold_s)
+            fit = self._fits.update(stamp_ns, new, config.fit.hold_s) or self._own
             depth_m = None if fit is None else apply_fit(fit, relative, config.fit.max_depth_m)
+            if depth_m is not None and self._own is not None:
+                # The end of a metric checkpoint's range means that far or farther, and is no wall.
+                depth_m[relative > _SATURATED] = np.nan
             if depth_m is not None and self._unseen is not None:
                 depth_m[self._unseen] = np.nan
         age_s = self._fits.age_s()
         return FrameDepth(rgb, camera, relative, depth_m, fit, age_s, anchors, problem, stage_s, sure)
 
-    def _look(self, rgb: np.ndarray, method: str) -> tuple[np.ndarray, np.ndarray | None]:
+    def _look(self, rgb: np.ndarray, camera: Camera, method: str) -> tuple[np.ndarray, np.ndarray | None]:
         """Relative depth and, unless `method` is 'none', its confidence: 0 where the lens did not see."""
         if method == "none":
-            return self._estimator(rgb), None
-        relative, disagreement = self._estimator.with_disagreement(rgb)
+            return self._estimator(rgb, camera.focal_px), None
+        relative, disagreement = self._estimator.with_disagreement(rgb, camera.focal_px)
         confidence = confidence_of(disagreement, method)
         if self._unseen is not None:
             confidence[self._unseen] = 0.0
@@ -125,6 +140,9 @@ class Pipeline:
         if camera != self._raw_camera:
             self._rectifier = rectifier(camera)
             self._raw_camera = camera
+            self._own = self._estimator.fit_of(camera if self._rectifier is None else self._rectifier.camera)
+            if self._own is not None:
+                self._fits = FitHolder()  # what was fitted belongs to another focal length
         if self._rectifier is None:
             return rgb, camera
         return self._rectifier(rgb), self._rectifier.camera
@@ -137,7 +155,9 @@ class Pipeline:
     def _anchors(
         self, find_scan: Callable[[], Scan], camera: Camera, config: Config
     ) -> tuple[Anchors | None, str | None]:
-        """The anchors, or None and why there are none."""
+        """The anchors, or None and why there are none; no reason is needed where metres do not depend on them."""
+        if config.range.type == "none" and self._own is not None:
+            return None, None
         try:
             scan = find_scan()
         except Unusable as problem:

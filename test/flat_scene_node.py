@@ -1,6 +1,7 @@
 """The real node before a scene that needs no network: depth grows from left to right. A program for the node tests.
 
-Environment: FLAT_SCENE_SECONDS is how long each look takes.
+Environment: FLAT_SCENE_SECONDS is how long each look takes. With FLAT_SCENE_FACTOR it stands for a metric checkpoint,
+whose metres are that many times the true ones.
 """
 
 import os
@@ -10,6 +11,7 @@ import time
 import numpy as np
 
 from marigold_ros import depth_node
+from marigold_ros.canonical import MetricScale
 
 NEAR_M, FAR_M = 2.0, 10.0
 
@@ -30,19 +32,39 @@ class FlatScene:
     def __init__(self):
         self.seconds = float(os.environ.get("FLAT_SCENE_SECONDS", "0.03"))
 
-    def __call__(self, rgb):
+    def __call__(self, rgb, focal_px=None):
         print("looking", file=sys.stderr, flush=True)
         time.sleep(self.seconds)
         return relative_depth(rgb.shape[1], rgb.shape[0])
 
-    def with_disagreement(self, rgb):
+    def with_disagreement(self, rgb, focal_px=None):
         """The farther, the less sure."""
         print("comparing", file=sys.stderr, flush=True)
         return self(rgb), 0.1 * relative_depth(rgb.shape[1], rgb.shape[0])
+
+    def fit_of(self, camera):
+        return None
 
     def close(self):
         print("closed", file=sys.stderr, flush=True)
 
 
+class MetricFlatScene(FlatScene):
+    space = "log_depth"
+    metric = MetricScale(d_min_m=0.1, d_max_m=80.0, canonical_focal_px=100.0)
+
+    def __init__(self):
+        super().__init__()
+        self.factor = float(os.environ["FLAT_SCENE_FACTOR"])
+
+    def __call__(self, rgb, focal_px=None):
+        told_m = self.factor * depth_m(rgb.shape[1], rgb.shape[0])
+        return self.metric.relative(told_m, focal_px).astype(np.float32)
+
+    def fit_of(self, camera):
+        return self.metric.fit(camera.focal_px)
+
+
 if __name__ == "__main__":
-    sys.exit(depth_node.main(load_estimator=lambda settings: FlatScene()))
+    scene = MetricFlatScene if "FLAT_SCENE_FACTOR" in os.environ else FlatScene
+    sys.exit(depth_node.main(load_estimator=lambda settings: scene()))

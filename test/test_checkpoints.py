@@ -1,6 +1,5 @@
 """Checkpoint folders: found, described, and refused with a sentence when something is wrong."""
 
-import json
 import shutil
 import subprocess
 import sys
@@ -12,10 +11,13 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
 from marigold_ros import places  # noqa: E402
+from marigold_ros.canonical import MetricScale  # noqa: E402
 from marigold_ros.checkpoints import describe, find_checkpoint, load_network, seal  # noqa: E402
 from marigold_ros.config import Unusable  # noqa: E402
-from small_checkpoint import write_small_checkpoint  # noqa: E402
+from small_checkpoint import edit_json as edit  # noqa: E402
+from small_checkpoint import make_metric, write_small_checkpoint  # noqa: E402
 
+METRIC = {"d_min_m": 0.1, "d_max_m": 80.0, "canonical_focal_px": 500.0}
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
 
@@ -36,12 +38,6 @@ def foreign(folder):
     (folder / "empty_prompt.safetensors").unlink()
     (folder / "text_encoder").mkdir()
     return folder
-
-
-def edit(path, **changes):
-    content = json.loads(path.read_text())
-    content.update(changes)
-    path.write_text(json.dumps(content))
 
 
 def test_description(folder):
@@ -204,3 +200,45 @@ def test_digest_follows_what_our_own_file_says_the_weights_are(folder):
     depth = describe(folder).digest
     edit(folder / "marigold_ros.json", task="normals")
     assert len({before, depth, describe(folder).digest}) == 3
+
+
+def test_a_metric_checkpoint_says_what_its_answer_is_in_metres(folder):
+    assert describe(folder).metric is None
+    info = describe(make_metric(folder))
+    assert (info.space, info.disparity, info.scale_invariant, info.shift_invariant) == ("log_depth", *[False] * 3)
+    assert info.metric == MetricScale(d_min_m=0.1, d_max_m=80.0, canonical_focal_px=500.0)
+
+
+def test_the_metric_scale_changes_no_network_and_so_no_cache_key(folder):
+    digest = describe(make_metric(folder)).digest
+    info = describe(make_metric(folder, canonical_focal_px=600.0, d_max_m=100.0))
+    assert info.metric.canonical_focal_px == 600.0
+    assert info.digest == digest
+
+
+@pytest.mark.parametrize(
+    ("own", "index", "words"),
+    [
+        ({"metric": 80.0}, {}, "metric=80.0 in .* must give d_min_m, d_max_m, canonical_focal_px"),
+        ({"metric": {"d_min_m": 0.1, "d_max_m": 80.0}}, {}, "must give .*canonical_focal_px"),
+        ({"metric": {**METRIC, "f_px": 1.0}}, {}, "and nothing else"),
+        ({"metric": {**METRIC, "d_min_m": 0.0}}, {}, r"metric\.d_min_m=0\.0: must be a positive, finite number in"),
+        ({"metric": {**METRIC, "d_max_m": float("inf")}}, {}, r"d_max_m=inf"),
+        ({"metric": {**METRIC, "canonical_focal_px": float("nan")}}, {}, "canonical_focal_px=nan"),
+        ({"metric": {**METRIC, "canonical_focal_px": "500"}}, {}, "canonical_focal_px='500'"),
+        ({"metric": {**METRIC, "d_min_m": True}}, {}, "d_min_m=True"),
+        ({"metric": {**METRIC, "d_min_m": 80.0}}, {}, r"d_min_m=80\.0: must be less than metric\.d_max_m=80\.0"),
+        ({"space": "depth"}, {}, "is for depth in space 'log_depth', this is depth in space 'depth'"),
+        ({}, {"prediction_type": "disparity"}, "this is disparity in space 'log_depth'"),
+        ({}, {"_class_name": "MarigoldNormalsPipeline"}, "this is no depth"),
+        ({}, {"scale_invariant": True}, "scale_invariant=True .* contradicts metric"),
+        ({}, {"shift_invariant": True}, "shift_invariant=True .* contradicts metric"),
+    ],
+)
+def test_a_metric_scale_that_cannot_be_is_refused(folder, own, index, words):
+    make_metric(folder)
+    edit(folder / "model_index.json", **index)
+    seal(folder)
+    edit(folder / "marigold_ros.json", **own)
+    with pytest.raises(Unusable, match=words):
+        describe(folder)

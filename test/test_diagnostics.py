@@ -74,6 +74,22 @@ def test_the_fit_and_its_evidence_are_shown(watched):
     assert values["residual (relative)"] == "0.0300"
 
 
+def test_metres_of_the_checkpoint_are_told_from_those_of_lidar(watched):
+    own = MetricFit("log_depth", 6.7, -2.3, anchors=0, inliers=0, residual=float("nan"))
+    watched.diagnostics.count("image")
+    watched.diagnostics.frame(good(), 0, 0.05, metric=True)
+    assert watched.status()[1]["metres from"] == "5 LiDAR points"
+    watched.diagnostics.frame(FrameDepth(EMPTY, CAMERA, EMPTY, EMPTY, own), 0, 0.05, metric=True)
+    status, values = watched.status()
+    assert (status.level, values["metres from"], values["scale"]) == (OK, "the checkpoint", "6.7")
+    assert not {"residual (relative)", "fit age (s)", "anchors that agree", "anchors used"} & values.keys()
+    refused = FrameDepth(EMPTY, CAMERA, EMPTY, EMPTY, own, anchors=ANCHORS, problem="5 anchors in the image")
+    watched.diagnostics.frame(refused, 0, 0.05, metric=True)
+    status, values = watched.status()
+    assert (status.level, status.message) == (WARN, "metres from the checkpoint: 5 anchors in the image")
+    assert (values["metres from"], values["anchors used"]) == ("the checkpoint", "5")
+
+
 def test_metric_depth_that_is_off_says_since_when(watched):
     watched.diagnostics.count("image")
     for stamp_s in (100, 101):

@@ -13,6 +13,7 @@ from marigold_ros.config import Unusable
 from marigold_ros.parts import all_parts
 from marigold_ros.selfcheck import reference_of
 from nvidia import stand_ins
+from small_checkpoint import make_metric, write_small_checkpoint
 from tensorrt_signatures import NEWEST
 
 
@@ -41,6 +42,12 @@ def test_this_machine_is_in_order(small_export, capsys):
         "0 wrong",
     ):
         assert words in printed
+
+
+def test_a_metric_checkpoint_is_told_from_relative_ones(tmp_path):
+    folder = make_metric(write_small_checkpoint(tmp_path / "small", "log_depth"))
+    finding = doctor.checkpoint(str(folder), tmp_path)
+    assert "whole (e2e, gives depth in metres, 0.1 to 80 m at 500 px)" in str(finding)
 
 
 def test_a_damaged_export_is_named_with_what_to_do(cache, capsys):

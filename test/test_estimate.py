@@ -10,6 +10,7 @@ pytest.importorskip("transformers")
 from family_checkpoints import FAMILY, write_family_checkpoint
 from marigold_ros.config import Unusable
 from marigold_ros.estimate import main, write_result
+from small_checkpoint import make_metric
 
 ROWS = {row.name: row for row in FAMILY}
 
@@ -68,6 +69,35 @@ def test_a_result_that_cannot_be_written_is_one_sentence_and_leaves_nothing(tmp_
 
 
 @pytest.mark.parametrize(
+    ("row", "options"),
+    [("marigold-e2e-ft-depth", []), ("marigold-depth-v1-1", ["--steps", "1", "--ensemble", "3"])],
+)
+def test_metres_of_a_metric_checkpoint_by_the_focal_length(pictures, tmp_path, capsys, row, options):
+    """Working size 64x64: a zoom of 1.2 to the canonical 60 pixels, in steps of 8, makes 80x60 of a 64x48 image."""
+    checkpoint = make_metric(write_family_checkpoint(tmp_path, ROWS[row], (64, 64)), canonical_focal_px=60.0)
+    arguments, out = [str(pictures / "a.png"), "--checkpoint", str(checkpoint), *options], tmp_path / "out"
+    assert main([*arguments, "--out", str(out), "--focal-px", "50"]) == 0
+    assert "--focal-px" not in capsys.readouterr().out
+    relative, depth_m = (np.load(out / f"a_{what}.npy") for what in ("depth", "depth_m"))
+    assert depth_m.dtype == np.float32
+    np.testing.assert_allclose(depth_m, 0.1 * 800.0**relative * (50.0 * 80 / 64) / 60.0, rtol=1e-5)
+    stored = cv2.imread(str(out / "a_depth_m.png"), cv2.IMREAD_UNCHANGED)
+    np.testing.assert_allclose(stored / 256.0, depth_m, atol=0.5 / 256 + 1e-5)
+    assert cv2.imread(str(out / "a_depth_m_colour.png")).shape == (48, 64, 3)
+    assert not (out / "a_depth_m_uncertainty.npy").exists()
+
+    # At 96x72, the focal length is half as long again as the image's own.
+    assert main([*arguments, "--out", str(out), "--focal-px", "50", "--resolution", "96"]) == 0
+    relative, depth_m = (np.load(out / f"a_{what}.npy") for what in ("depth", "depth_m"))
+    np.testing.assert_allclose(depth_m, 0.1 * 800.0**relative * 75.0 / 60.0, rtol=1e-5)
+
+    without = tmp_path / "without"
+    assert main([*arguments, "--out", str(without)]) == 0
+    assert "no --focal-px: no metres" in capsys.readouterr().out
+    assert not list(without.glob("*depth_m*"))
+
+
+@pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["{pictures}/none.png"], "no such file"),
@@ -79,6 +109,8 @@ def test_a_result_that_cannot_be_written_is_one_sentence_and_leaves_nothing(tmp_
         (["{pictures}/a.png", "--device", "banana"], "--device banana: cannot be used here"),
         (["{pictures}/a.png", "--device", "meta"], "--device meta: cannot be used here"),
         (["{pictures}/a.png", "--seed", "-1"], "seed=-1"),
+        (["{pictures}/a.png", "--focal-px", "500"], "focal_px=500.0 means nothing to it, it gives no metres"),
+        (["{pictures}/a.png", "--focal-px", "nan"], "focal_px=nan: must be a positive number"),
         (["{pictures}/a.png", "--out", "{pictures}"], "holds images to be read"),
     ],
 )

@@ -12,7 +12,8 @@ from marigold_ros import estimator as module
 from marigold_ros.config import ModelConfig, Unusable
 from marigold_ros.disagreement import disagreement
 from marigold_ros.estimator import load_estimator, load_normals_estimator
-from small_checkpoint import write_small_checkpoint
+from marigold_ros.geometry import Camera
+from small_checkpoint import edit_json, make_metric, write_small_checkpoint
 
 DATA = Path(os.environ.get("MARIGOLD_ROS_DATA", Path(__file__).parents[2] / "shared" / "data"))
 REAL_FRAMES = [*sorted(DATA.glob("indoor/color_*.jpg")), *sorted(DATA.glob("kitti/*/image.png"))]
@@ -175,3 +176,72 @@ def test_a_network_for_something_else_is_refused(tmp_path):
     many_steps = ModelConfig(checkpoint=str(write_family_checkpoint(tmp_path, rows["marigold-depth-v1-1"])))
     with pytest.raises(Unusable, match="wants 4 steps"):
         load_estimator(many_steps)
+
+
+@pytest.fixture(scope="module")
+def metric(tmp_path_factory):
+    """A small metric checkpoint on disk, working size 128x96, canonical focal length 100 pixels."""
+    folder = write_small_checkpoint(tmp_path_factory.mktemp("metric") / "small", "log_depth")
+    return ModelConfig(checkpoint=str(make_metric(folder, canonical_focal_px=100.0)), engine="torch")
+
+
+@pytest.mark.parametrize(
+    ("size", "focal_px", "working", "factor"),
+    [
+        ((640, 480), 500.0, (128, 96), 1.0),
+        ((640, 480), 400.0, (160, 128), 4.0 * (160 / 640 * 128 / 480) ** 0.5),  # 160 x 120 would be exact
+        ((640, 480), 50.0, (192, 128), 0.5 * (192 / 640 * 128 / 480) ** 0.5),  # no more than twice its pixels
+        ((1280, 720), 400.0, (224, 128), 4.0 * (224 / 1280 * 128 / 720) ** 0.5),
+        ((640, 480), 5000.0, (96, 64), 50.0 * (96 / 640 * 64 / 480) ** 0.5),  # no less than half of them
+    ],
+)
+def test_a_metric_checkpoint_gives_metres_by_the_focal_length(metric, photo, size, focal_px, working, factor):
+    estimate, image = load_estimator(metric), cv2.resize(photo, size)
+    assert estimate.working_size(*size, focal_px) == working
+    depth_m = estimate.depth_m(image, focal_px)
+    assert depth_m.shape == image.shape[:2]
+    assert depth_m.dtype == np.float32
+    np.testing.assert_allclose(depth_m, 0.1 * 800.0 ** estimate(image, focal_px) * factor, rtol=1e-5)
+    # The same as a fit, whatever fx and fy are for themselves.
+    fit = estimate.fit_of(Camera(*size, 2.0 * focal_px, 0.5 * focal_px, 0.0, 0.0))
+    np.testing.assert_allclose(np.exp(fit.scale * estimate(image, focal_px) + fit.shift), depth_m, rtol=1e-5)
+
+
+def test_a_size_given_by_the_user_stays_and_the_factor_corrects_it(metric, photo):
+    fixed = ModelConfig(checkpoint=metric.checkpoint, engine="torch", width=160, height=64)
+    estimate = load_estimator(fixed)
+    assert estimate.working_size(640, 480, 400.0) == (160, 64)
+    factor = 4.0 * (160 / 640 * 64 / 480) ** 0.5
+    np.testing.assert_allclose(estimate.depth_m(photo, 400.0), 0.1 * 800.0 ** estimate(photo) * factor, rtol=1e-5)
+
+
+def test_without_a_focal_length_a_metric_checkpoint_answers_as_any_other(metric, photo):
+    estimate = load_estimator(metric)
+    assert estimate.working_size(640, 480) == (128, 96)
+    small = cv2.resize(photo, (128, 96), interpolation=cv2.INTER_AREA)
+    np.testing.assert_array_equal(estimate(photo), cv2.resize(estimate(small), (640, 480)))
+    np.testing.assert_array_equal(estimate(photo), estimate(photo, 500.0))  # whose working size is its own
+    with pytest.raises(Unusable, match="focal_px=0"):
+        estimate.depth_m(photo, 0)
+
+
+def test_to_a_relative_checkpoint_the_focal_length_means_nothing(small, photo):
+    estimate = load_estimator(ModelConfig(engine="torch", confidence="mirror", **small))
+    np.testing.assert_array_equal(estimate(photo, 100.0), estimate(photo))
+    np.testing.assert_array_equal(estimate.with_disagreement(photo, 50.0)[1], estimate.with_disagreement(photo)[1])
+    assert estimate.fit_of(Camera(640, 480, 400.0, 400.0, 0.0, 0.0)) is None
+    with pytest.raises(Unusable, match="gives relative depth"):
+        estimate.depth_m(photo, 400.0)
+
+
+def test_the_second_pass_at_half_the_size_follows_the_focal_length(tmp_path, photo):
+    folder = write_small_checkpoint(tmp_path / "larger", "log_depth")
+    edit_json(make_metric(folder, canonical_focal_px=100.0) / "marigold_ros.json", width=256, height=192)
+    estimate = load_estimator(ModelConfig(checkpoint=str(folder), engine="torch", confidence="mirror_half"))
+    engine, seen = estimate._second._engine, []
+    estimate._second._engine = lambda rgb: seen.append(rgb.shape) or engine(rgb)
+    relative, apart = estimate.with_disagreement(photo, 200.0)
+    np.testing.assert_array_equal(relative, estimate(photo, 200.0))
+    assert estimate.working_size(640, 480, 200.0) == (320, 256)
+    assert seen == [(128, 160, 3)]
+    assert apart.shape == (480, 640)

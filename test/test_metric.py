@@ -1,11 +1,13 @@
 """The fit from relative depth to metres: exact where it can be, robust, and honest where it cannot."""
 
+import math
 import re
 
 import numpy as np
 import pytest
 
 from marigold_ros.anchors import Anchors
+from marigold_ros.canonical import MetricScale
 from marigold_ros.config import FitConfig, Unusable
 from marigold_ros.metric import (
     SPACES,
@@ -143,3 +145,80 @@ def test_time_going_backwards_forgets_the_fit():
     holder = FitHolder()
     holder.update(10_000_000_000, FIT, 60.0)
     assert holder.update(9_000_000_000, None, 60.0) is None
+
+
+# A metric checkpoint's own scale: what its network would answer if it saw DEPTH_M exactly
+METRIC = MetricScale(d_min_m=0.1, d_max_m=80.0, canonical_focal_px=500.0)
+OWN = METRIC.fit(400.0)
+SEEN = METRIC.relative(DEPTH_M, 400.0).astype(np.float32)
+
+
+def fitted(anchors: Anchors, config: FitConfig = CONFIG) -> MetricFit | Refusal:
+    return fit_metric(SEEN, anchors, "log_depth", config, OWN)
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 1.3, 2.5])
+def test_anchors_correct_a_metric_checkpoint_by_a_common_factor(factor):
+    anchors = anchors_on(DEPTH_M * np.float32(factor))
+    fit = fitted(anchors)
+    assert fit.source == "500 LiDAR points"
+    np.testing.assert_allclose(apply_fit(fit, SEEN, 120.0), DEPTH_M * factor, rtol=0.005)
+
+
+def test_anchors_at_one_depth_are_enough_for_the_factor_and_leave_the_scale():
+    """As before a wall; a relative checkpoint has no fit then."""
+    wall = anchors_on(DEPTH_M)
+    at_5_m = np.abs(wall.depth_m - 5.0) < 0.2
+    wall = Anchors(wall.pixels[at_5_m], wall.depth_m[at_5_m] * np.float32(1.2), wall.weight[at_5_m], len(at_5_m))
+    few = FitConfig(min_anchors=5)
+    assert isinstance(fit_metric(SEEN, wall, "log_depth", few), Refusal)
+    fit = fitted(wall, few)
+    assert fit.scale == pytest.approx(OWN.scale, rel=0.01)
+    np.testing.assert_allclose(apply_fit(fit, SEEN, 120.0), DEPTH_M * 1.2, rtol=0.02)
+
+
+def test_many_anchors_at_many_depths_correct_the_scale_too():
+    """A network that takes all depths nearer to 5 m than they are."""
+    true_m = (5.0 * (DEPTH_M / 5.0) ** 1.4).astype(np.float32)
+    fit = fitted(anchors_on(true_m))
+    assert fit.scale == pytest.approx(1.4 * OWN.scale, rel=0.02)
+    np.testing.assert_allclose(apply_fit(fit, SEEN, 120.0), true_m, rtol=0.02)
+
+
+def test_the_prior_holds_the_scale_against_noise_on_anchors_at_nearly_one_depth():
+    """40 anchors between 2.0 and 2.2 m that are 10 % wrong, five times."""
+    near, loose = anchors_on(DEPTH_M), FitConfig(min_spread=0.0)
+    near = Anchors(*(part[near.depth_m < 2.2] for part in (near.pixels, near.depth_m, near.weight)), seen=500)
+    bends = []
+    for seed in range(5):
+        noisy = with_depth(near, near.depth_m * np.random.default_rng(seed).normal(1, 0.1, len(near)))
+        fits = fitted(noisy, loose), fit_metric(SEEN, noisy, "log_depth", loose)
+        bends.append([abs(math.log(fit.scale / OWN.scale)) for fit in fits])
+    with_prior, without = np.array(bends).T
+    assert with_prior.max() < 0.02
+    assert np.median(without) > 0.25  # what it guards against
+
+
+def test_half_of_the_anchors_may_be_wrong_for_a_metric_checkpoint_too():
+    anchors, rng = anchors_on(DEPTH_M, 1000), np.random.default_rng(1)
+    wrong = rng.random(1000) < 0.45
+    factor = np.where(wrong, rng.uniform(0.15, 0.6, 1000), 1.25)
+    fit = fitted(with_depth(anchors, factor * anchors.depth_m))
+    np.testing.assert_allclose(apply_fit(fit, SEEN, 120.0), 1.25 * DEPTH_M, rtol=0.03)
+
+
+@pytest.mark.parametrize(
+    ("anchors", "reason"),
+    [
+        (anchors_on(DEPTH_M, 5), r"5 anchors in the image: fit\.min_anchors=20"),
+        (anchors_on(DEPTH_M * np.float32(5)), r"ask for 5\.\d\d times .*check the range's unit"),
+        (anchors_on(DEPTH_M * np.float32(3.281)), r"ask for 3\.28 times"),  # feet taken for metres
+        (anchors_on(DEPTH_M * np.float32(0.2)), r"ask for 0\.20 times"),
+        (anchors_on(DEPTH_M[:, ::-1]), "agree|positive|its scale"),
+        (with_depth(anchors_on(DEPTH_M), np.random.default_rng(0).uniform(1, 80, 500)), "agree|positive|its scale"),
+    ],
+)
+def test_anchors_that_contradict_a_metric_checkpoint_are_refused_with_the_reason(anchors, reason):
+    refusal = fitted(anchors)
+    assert isinstance(refusal, Refusal)
+    assert re.search(reason, refusal.reason), refusal.reason

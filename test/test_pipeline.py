@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from marigold_ros.config import Config, FitConfig, ModelConfig, Unusable
+from marigold_ros.canonical import MetricScale
+from marigold_ros.config import Config, FitConfig, ModelConfig, RangeConfig, Unusable
 from marigold_ros.disagreement import TYPICAL
 from marigold_ros.geometry import Camera, Rectifier, backproject, pixel_rays
 from marigold_ros.pipeline import Pipeline, Scan
@@ -25,13 +26,16 @@ class Scene:
     def __init__(self):
         self.seen = []
 
-    def __call__(self, rgb):
+    def __call__(self, rgb, focal_px=None):
         self.seen.append(rgb)
         return (DEPTH_M - 2.0) / 8.0
 
-    def with_disagreement(self, rgb):
+    def with_disagreement(self, rgb, focal_px=None):
         """Typical at the left, twice that at the right."""
         return self(rgb), np.linspace(1, 2, 64, dtype=np.float32)[None].repeat(48, 0) * np.float32(TYPICAL["mirror"])
+
+    def fit_of(self, camera):
+        return None
 
 
 def scan() -> Scan:
@@ -155,3 +159,97 @@ def test_where_the_lens_did_not_see_nothing_is_sure():
     unseen = Rectifier(pincushion).unseen
     assert (frame.confidence[unseen] == 0).all()
     assert (frame.confidence[~unseen] > 0).all()
+
+
+# A metric checkpoint, whose answer to this scene is exact for one focal length
+
+METRIC = MetricScale(d_min_m=0.1, d_max_m=80.0, canonical_focal_px=100.0)
+NO_LIDAR = replace(CONFIG, range=RangeConfig(type="none"))
+
+
+class MetricScene(Scene):
+    """Sees the scene as a metric network would, twice enlarged."""
+
+    space = "log_depth"
+
+    def __call__(self, rgb, focal_px=None):
+        self.focal_px = focal_px
+        return METRIC.relative(DEPTH_M, 2.0 * CAMERA.focal_px).astype(np.float32)
+
+    def fit_of(self, camera):
+        return METRIC.fit(2.0 * camera.focal_px)
+
+
+def scaled(factor) -> Scan:
+    """The scene's scan, every point `factor` times as far from the camera."""
+    points = backproject(DEPTH_M, pixel_rays(CAMERA))[::4, ::4].reshape(-1, 3)
+    return Scan(points * np.float32(factor), np.eye(4))
+
+
+def test_a_metric_checkpoint_needs_no_range_sensor():
+    scene = MetricScene()
+    frame = Pipeline(scene)(RGB, CAMERA, 0, no_scan, NO_LIDAR)
+    np.testing.assert_allclose(frame.depth_m, DEPTH_M, rtol=1e-4)
+    assert scene.focal_px == pytest.approx(50.0)
+    assert (frame.problem, frame.fit_age_s, frame.fit.source) == (None, None, "the checkpoint")
+
+
+def test_another_focal_length_is_another_depth():
+    zoomed = replace(CAMERA, fx=200.0, fy=50.0)
+    frame = Pipeline(MetricScene())(RGB, zoomed, 0, no_scan, NO_LIDAR)
+    np.testing.assert_allclose(frame.depth_m, 2.0 * DEPTH_M, rtol=1e-4)
+
+
+def test_anchors_refine_a_metric_checkpoint():
+    frame = Pipeline(MetricScene())(RGB, CAMERA, 0, lambda: scaled(1.5), CONFIG)
+    np.testing.assert_allclose(frame.depth_m, 1.5 * DEPTH_M, rtol=1e-3)
+    assert (frame.problem, frame.fit_age_s) == (None, 0.0)
+    assert frame.fit.source == f"{len(frame.anchors)} LiDAR points"
+
+
+@pytest.mark.parametrize(
+    ("find", "reason"),
+    [
+        (no_scan, "no scan today"),
+        (lambda: scaled(6.0), "ask for 6"),
+        (lambda: scaled(99.0), "0 anchors"),
+    ],
+)
+def test_without_usable_anchors_the_checkpoints_own_metres_serve(find, reason):
+    frame = Pipeline(MetricScene())(RGB, CAMERA, 0, find, CONFIG)
+    np.testing.assert_allclose(frame.depth_m, DEPTH_M, rtol=1e-4)
+    assert frame.fit.source == "the checkpoint"
+    assert frame.fit_age_s is None
+    assert reason in frame.problem
+
+
+def test_a_refined_fit_is_held_before_the_checkpoints_own_serves_again():
+    pipeline = Pipeline(MetricScene())
+    pipeline(RGB, CAMERA, 0, lambda: scaled(1.5), CONFIG)
+    held = pipeline(RGB, CAMERA, SECOND, no_scan, CONFIG)
+    np.testing.assert_allclose(held.depth_m, 1.5 * DEPTH_M, rtol=1e-3)
+    assert held.fit_age_s == 1.0
+    over = pipeline(RGB, CAMERA, SECOND + 1, no_scan, CONFIG)
+    np.testing.assert_allclose(over.depth_m, DEPTH_M, rtol=1e-4)
+    assert over.problem == "no scan today"
+
+
+def test_a_refined_fit_is_not_held_for_another_focal_length():
+    pipeline = Pipeline(MetricScene())
+    pipeline(RGB, CAMERA, 0, lambda: scaled(1.5), CONFIG)
+    frame = pipeline(RGB, replace(CAMERA, fx=100.0, fy=100.0), 1, no_scan, CONFIG)
+    np.testing.assert_allclose(frame.depth_m, 2.0 * DEPTH_M, rtol=1e-4)
+
+
+def test_the_end_of_a_metric_range_is_unknown_not_a_wall():
+    class Sky(MetricScene):
+        def __call__(self, rgb, focal_px=None):
+            relative = super().__call__(rgb, focal_px)
+            relative[:20] = np.nextafter(np.float32(1.0), np.float32(0.0))
+            relative[0] = 0.999
+            return relative
+
+    frame = Pipeline(Sky())(RGB, CAMERA, 0, no_scan, NO_LIDAR)
+    assert np.isnan(frame.depth_m[1:20]).all()
+    np.testing.assert_allclose(frame.depth_m[0], 80.0 * 800.0**-0.001, rtol=1e-4)
+    np.testing.assert_allclose(frame.depth_m[20:], DEPTH_M[20:], rtol=1e-4)
