@@ -331,8 +331,9 @@ def _encode_empty_prompt(folder: Path) -> torch.Tensor:
             "", padding="do_not_pad", return_tensors="pt"
         ).input_ids
         encoder = CLIPTextModel.from_pretrained(weights, local_files_only=True, variant=variant).float()
-        with torch.inference_mode():
-            return encoder(tokens)[0].clone()
+        # Not in inference mode: whoever trains with it could not save it for the backward pass.
+        with torch.no_grad():
+            return encoder(tokens)[0]
     except Exception as error:  # as many kinds as with the other modules
         raise Unusable(
             f"checkpoint {folder}: its tokenizer or text_encoder cannot be used ({one_line(error)}); copy it again"

@@ -164,3 +164,36 @@ def write_tiny_vae(folder: Path, latent_channels: int = 4) -> Path:
         latent_channels=latent_channels,
     ).save_pretrained(folder)
     return folder
+
+
+def write_sd2(folder: Path) -> Path:
+    """Write Stable Diffusion 2's layout, narrow, with a safety checker's empty place, as published."""
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 8, 16, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        scaling_factor=0.18215,
+    )
+    unet = UNet2DConditionModel(
+        sample_size=96,
+        block_out_channels=(32, 32),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        attention_head_dim=[1, 1],
+        cross_attention_dim=16,
+        use_linear_projection=True,
+    )
+    with torch.no_grad():
+        unet.conv_in.bias.normal_()
+        unet.conv_out.bias.normal_()
+    vae.save_pretrained(folder / "vae")
+    unet.save_pretrained(folder / "unet")
+    DDIMScheduler(**DDIM).save_pretrained(folder / "scheduler")
+    write_text_encoder(folder)
+    index = {"_class_name": "StableDiffusionPipeline", "safety_checker": [None, None]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder

@@ -9,9 +9,9 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel  # noqa: E402
+from diffusers import UNet2DConditionModel  # noqa: E402
 
-from family_checkpoints import DDIM, FAMILY, write_family_checkpoint, write_text_encoder  # noqa: E402
+from family_checkpoints import FAMILY, write_family_checkpoint, write_sd2  # noqa: E402
 from marigold_ros import hub  # noqa: E402
 from marigold_ros.checkpoints import describe, load_modules  # noqa: E402
 from marigold_ros.config import Unusable  # noqa: E402
@@ -25,36 +25,7 @@ ROWS = {row.name: row for row in FAMILY}
 @pytest.fixture(scope="module")
 def sd2(tmp_path_factory):
     """Stable Diffusion 2's layout, narrow, with a safety checker's empty place, as published."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("start") / "stable-diffusion-2"
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(8, 8, 16, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        scaling_factor=0.18215,
-    )
-    unet = UNet2DConditionModel(
-        sample_size=96,
-        block_out_channels=(32, 32),
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        layers_per_block=1,
-        attention_head_dim=[1, 1],
-        cross_attention_dim=16,
-        use_linear_projection=True,
-    )
-    with torch.no_grad():
-        unet.conv_in.bias.normal_()
-        unet.conv_out.bias.normal_()
-    vae.save_pretrained(folder / "vae")
-    unet.save_pretrained(folder / "unet")
-    DDIMScheduler(**DDIM).save_pretrained(folder / "scheduler")
-    write_text_encoder(folder)
-    index = {"_class_name": "StableDiffusionPipeline", "safety_checker": [None, None]}
-    (folder / "model_index.json").write_text(json.dumps(index))
-    return folder
+    return write_sd2(tmp_path_factory.mktemp("start") / "stable-diffusion-2")
 
 
 def changed(folder, tmp_path, file, **facts):

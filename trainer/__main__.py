@@ -1,7 +1,7 @@
 """Command line of the trainer: `python -m trainer COMMAND ...`; each command has --help.
 
-Every command that takes long can be stopped (Ctrl-C, SIGTERM, or killed) and goes on when given again. Several processes
-share a training, one per GPU or, faster than threads, one per CPU core:
+Every command that takes long can be stopped (Ctrl-C, SIGTERM, or killed) and goes on when given again. Several
+processes share a training, one per GPU or, faster than threads, one per CPU core:
 
     torchrun --nproc-per-node 2 -m -- trainer train nano --data DIR --run DIR
 """

@@ -10,10 +10,11 @@ from diffusers import AutoencoderTiny
 
 from marigold_ros import hub
 from marigold_ros.config import Unusable, one_line
-from marigold_ros.sd2 import SCHEDULER
+from marigold_ros.family import DIFFUSION, E2E, LCM
+from trainer.architecture import build_scheduler
 from trainer.model import Model
 from trainer.package import TINY_VAE_FOLDER
-from trainer.recipe import Recipe
+from trainer.recipe import Consistency, Diffusion, Recipe, Stage
 from trainer.start import Start, from_scratch, load_start
 from trainer.targets import TARGET_NAMES
 
@@ -26,7 +27,14 @@ def first_model(recipe: Recipe) -> Model:
         start = load_start(wanted.checkpoint, targets, wanted.surgery, download=True)
     else:
         start = from_scratch(**vars(recipe.network), targets=targets)
-    return _model(start, recipe, _scheduler(start.scheduler, recipe), _tiny(wanted.tiny_vae))
+    # The schedule of the training is that of the result.
+    scheduler = dict(build_scheduler(protocol_of(recipe.stages[-1]), start.scheduler).config)
+    return _model(start, recipe, scheduler, _tiny(wanted.tiny_vae))
+
+
+def protocol_of(stage: Stage) -> str:
+    """How a network is run that was trained so: see marigold_ros/family.py."""
+    return {Diffusion: DIFFUSION, Consistency: LCM}.get(type(stage.objective), E2E)
 
 
 def model_in(folder: Path, recipe: Recipe) -> Model:
@@ -42,13 +50,6 @@ def _model(start: Start, recipe: Recipe, scheduler: Mapping[str, Any], tiny: Aut
             f"start.tiny_vae: has {tiny.config.latent_channels} latent channels, the checkpoint {start.latent_channels}"
         )
     return Model(start.unet, start.vae, start.prompt, scheduler, recipe.task, recipe.space, tiny, start.source)
-
-
-def _scheduler(found: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """The schedule of training and of the result: trailing timesteps; pure noise at its end if the recipe says so."""
-    known = {name: found[name] for name in SCHEDULER if name in found}
-    wanted = {"timestep_spacing": "trailing", "rescale_betas_zero_snr": recipe.start.zero_snr}
-    return {**SCHEDULER, **known, **wanted}
 
 
 def _tiny(name: str) -> AutoencoderTiny | None:

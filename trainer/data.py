@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,7 @@ class Passes(Dataset):
         for position in range(self.stage.micro_batch):
             rng = np.random.default_rng([*self.seed, number, position])
             sample = self._read(bucket, self._sample_number(index, first + position), rng, skipped)
-            taken.append(augmented(sample, bucket, self.recipe.augment, rng))
+            taken.append(augmented(sample, bucket, self.recipe, rng))
         rgbs, maps, focals = zip(*taken, strict=True)
         stacked = {kind: _stacked([own[kind] for own in maps]) for kind in self.recipe.maps}
         rgb = torch.from_numpy(np.stack(rgbs))
@@ -178,12 +178,34 @@ def _aspect(samples: SampleFolder, number: int) -> float:
         ) from None
 
 
+def _towards_canonical(sample: Sample, bucket: Bucket, recipe: Recipe) -> Augment:
+    """For metric depth, a zoom that brings the focal length to the canonical one, varied by the recipe's own zoom."""
+    augment = recipe.augment
+    if recipe.metric is None:
+        return augment
+    if sample.k is None:
+        raise Unusable(
+            f"sample {bucket.samples.folder}/{sample.name}: does not know its camera, which metric depth needs; give "
+            "another dataset"
+        )
+    height, width = sample.rgb.shape[:2]
+    across = min(width, height * bucket.size[0] / bucket.size[1])
+    whole_px = float(np.sqrt(sample.k[0, 0] * sample.k[1, 1])) * bucket.size[0] / across
+    # Around the canonical focal length on both sides; a picture that is too narrow for it is taken whole.
+    middle = whole_px / recipe.metric.canonical_focal_px / np.sqrt(augment.zoom[0] * augment.zoom[1])
+    zoom = tuple(float(np.clip(edge * middle, 0.2, 1.0)) for edge in augment.zoom)
+    return replace(augment, zoom=zoom)
+
+
 def augmented(
-    sample: Sample, bucket: Bucket, augment: Augment, rng: np.random.Generator
+    sample: Sample, bucket: Bucket, recipe: Recipe, rng: np.random.Generator
 ) -> tuple[np.ndarray, dict[str, np.ndarray], float]:
     """(rgb, maps, focal_px) of a sample, cut to the bucket's size and varied."""
-    window = Cut.kitti(sample.rgb.shape[:2], bucket.size, rng, augment) if bucket.source.crop == "kitti" else None
-    window = window or Cut.draw(rng, sample.rgb.shape[:2], bucket.size, augment)
+    augment, shape = recipe.augment, sample.rgb.shape[:2]
+    if bucket.source.crop == "kitti":
+        window = Cut.kitti(shape, bucket.size, rng, augment)
+    else:
+        window = Cut.draw(rng, shape, bucket.size, _towards_canonical(sample, bucket, recipe))
     rgb, maps = cut(sample.rgb, sample.maps, window)
     if "depth_m" in maps:
         near, far = bucket.source.valid_m

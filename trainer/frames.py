@@ -23,7 +23,7 @@ from marigold_ros.geometry import transformed
 from marigold_ros.kitti_files import read_calibration, read_scan
 from marigold_ros.metric import from_space, log_slope, to_space
 from marigold_ros.scores import Scores, score
-from trainer.data import load_sample
+from trainer.samples import SampleFolder
 
 ITERATIONS = 15
 FARTHEST_M = 120.0
@@ -124,13 +124,10 @@ def limited(y: np.ndarray, space: str) -> np.ndarray:
 
 def held_out_frames(scenes: Path, limit: int | None = None) -> Iterator[Frame]:
     """The samples of the folder `scenes`/held_out."""
-    folder = Path(scenes) / "held_out"
-    names = sorted(path.stem for path in (folder / "camera").glob("*.json"))[:limit]
-    if not names:
-        raise Unusable(f"scenes {folder}: holds no samples; make some with 'python -m trainer generate'")
-    for name in names:
-        sample = load_sample(folder, name)
-        yield Frame(name, sample.rgb, sample.depth_m.astype(np.float32))
+    samples = SampleFolder(Path(scenes) / "held_out")
+    for number in range(len(samples))[:limit]:
+        sample = samples.read(number, ("depth_m",))
+        yield Frame(sample.name, sample.rgb, sample.maps["depth_m"])
 
 
 def real_frames(folder: Path | None = None) -> Iterator[Frame]:

@@ -18,7 +18,7 @@ from marigold_ros.network import SingleStepNetwork, depth_head, normals_head
 
 @dataclass
 class Model:
-    """unet, vae, prompt (1, tokens, width), scheduler: as in the checkpoint's folder; tiny: a tiny VAE that replaces the
+    """unet, vae, prompt (1, tokens, width), scheduler: as in the checkpoint's folder; tiny: a tiny VAE instead of the
     own one; task, space: see recipe.py; source: the folder that tokenizer and text encoder can be copied from.
     """
 

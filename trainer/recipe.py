@@ -41,13 +41,12 @@ class Start:
     checkpoint: a folder, a hub id or 'nano': Stable Diffusion 2 or any of the family; '' is random weights of
     the sizes in `network`.
     surgery: how the first convolution of a U-Net made for images alone is widened, 'marigold' or 'e2e' (that one also
-    halves its bias). zero_snr: training and result have the schedule that ends in pure noise.
+    halves its bias).
     tiny_vae: a tiny VAE (a folder or a hub id) in place of the checkpoint's; 'random' is an untrained one.
     """
 
     checkpoint: str = ""
     surgery: str = "marigold"
-    zero_snr: bool = False
     tiny_vae: str = ""
 
     def __post_init__(self) -> None:

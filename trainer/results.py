@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 import yaml
 
-from marigold_ros.family import DIFFUSION, E2E, LCM
+from trainer.assembly import protocol_of
 from trainer.model import Model
 from trainer.package import Member, write_member
-from trainer.recipe import Consistency, Diffusion, Recipe, Stage
+from trainer.recipe import Recipe, Stage
 from trainer.recipe_files import plain
 
 
@@ -30,11 +30,6 @@ def write_result(folder: Path, model: Model, recipe: Recipe, stage: Stage) -> No
         tiny_vae=model.tiny,
     )
     write_member(folder, member, _card(folder.resolve().parent.name, recipe, stage), dtype=torch.float32)
-
-
-def protocol_of(stage: Stage) -> str:
-    """How a network is run that was trained so: see marigold_ros/family.py."""
-    return {Diffusion: DIFFUSION, Consistency: LCM}.get(type(stage.objective), E2E)
 
 
 def _card(run: str, recipe: Recipe, stage: Stage) -> str:

@@ -11,6 +11,7 @@ All arrays of a sample have one height and width.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -118,7 +119,8 @@ def _write(path: Path, data: bytes) -> None:
         beside.write_bytes(data)
         beside.replace(path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink()
         raise Unusable(f"file {path}: cannot be written ({error.strerror or error})") from error
 
 

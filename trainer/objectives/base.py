@@ -64,7 +64,7 @@ class Objective(nn.Module):
             torch._foreach_lerp_(mine, theirs, 1 - self.average_decay(step))
 
     def forward(self, batch: Batch, generator: torch.Generator) -> Losses:
-        """The losses of a pass; 'loss' is the one to be lowered. Whatever is drawn comes from `generator`, on the CPU."""
+        """The losses of a pass; 'loss' is to be lowered. Whatever is drawn comes from `generator`, on the CPU."""
         raise NotImplementedError
 
     def preview(self, batch: Batch) -> Tensor | None:

@@ -1,0 +1,90 @@
+"""Recipes: what ships is whole, what is wrong is named."""
+
+import pytest
+
+from marigold_ros.config import Unusable
+from trainer.recipe import TASKS, Metric
+from trainer.recipe_files import load_recipe, plain, recipe_from
+from trainer.train import changes_in
+from training import RECIPES
+
+
+def test_every_published_kind_of_training_ships():
+    wanted = "marigold-depth e2e-depth e2e-normals marigold-normals marigold-iid-appearance marigold-iid-lighting lcm"
+    assert {*wanted.split(), "metric-log", "tiny", "nano", "robot"} == set(RECIPES)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_survive_being_written(name):
+    recipe = load_recipe(name)
+    assert recipe_from(plain(recipe), "again") == recipe
+    assert set(TASKS[recipe.task]) <= set(recipe.maps)
+
+
+def test_published_numbers():
+    """reference/marigold.md §§3.1 to 3.4."""
+    depth, e2e, normals, lcm = (load_recipe(n) for n in ("marigold-depth", "e2e-depth", "marigold-normals", "lcm"))
+    stage = depth.stages[0]
+    assert (stage.batch, stage.passes, stage.steps) == (32, 16, 30000)
+    assert (stage.optimiser.lr, stage.optimiser.weight_decay, stage.optimiser.clip_norm) == (3e-5, 0, 0)
+    assert (stage.optimiser.decay_steps, stage.optimiser.final_lr / stage.optimiser.lr) == (25000, pytest.approx(0.01))
+    assert [source.weight for source in depth.data] == [0.9, 0.1]
+    assert depth.data[1].crop == "kitti"
+    assert (e2e.stages[0].optimiser.weight_decay, e2e.stages[0].optimiser.clip_norm) == (0.01, 1.0)
+    assert e2e.gradient_checkpointing
+    assert normals.stages[0].optimiser.lr == 6e-5
+    assert not normals.stages[0].objective.mask
+    assert (lcm.stages[0].objective.timesteps, lcm.stages[0].objective.ema_target) == (5, 0.95)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"space": "disparity"}, "space='disparity'"),
+        ({"task": "flow"}, "task='flow'"),
+        ({"stages.0.stepps": 1}, "'stepps': no such setting; did you mean 'steps'"),
+        ({"stages.0.optimiser.lr": "much"}, "lr: 'much': must be a number"),
+        ({"stages.0.optimiser.lr": 0}, "lr=0.0: must be greater than 0"),
+        ({"stages.0.steps": 1.5}, "steps: 1.5: must be of type int"),
+        ({"stages.0.steps": True}, "steps: True: must be of type int"),
+        ({"stages.0.batch": 5}, "batch=5: must be a multiple of micro_batch=2"),
+        ({"stages.0.objective.kind": "magic"}, "kind='magic'"),
+        ({"stages.0.objective.loss": "l7"}, "objective.loss='l7'"),
+        ({"stages.0.objective.prior": 0.5}, "prior=0.5: is for loss 'relative'"),
+        ({"stages.0.train": ["unet", "text"]}, "train='text'"),
+        ({"stages.7.steps": 5}, "'stages.7.steps': the recipe has no such place"),
+        ({"stages": []}, "at least one stage"),
+        ({"data.0.sizes": [[65, 64, 1]]}, r"\(65, 64, 1.0\): must be width and height, multiples of 8"),
+        ({"data.0.sizes": [[64, 64]]}, "must have 3 items"),
+        ({"data.0.sizes": 64}, "64: must be a list"),
+        ({"augment": 3}, "must be a mapping"),
+        ({"metric": {"d_min_m": 0.1}}, "metric depth needs"),
+        ({"stages.0.objective.loss": "log_metric"}, "metric depth needs"),
+    ],
+)
+def test_bad_recipes_are_refused_by_name(changes, words):
+    with pytest.raises(Unusable, match=words):
+        load_recipe("e2e-depth", changes)
+
+
+@pytest.mark.parametrize("limits", [(0.0, 80.0, 500.0), (5.0, 1.0, 500.0), (0.1, 80.0, 0.0)])
+def test_a_metric_range_must_grow_and_a_focal_length_be_positive(limits):
+    with pytest.raises(Unusable, match=r"must be (less|greater) than"):
+        Metric(*limits)
+
+
+def test_missing_and_broken_files(tmp_path):
+    with pytest.raises(Unusable, match="'none': no such file; give one, or one of e2e-depth"):
+        load_recipe("none")
+    (tmp_path / "r.yaml").write_text("stages: [")
+    with pytest.raises(Unusable, match=r"r\.yaml: cannot be read"):
+        load_recipe(str(tmp_path / "r.yaml"))
+    (tmp_path / "r.yaml").write_text("seed: 1")
+    with pytest.raises(Unusable, match=r"missing 2 required .*arguments: 'stages' and 'data'"):
+        load_recipe(str(tmp_path / "r.yaml"))
+
+
+def test_settings_from_the_command_line():
+    assert changes_in(["stages.0.steps=5", "start.checkpoint=a=b"]) == {"stages.0.steps": 5, "start.checkpoint": "a=b"}
+    with pytest.raises(Unusable, match="'steps': must be NAME=VALUE"):
+        changes_in(["steps"])
