@@ -25,6 +25,7 @@ from family_checkpoints import (  # noqa: E402
     write_text_encoder,
     write_tiny_vae,
 )
+from marigold_ros.canonical import MetricScale  # noqa: E402
 from marigold_ros.checkpoints import describe, load_modules, load_network, with_tiny_vae  # noqa: E402
 from marigold_ros.config import Unusable  # noqa: E402
 from marigold_ros.family import INTRINSICS  # noqa: E402
@@ -34,7 +35,6 @@ from trainer.architecture import build_scheduler  # noqa: E402
 from trainer.model_index import PIPELINES, STEPS, TARGET_PROPERTIES, model_index  # noqa: E402
 from trainer.noise import Schedule  # noqa: E402
 from trainer.package import Member, three_channels, write_checkpoint, write_member  # noqa: E402
-from trainer.recipe import Metric  # noqa: E402
 from trainer.start import load_start  # noqa: E402
 from trainer.targets import TARGET_NAMES  # noqa: E402
 
@@ -249,7 +249,7 @@ def test_the_folder_is_sealed(tmp_path, starts):
 
 
 def test_a_metric_network_says_its_range_and_camera(tmp_path, starts, checkpoint):
-    metric = Metric(0.1, 80.0, 500.0)
+    metric = MetricScale(0.1, 80.0, 500.0)
     folder = written(tmp_path / "model", starts, space="log_depth", metric=metric)
     own = json.loads((folder / "marigold_ros.json").read_text())
     assert own["metric"] == {"d_min_m": 0.1, "d_max_m": 80.0, "canonical_focal_px": 500.0}
@@ -344,7 +344,7 @@ def test_parts_that_do_not_fit_together_are_refused(tmp_path, starts):
         ({"task": "flow"}, "task 'flow': must be one of 'depth', 'normals'"),
         ({"protocol": "ddpm"}, "protocol 'ddpm': must be one of 'e2e', 'diffusion', 'lcm'"),
         ({"space": "disparity"}, "space 'disparity'"),
-        ({"metric": Metric(0.1, 80.0)}, "is for depth in 'log_depth'"),
+        ({"metric": MetricScale(0.1, 80.0, 500.0)}, "is for depth in 'log_depth'"),
     ],
 )
 def test_what_no_published_model_is_is_refused(starts, changes, words):

@@ -3,7 +3,7 @@
 import pytest
 
 from marigold_ros.config import Unusable
-from trainer.recipe import TASKS, Metric
+from trainer.recipe import TASKS
 from trainer.recipe_files import load_recipe, plain, recipe_from
 from trainer.train import changes_in
 from training import RECIPES
@@ -58,19 +58,15 @@ def test_published_numbers():
         ({"data.0.sizes": [[64, 64]]}, "must have 3 items"),
         ({"data.0.sizes": 64}, "64: must be a list"),
         ({"augment": 3}, "must be a mapping"),
-        ({"metric": {"d_min_m": 0.1}}, "metric depth needs"),
+        ({"metric": {"d_min_m": 0.1}}, "metric: missing 2 required"),
+        ({"metric": {"d_min_m": 9, "d_max_m": 1, "canonical_focal_px": 5}}, "must be less than"),
+        ({"metric": {"d_min_m": 1, "d_max_m": 9, "canonical_focal_px": 5}}, "metric depth needs"),
         ({"stages.0.objective.loss": "log_metric"}, "metric depth needs"),
     ],
 )
 def test_bad_recipes_are_refused_by_name(changes, words):
     with pytest.raises(Unusable, match=words):
         load_recipe("e2e-depth", changes)
-
-
-@pytest.mark.parametrize("limits", [(0.0, 80.0, 500.0), (5.0, 1.0, 500.0), (0.1, 80.0, 0.0)])
-def test_a_metric_range_must_grow_and_a_focal_length_be_positive(limits):
-    with pytest.raises(Unusable, match=r"must be (less|greater) than"):
-        Metric(*limits)
 
 
 def test_missing_and_broken_files(tmp_path):

@@ -80,17 +80,17 @@ def small_recipe(name: str, start: str, steps: int = 2, **changes: object) -> Re
         stages.append(replace(stage, steps=steps, batch=4, micro_batch=2, sizes=sizes, optimiser=rates))
     checkpoint = start if recipe.start.checkpoint else ""
     tiny = "random" if recipe.start.tiny_vae else ""
-    return replace(
-        recipe,
-        data=tuple(replace(source, crop="random") for source in recipe.data),
-        stages=tuple(stages),
-        start=replace(recipe.start, checkpoint=checkpoint, tiny_vae=tiny),
-        size=(64, 64),
-        precision="no",
-        save_steps=1,
-        log_steps=1,
-        **changes,
-    )
+    small = {
+        "data": tuple(replace(source, crop="random") for source in recipe.data),
+        "stages": tuple(stages),
+        "start": replace(recipe.start, checkpoint=checkpoint, tiny_vae=tiny),
+        "size": (64, 64),
+        "precision": "no",
+        "save_steps": 1,
+        "log_steps": 1,
+        "threads": 1,  # so small a network waits longer for its threads than it computes
+    }
+    return replace(recipe, **{**small, **changes})
 
 
 def main(out: Path, data: Path, start: str, names: list[str]) -> None:

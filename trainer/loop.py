@@ -60,7 +60,7 @@ def train(recipe: Recipe, run: Path, data: Path, stop_after: int | None = None) 
         while place.stage < len(recipe.stages):
             stage = StageRun(recipe, place, run, data, accelerator, states)
             if newest is not None and newest[1].step > 0:
-                accelerator.load_state(str(newest[0]))
+                states.load(accelerator, newest[0])
             newest = None
             if not stage.train(stop, stop_after):
                 return False

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from marigold_ros.canonical import MetricScale
 from marigold_ros.checkpoints import ONNX_FILE, OWN_FILE, PROMPT_FILE, PROMPT_KEY, describe, seal
 from marigold_ros.config import Unusable, one_line
 from marigold_ros.family import DIFFUSION, E2E, LCM
@@ -27,7 +28,6 @@ from marigold_ros.network import SingleStepNetwork
 from marigold_ros.sd2 import SCHEDULER
 from trainer.architecture import build_scheduler
 from trainer.model_index import PIPELINES, STEPS, model_index
-from trainer.recipe import Metric
 
 MAX_BYTES = 20_000_000
 TINY_VAE_FOLDER = "tiny_vae"
@@ -56,7 +56,7 @@ class Member:
     scheduler: Mapping[str, Any] | None = None
     steps: int = 0
     source: Path | None = None
-    metric: Metric | None = None
+    metric: MetricScale | None = None
     tiny_vae: AutoencoderTiny | None = None
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from marigold_ros.canonical import MetricScale
 from marigold_ros.config import Unusable
 from marigold_ros.metric import SPACES
 
@@ -62,20 +63,6 @@ class Network:
     vae_groups: int = 8
     unet_channels: tuple[int, ...] = (64, 128, 160)
     prompt_width: int = 64
-
-
-@dataclass(frozen=True)
-class Metric:
-    """Metric depth: ln z between d_min_m and d_max_m, seen by a camera of focal length canonical_focal_px."""
-
-    d_min_m: float = 0.1
-    d_max_m: float = 80.0
-    canonical_focal_px: float = 500.0
-
-    def __post_init__(self) -> None:
-        positive(d_min_m=self.d_min_m, canonical_focal_px=self.canonical_focal_px)
-        if not self.d_min_m < self.d_max_m:
-            raise Unusable(f"metric.d_min_m={self.d_min_m}: must be less than d_max_m={self.d_max_m}")
 
 
 @dataclass(frozen=True)
@@ -303,7 +290,7 @@ class Recipe:
     data: tuple[Source, ...]
     task: str = "depth"
     space: str = "depth"
-    metric: Metric | None = None
+    metric: MetricScale | None = None
     seed: int = 2024
     size: tuple[int, int] = (768, 576)
     start: Start = Start()

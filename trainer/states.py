@@ -76,6 +76,15 @@ class States:
                 shutil.rmtree(old, ignore_errors=True)
         accelerator.wait_for_everyone()
 
+    def load(self, accelerator: Accelerator, folder: Path) -> None:
+        """Load a state into what `accelerator` has prepared; raises `Unusable` where it is damaged."""
+        try:
+            accelerator.load_state(str(folder))
+        except Exception as error:  # safetensors, torch and pickle raise many kinds for one damaged file
+            raise Unusable(
+                f"state {folder}: cannot be read ({one_line(error)}); delete it to go on from the one before"
+            ) from error
+
     def _all(self) -> list[Path]:
         # Numbered so that names are in the order of time.
         return sorted(path.parent for path in self._folder.glob(f"[0-9]*/{_PLACE_FILE}"))

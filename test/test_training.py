@@ -1,0 +1,318 @@
+"""The training loop: every recipe, on one process and two, killed and resumed, and what goes wrong."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+pytest.importorskip("accelerate")
+
+from diffusers import DiffusionPipeline  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+
+from family_checkpoints import write_sd2  # noqa: E402
+from marigold_ros.checkpoints import describe, load_network  # noqa: E402
+from marigold_ros.config import Unusable  # noqa: E402
+from marigold_ros.multistep import MultiStep, Settings  # noqa: E402
+from small_checkpoint import write_small_checkpoint  # noqa: E402
+from trainer import loop  # noqa: E402
+from trainer.loop import StageRun, learning_rate, train  # noqa: E402
+from trainer.recipe import Optimiser  # noqa: E402
+from trainer.recipe_files import plain  # noqa: E402
+from trainer.states import States  # noqa: E402
+from training import RECIPES, small_recipe, write_data  # noqa: E402
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def threads_of_others():
+    """Recipes here ask for one thread; the other tests get theirs back."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    return str(write_sd2(tmp_path_factory.mktemp("start") / "stable-diffusion-2"))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, data, start):
+    """A function that gives the finished run of a recipe, trained once without a break."""
+    folder = tmp_path_factory.mktemp("runs")
+
+    def run(name):
+        if not (folder / name).is_dir():
+            assert train(small_recipe(name, start), folder / name, data)
+        return folder / name
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory, data, start):
+    """A folder with the finished runs of all recipes, trained by two processes that torchrun started."""
+    out = tmp_path_factory.mktemp("two")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", PROJECT / "test" / "training.py"]
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
+    subprocess.run([*map(str, command), str(out), str(data), start, *RECIPES], check=True, env=environment)
+    return out
+
+
+def weights(run):
+    """All weights of a run's result by name."""
+    return {
+        f"{path.parent.name}.{name}": values
+        for path in sorted((run / "checkpoint").glob("*/diffusion_pytorch_model.safetensors"))
+        for name, values in load_file(path).items()
+    }
+
+
+def logged(run, *names):
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return np.array([[line[name] for name in names] for line in lines])
+
+
+def assert_same_training(one, two):
+    assert weights(one).keys() == weights(two).keys()
+    for name, values in weights(one).items():
+        assert torch.equal(values, weights(two)[name]), name
+    np.testing.assert_array_equal(logged(one, "step", "loss", "norm"), logged(two, "step", "loss", "norm"))
+
+
+class Killed(BaseException):
+    """Nothing in the trainer catches this: after it, only what lies on the disk is left, as after SIGKILL."""
+
+
+@pytest.fixture
+def killed_after(monkeypatch):
+    """A function that lets the training process die in the middle of its n-th step from now."""
+
+    def kill(steps):
+        real, left = StageRun._step, [steps]
+
+        def step(self, batches, report):
+            left[0] -= 1
+            if left[0] == 0:
+                next(batches)
+                raise Killed
+            return real(self, batches, report)
+
+        monkeypatch.setattr(StageRun, "_step", step)
+
+    yield kill
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_trains_and_our_loader_and_diffusers_run_its_result(name, runs):
+    folder = runs(name) / "checkpoint"
+    info = describe(folder)
+    assert info.space in (("", "depth") if "normals" in name or "iid" in name else (info.space,))
+    losses = logged(runs(name), "loss", "norm")
+    assert np.isfinite(losses).all()
+    rgb = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    if info.kind.single_step is not None:
+        with torch.inference_mode():
+            assert torch.isfinite(load_network(info)(torch.from_numpy(rgb)[None])).all()
+    answers = MultiStep(info, Settings(resolution=64))(rgb)
+    assert set(answers) == set(info.kind.targets)
+    # From random weights there is no text encoder.
+    without = {} if (folder / "text_encoder").is_dir() else {"text_encoder": None, "tokenizer": None}
+    pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True, **without)
+    assert pipeline.unet.config.in_channels == 4 * (len(info.kind.targets) + 1)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_killed_run_goes_on_as_if_nothing_had_been(name, tmp_path, runs, data, start, killed_after):
+    recipe = small_recipe(name, start)
+    killed_after(2)
+    with pytest.raises(Killed):
+        train(recipe, tmp_path, data)
+    assert train(recipe, tmp_path, data)
+    assert_same_training(runs(name), tmp_path)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_two_processes_train_what_one_trains(name, runs, two_processes):
+    """Gradients agree to float32's rounding; Adam then makes whole steps of what is nearly zero, so weights agree less.
+
+    The steps are compared as they were taken: what changed in one stage against what changed in the other.
+    """
+    one, two = logged(runs(name), "loss", "norm"), logged(two_processes / name, "loss", "norm")
+    first = one[: small_recipe(name, "").stages[0].steps]
+    np.testing.assert_allclose(two[: len(first)], first, rtol=2e-4)
+    np.testing.assert_allclose(two, one, rtol=2e-2)
+    assert json.loads((two_processes / name / "run.json").read_text())[0]["processes"] == 2
+
+
+def test_sigkill_and_sigterm_between_real_processes(tmp_path, data, start, runs):
+    """The command itself, killed and asked to stop; the result is that of an unbroken run."""
+    steps = 8
+    recipe = small_recipe("marigold-depth", start, steps=steps)
+    import yaml
+
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(plain(recipe)))
+    command = [sys.executable, "-m", "trainer", "train", tmp_path / "recipe.yaml", "--data", data, "--run"]
+    command = [*map(str, command), str(tmp_path / "run")]
+    for number, (stop, code) in enumerate(((signal.SIGKILL, -9), (signal.SIGTERM, 3)), 1):
+        process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
+        while process.poll() is None and not list((tmp_path / "run" / "states").glob(f"01-*{2 * number}")):
+            time.sleep(0.02)
+        process.send_signal(stop)
+        said = process.communicate()[0]
+        assert process.returncode == code
+    assert "give the same command again" in said
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("run/checkpoint")
+    assert train(recipe, tmp_path / "whole", data)
+    assert_same_training(tmp_path / "whole", tmp_path / "run")
+
+
+def test_training_learns_one_picture(tmp_path, data):
+    recipe = small_recipe("robot", str(write_small_checkpoint(tmp_path / "start")), steps=30)
+    stage = recipe.stages[0]
+    stage = replace(stage, sizes=((64, 32, 1.0),), optimiser=Optimiser(lr=2e-3, final_lr=2e-3, warmup_steps=2))
+    write_data(tmp_path / "one", count=1)
+    assert train(replace(recipe, stages=(stage,), save_steps=99), tmp_path / "run", tmp_path / "one")
+    losses = logged(tmp_path / "run", "loss")[:, 0]
+    assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
+
+
+def test_only_what_is_to_learn_learns(runs, start):
+    before = load_file(Path(start) / "vae" / "diffusion_pytorch_model.safetensors")
+    after = load_file(runs("e2e-depth") / "checkpoint" / "vae" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    unet = [load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")["mid_block.resnets.0.conv1.weight"]
+            for folder in (Path(start), runs("e2e-depth") / "checkpoint")]  # fmt: skip
+    assert not torch.equal(*unet)
+
+
+def test_the_schedule_warms_up_and_falls_to_its_end():
+    """reference/marigold.md §3.1: linear over 100 steps, then lr exp(ln(0.01) (n - 100) / (25000 - 100)), then 1 %."""
+    knobs = Optimiser(lr=3e-5, final_lr=3e-7, decay_steps=25000, warmup_steps=100)
+    assert learning_rate(knobs, 0, 30000) == pytest.approx(3e-7)
+    assert learning_rate(knobs, 99, 30000) == learning_rate(knobs, 100, 30000) == 3e-5
+    assert learning_rate(knobs, 12550, 30000) == pytest.approx(3e-6)
+    assert learning_rate(knobs, 25000, 30000) == learning_rate(knobs, 29999, 30000) == pytest.approx(3e-7)
+
+
+# What goes wrong
+
+
+def test_a_step_without_a_finite_gradient_is_skipped_and_counted_and_many_end_the_run(
+    tmp_path, data, start, monkeypatch
+):
+    recipe = small_recipe("marigold-depth", start, steps=6)
+    real = loop.StageRun._step
+    bad = {2, 3}
+
+    def step(self, batches, report):
+        if self.place.step in bad:
+            with torch.no_grad():
+                self.parameters[0].register_hook(lambda gradient: gradient * float("nan"))
+            before = [p.detach().clone() for p in self.parameters]
+            result = real(self, batches, report)
+            assert all(torch.equal(a, b) for a, b in zip(before, self.parameters, strict=True))
+            self.parameters[0]._backward_hooks.clear()
+            return result
+        return real(self, batches, report)
+
+    monkeypatch.setattr(loop.StageRun, "_step", step)
+    assert train(recipe, tmp_path / "two", data)
+    assert logged(tmp_path / "two", "bad_steps")[-1, 0] == 2
+    bad |= set(range(6))
+    with pytest.raises(Unusable, match="2 steps in a row, to step 2, had no finite gradient; the last state is intact"):
+        train(replace(recipe, bad_steps=2), tmp_path / "all", data)
+    assert States(tmp_path / "all", 2).newest()[1].step == 1
+
+
+def test_a_full_disk_leaves_the_states_before(tmp_path, data, start, monkeypatch):
+    """The device that is always full stands in for a disk that is."""
+    from accelerate import Accelerator
+
+    recipe = small_recipe("marigold-depth", start, steps=4)
+    real = Accelerator.save_state
+
+    def save_state(self, folder, **options):
+        if "00000003" in folder:
+            with open("/dev/full", "w") as full:
+                full.write("x" * 100000)
+        return real(self, folder, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Accelerator, "save_state", save_state)
+        with pytest.raises(Unusable, match=r"01-00000003: cannot be written \(.*No space left.*\); make room"):
+            train(recipe, tmp_path / "run", data)
+    assert sorted(path.name for path in (tmp_path / "run" / "states").iterdir()) == ["01-00000001", "01-00000002"]
+    assert train(recipe, tmp_path / "run", data)
+    assert train(recipe, tmp_path / "whole", data)
+    assert_same_training(tmp_path / "whole", tmp_path / "run")
+
+
+def test_so_many_states_are_kept(tmp_path, data, start):
+    assert not train(replace(small_recipe("marigold-depth", start, steps=6), keep=3), tmp_path, data, stop_after=5)
+    assert sorted(path.name for path in (tmp_path / "states").iterdir()) == [f"01-0000000{n}" for n in (3, 4, 5)]
+
+
+def test_a_run_goes_on_with_its_own_recipe_only(tmp_path, data, start, runs):
+    run = shutil.copytree(runs("marigold-depth"), tmp_path / "run")
+    recipe = small_recipe("marigold-depth", start)
+    with pytest.raises(Unusable, match="was begun with seed=2024, not 7"):
+        train(replace(recipe, seed=7), run, data)
+    changed = replace(recipe.stages[0], objective=replace(recipe.stages[0].objective, strength=0.5))
+    with pytest.raises(Unusable, match=r"stages\.0\.objective\.strength=0\.9, not 0\.5"):
+        train(replace(recipe, stages=(changed,)), run, data)
+    with pytest.raises(Unusable, match="was begun with task='depth'"):
+        train(small_recipe("marigold-normals", start), run, data)
+    more = replace(recipe, stages=(*recipe.stages, replace(recipe.stages[0], name="more")), log_steps=2)
+    assert train(more, run, data)
+    assert logged(run, "step")[-1, 0] == 4
+
+
+def test_passes_that_cannot_be_shared_are_refused(tmp_path, data, start, monkeypatch):
+    from accelerate import Accelerator
+
+    monkeypatch.setattr(Accelerator, "num_processes", 3)
+    with pytest.raises(Unusable, match="batch=4 with micro_batch=2 makes 2 passes, which 3 processes cannot share"):
+        train(small_recipe("marigold-depth", start), tmp_path, data)
+
+
+def test_a_damaged_place_is_named(tmp_path, data, start, runs):
+    run = shutil.copytree(runs("marigold-depth"), tmp_path / "run")
+    state = max((run / "states").iterdir())
+    (state / "place.json").write_text("{")
+    with pytest.raises(Unusable, match=r"place\.json: cannot be read .*; delete"):
+        train(small_recipe("marigold-depth", start), run, data)
+
+
+def test_a_damaged_state_is_named(tmp_path, data, start):
+    recipe = small_recipe("marigold-depth", start, steps=3)
+    assert not train(recipe, tmp_path, data, stop_after=1)
+    state = max((tmp_path / "states").iterdir())
+    (state / "model.safetensors").write_bytes(b"half")
+    with pytest.raises(Unusable, match=r"01-00000001: cannot be read .*; delete it to go on from the one before"):
+        train(recipe, tmp_path, data)
+
+
+def test_the_checkpoint_of_another_recipe_is_refused(tmp_path, data, runs):
+    recipe = small_recipe("e2e-depth", str(runs("marigold-iid-lighting") / "checkpoint"))
+    with pytest.raises(Unusable, match="is a checkpoint of another recipe: it draws 3 target"):
+        train(recipe, tmp_path, data)
