@@ -96,6 +96,17 @@ def _pixels(message: Image, pixel_bytes: int) -> np.ndarray:
     return pixels
 
 
+def depth_from_image(message: Image) -> np.ndarray:
+    """(H, W) float32 metres, NaN unknown, of a depth image: 16UC1 in millimetres or 32FC1 in metres (REP 118)."""
+    kinds = {"16UC1": "u2", "mono16": "u2", "32FC1": "f4"}
+    if message.encoding not in kinds:
+        raise Unusable(f"encoding={message.encoding!r}: depth must be one of {', '.join(kinds)}")
+    kind = np.dtype((">" if message.is_bigendian else "<") + kinds[message.encoding])
+    values = np.ascontiguousarray(_pixels(message, kind.itemsize)).view(kind)[..., 0].astype(np.float32)
+    known = np.isfinite(values) & (values > 0)
+    return np.where(known, values * (1.0 if kind.kind == "f" else 1e-3), np.nan).astype(np.float32)
+
+
 def rgb_from_compressed(message: CompressedImage) -> np.ndarray:
     """(H, W, 3) uint8 RGB of a JPEG or PNG image; those that the decoder finds damaged are refused."""
     data = memoryview(message.data)

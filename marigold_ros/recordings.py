@@ -201,6 +201,7 @@ class Recording:
         except Exception as problem:  # rosbags lets through what its storages and decompressors raise
             raise self._damaged(problem) from problem
         self.topics: Mapping[str, str] = {c.topic: c.msgtype for c in self._reader.connections}
+        self.counts: Mapping[str, int] = {topic: info.msgcount for topic, info in self._reader.topics.items()}
         self.duration_s = self._reader.duration * 1e-9
 
     def messages(self, topics: Iterable[str] | None = None) -> Iterator[Recorded]:
@@ -260,8 +261,8 @@ def truth_png(depth_m: np.ndarray) -> bytes:
 
 def truth_from_png(png: bytes | np.ndarray) -> np.ndarray:
     """PNG of `truth_png` -> (H/2, W/2) float32 metres, NaN unknown: the depth of the image's every second pixel."""
-    millimetres = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
-    if millimetres is None or millimetres.dtype != np.uint16:
+    millimetres = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED) if len(png) else None
+    if millimetres is None or millimetres.dtype != np.uint16 or millimetres.ndim != 2:
         raise Unusable("ground truth: is no 16-bit PNG; record it as `python -m trainer record` does")
     return np.where(millimetres > 0, millimetres * np.float32(1e-3), np.float32(np.nan)).astype(np.float32)
 

@@ -2,6 +2,7 @@
 
     python -m trainer generate ...                      make scenes (see --help of that command)
     python -m trainer record ...                        make a recording of a drive (see --help of that command)
+    python -m trainer collect RECORDING... --out DIR    make a dataset of the robot's recordings (see --help)
     python -m trainer vae --scenes DIR --run DIR        first stage
     python -m trainer nano --scenes DIR --run DIR --vae RUN   second stage, end to end
     python -m trainer package --run RUN --out FOLDER    checkpoint folder with model card
@@ -39,6 +40,10 @@ def main(argv: list[str] | None = None) -> int:
             from trainer.record import main as record
 
             return record(argv[1:]) or 0
+        if argv[:1] == ["collect"]:
+            from trainer.collect import main as collect
+
+            return collect(argv[1:])
         arguments = _parser().parse_args(argv)
         return arguments.command(arguments)
     except Unusable as problem:
@@ -53,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command")
     commands.add_parser("generate", help="make scenes")
     commands.add_parser("record", help="make a recording of a drive through a scene")
+    commands.add_parser("collect", help="make a dataset of the robot's recordings")
     for name, command, text in (("vae", _vae, "train the VAE"), ("nano", _nano, "train the network end to end")):
         sub = commands.add_parser(name, help=text)
         sub.set_defaults(command=command)

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(sys.argv[1:] if argv is None else argv)
     if arguments.frames < 1 or not arguments.rate > 0:
         parser.error("--frames must be at least 1, --rate greater than 0")
-    camera, camera_from_lidar = _mounting(arguments.width, arguments.height)
+    camera, camera_from_lidar = mounting(arguments.width, arguments.height)
     count = write_frames(arguments.out, _frames(arguments), camera, camera_from_lidar)
     size = sum(path.stat().st_size for path in arguments.out.iterdir())
     print(f"{arguments.out}: {count} frames, {size / 1e6:.1f} MB")
@@ -53,11 +53,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _mounting(width: int, height: int) -> tuple[Camera, np.ndarray]:
+def mounting(width: int, height: int) -> tuple[Camera, np.ndarray]:
+    """The camera of recordings of this size, and (4, 4) camera_from_lidar."""
     from trainer.scenes.sequence import CAMERA_FROM_LIDAR, intrinsics
 
     k = intrinsics(width, height)
-    return Camera(width, height, *map(float, (k[0, 0], k[1, 1], k[0, 2], k[1, 2]))), CAMERA_FROM_LIDAR
+    # The renderer counts from the image's corner, ROS from the centre of its first pixel.
+    fx, fy, cx, cy = k[0, 0], k[1, 1], k[0, 2] - 0.5, k[1, 2] - 0.5
+    return Camera(width, height, *map(float, (fx, fy, cx, cy))), CAMERA_FROM_LIDAR
 
 
 def _frames(arguments: argparse.Namespace) -> Iterator[Frame]:
