@@ -219,8 +219,9 @@ def points_from_scan(message: LaserScan) -> np.ndarray:
     if not valid.any():
         limits = f"range_min={message.range_min:g}, range_max={message.range_max:g}"
         raise Unusable(f"scan of {len(ranges)} readings: none is within {limits}; check the sensor")
+    ranges, angles = ranges[valid], angles[valid]
     x, y = ranges * np.cos(angles), ranges * np.sin(angles)
-    return np.stack([x, y, np.zeros_like(x)], axis=1)[valid].astype(np.float32)
+    return np.stack([x, y, np.zeros_like(x)], axis=1).astype(np.float32)
 
 
 def matrix_from_transform(message: TransformStamped) -> np.ndarray:

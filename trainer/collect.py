@@ -137,7 +137,8 @@ def _parser() -> argparse.ArgumentParser:
         help="least sharpness, a share of that of the frames before (default %(default)g)")  # fmt: skip
     add("--held-out", type=float, default=defaults.held_out, metavar="SHARE",
         help="share of the time that is kept apart to measure with (default %(default)g)")  # fmt: skip
-    add("--block", type=float, default=defaults.block_s, metavar="S", help="in blocks of so long (default %(default)g)")
+    add("--block", type=float, default=defaults.block_s, metavar="S",
+        help="in stretches of about so many seconds (default %(default)g)")  # fmt: skip
     add("--gap", type=float, default=defaults.gap_s, metavar="S",
         help="seconds about them that are not trained on (default %(default)g)")  # fmt: skip
     add("--size", type=int, default=defaults.size_px, metavar="PX",

@@ -107,13 +107,18 @@ class Nearest:
         """
         if not len(self._times):
             return [], np.inf
-        age_s = (time_ns - self._times) * 1e-9
-        order = np.argsort(np.abs(age_s), kind="stable")
-        nearest = order[0]
-        if abs(age_s[nearest]) > max_age_s:
-            return [], float(age_s[nearest])
-        joined = [number for number in order[1:] if abs(age_s[number]) <= join_s]
-        return [int(self._numbers[i]) for i in (nearest, *joined)], float(age_s[nearest])
+        after = int(np.searchsorted(self._times, time_ns))
+        nearest = min(
+            {max(after - 1, 0), min(after, len(self._times) - 1)}, key=lambda i: abs(self._times[i] - time_ns)
+        )
+        age_s = float(time_ns - self._times[nearest]) * 1e-9
+        if abs(age_s) > max_age_s:
+            return [], age_s
+        reach_ns = round(join_s * 1e9)
+        first = np.searchsorted(self._times, time_ns - reach_ns)
+        end = np.searchsorted(self._times, time_ns + reach_ns, side="right")
+        others = [i for i in range(first, end) if i != nearest] if join_s else []
+        return [int(self._numbers[i]) for i in (nearest, *others)], age_s
 
 
 @dataclass(frozen=True)

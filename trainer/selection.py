@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass
-from fractions import Fraction
 
 import cv2
 import numpy as np
@@ -70,27 +69,25 @@ class Selection:
 
 
 class TimeSplit:
-    """Cuts a recording into blocks of time and holds every so-many-th out; neighbours in time look alike.
+    """Holds stretches of a recording out, evenly over its time; neighbours in time look alike.
 
-    `share` of the `duration_s` is held out, in blocks of `block_s` seconds, shorter where the recording has no room for
-    one of that length. Training frames within `gap_s` of a held-out block belong to neither.
+    `share` of the `duration_s` is held out, in stretches of about `block_s` seconds, at least one; the recording is cut
+    into as many periods, and each ends with a stretch. Training frames within `gap_s` of a stretch belong to neither.
     """
 
     def __init__(self, duration_s: float, share: float, block_s: float, gap_s: float) -> None:
-        self._share = Fraction(share).limit_denominator(1000)
-        self._block_s = min(block_s, max(duration_s * share, 1e-3)) if share > 0 else block_s
-        self._gap_s = gap_s
-        self._last = self._block(duration_s)
+        self._count = max(1, round(duration_s * share / block_s))
+        self._period_s = max(duration_s, 1e-9) / self._count
+        self._train_s = (1 - share) * self._period_s
+        self._share, self._gap_s = share, gap_s
 
     def __call__(self, time_s: float) -> str | None:
         """'train', 'held_out', or None in between, for a time since the first frame."""
-        if self._is_held_out(min(self._block(time_s), self._last)):
+        if self._share in (0, 1):
+            return "held_out" if self._share else "train"
+        period = min(int(time_s / self._period_s), self._count - 1)
+        phase_s = time_s - period * self._period_s
+        if phase_s >= self._train_s:
             return "held_out"
-        near = range(max(0, self._block(time_s - self._gap_s)), min(self._last, self._block(time_s + self._gap_s)) + 1)
-        return None if any(map(self._is_held_out, near)) else "train"
-
-    def _block(self, time_s: float) -> int:
-        return math.floor(time_s / self._block_s)
-
-    def _is_held_out(self, block: int) -> bool:
-        return math.floor((block + 1) * self._share) > math.floor(block * self._share)
+        after_stretch = period > 0 and phase_s < self._gap_s
+        return None if after_stretch or phase_s > self._train_s - self._gap_s else "train"
