@@ -108,9 +108,8 @@ class Nearest:
         if not len(self._times):
             return [], np.inf
         after = int(np.searchsorted(self._times, time_ns))
-        nearest = min(
-            {max(after - 1, 0), min(after, len(self._times) - 1)}, key=lambda i: abs(self._times[i] - time_ns)
-        )
+        about = (max(after - 1, 0), min(after, len(self._times) - 1))
+        nearest = min(about, key=lambda i: abs(self._times[i] - time_ns))
         age_s = float(time_ns - self._times[nearest]) * 1e-9
         if abs(age_s) > max_age_s:
             return [], age_s
