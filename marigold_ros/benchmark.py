@@ -26,7 +26,7 @@ import numpy as np
 from rclpy.utilities import remove_ros_args
 from std_msgs.msg import Header
 
-from marigold_ros import comparison, messages
+from marigold_ros import comparison, decoding, messages
 from marigold_ros.anchors import find_anchors
 from marigold_ros.config import FitConfig, ModelConfig, RangeConfig, Unusable
 from marigold_ros.driver import Driver, cloud_message, driven_node
@@ -153,12 +153,12 @@ def measure_stages(estimator: Any, scene: Scene, repeats: int) -> dict[str, Timi
         writer.organized(depth_m, rgb, header)
 
     stages: dict[str, Callable[[], object]] = {
-        "decode image message (bgr8)": lambda: messages.rgb_from_image(image),
+        "decode image message (bgr8)": lambda: decoding.rgb_from_image(image),
         "rectify": lambda: rectify(rgb),
         "resize to working size": lambda: resize(rgb, *small_size),
         NETWORK: lambda: estimator(small, small_focal_px),
         "resize back": lambda: resize(answer, camera.width, camera.height),
-        "decode cloud message": lambda: messages.points_from_cloud(cloud),
+        "decode cloud message": lambda: decoding.points_from_cloud(cloud),
         "anchors": lambda: find_anchors(scene.points, pose, camera, limits),
         "fit": lambda: fit_metric(relative, anchors, estimator.space, fitting),
         "apply": lambda: apply_fit(fit, relative, fitting.max_depth_m),

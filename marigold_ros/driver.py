@@ -18,7 +18,7 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
-from marigold_ros import messages, processes
+from marigold_ros import decoding, messages, processes
 from marigold_ros.config import Unusable
 from marigold_ros.geometry import Camera
 
@@ -62,7 +62,7 @@ class Driver(Node):
         self._executor.add_node(self)
 
     def _on_depth(self, message: Image) -> None:
-        stamp_ns = messages.stamp_ns(message.header)
+        stamp_ns = decoding.stamp_ns(message.header)
         self.arrivals_s[stamp_ns] = (time.time_ns() - stamp_ns) * 1e-9
         self.depths.append(message)
 
@@ -114,12 +114,12 @@ class Driver(Node):
 
     def _answer_to(self, stamps: Collection[int]) -> Image | None:
         """The newest depth image with one of these stamps."""
-        return next((m for m in reversed(self.depths) if messages.stamp_ns(m.header) in stamps), None)
+        return next((m for m in reversed(self.depths) if decoding.stamp_ns(m.header) in stamps), None)
 
     def cloud_of(self, stamp_ns: int) -> PointCloud2 | None:
         """The cloud of that stamp, if it came."""
-        self.spin_until(lambda: any(messages.stamp_ns(m.header) == stamp_ns for m in self.clouds), 5.0)
-        return next((m for m in self.clouds if messages.stamp_ns(m.header) == stamp_ns), None)
+        self.spin_until(lambda: any(decoding.stamp_ns(m.header) == stamp_ns for m in self.clouds), 5.0)
+        return next((m for m in self.clouds if decoding.stamp_ns(m.header) == stamp_ns), None)
 
     def close(self) -> None:
         """Leave the network."""

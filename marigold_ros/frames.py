@@ -12,7 +12,7 @@ from functools import partial
 from rclpy.lifecycle import LifecycleNode
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan, PointCloud2
 
-from marigold_ros import messages
+from marigold_ros import decoding
 from marigold_ros.complaints import Complaints
 from marigold_ros.config import Config, Unusable
 from marigold_ros.diagnostics import ERROR, Diagnostics
@@ -46,7 +46,7 @@ class FrameProcessor:
         self._pipeline = Pipeline(estimator)
         self._complain = Complaints(node.get_logger().warning)
         self._topics = {name: node.resolve_topic_name(name) for name in ("image", "camera_info", "range")}
-        decode = messages.points_from_scan if config().range.type == "laserscan" else messages.points_from_cloud
+        decode = decoding.points_from_scan if config().range.type == "laserscan" else decoding.points_from_cloud
         self._scans = ScanBuffer(decode, partial(self._unusable, "range"))
         self._info: CameraInfo | None = None
         self._camera: tuple[tuple, Camera] | None = None
@@ -84,12 +84,12 @@ class FrameProcessor:
             # The first look at a camera's shape compiles the network for it: better now than when somebody waits.
             if self._info is None or self._camera is not None:
                 return
-        config, image_ns = self._config(), messages.stamp_ns(message.header)
+        config, image_ns = self._config(), decoding.stamp_ns(message.header)
         self._notice_time(image_ns)
         self._scans.expect(image_ns)
         start = time.perf_counter()
         compressed = isinstance(message, CompressedImage)
-        rgb = messages.rgb_from_compressed(message) if compressed else messages.rgb_from_image(message)
+        rgb = decoding.rgb_from_compressed(message) if compressed else decoding.rgb_from_image(message)
         self._diagnostics.solved("image")
         camera = self._camera_of(rgb.shape[1], rgb.shape[0], config)
         if camera is None:
@@ -137,9 +137,9 @@ class FrameProcessor:
         try:
             if info is None:
                 raise Unusable("no camera info yet; nothing is published without it")
-            key = (width, height, messages.info_key(info))
+            key = (width, height, decoding.info_key(info))
             if self._camera is None or self._camera[0] != key:
-                camera = messages.camera_from_info(info, width, height, rectified=config.image.rectified)
+                camera = decoding.camera_from_info(info, width, height, rectified=config.image.rectified)
                 self._camera = key, camera
         except Unusable as problem:
             self._unusable("camera_info", problem)
@@ -150,7 +150,7 @@ class FrameProcessor:
     def _find_scan(self, image: ImageMessage, config: Config) -> Scan:
         if config.range.type == "none":
             raise Unusable("range.type='none': relative depth only")
-        image_ns = messages.stamp_ns(image.header)
+        image_ns = decoding.stamp_ns(image.header)
         found = self._scans.nearest(image_ns, config.range.max_age_s)
         self._diagnostics.solved("range")
         camera_from_lidar = self._extrinsic.camera_from_lidar(

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from rclpy.utilities import remove_ros_args
 
-from marigold_ros import messages, shots
+from marigold_ros import decoding, shots
 from marigold_ros.anchors import Anchors, find_anchors
 from marigold_ros.beams import beam_of_each_point, every_nth_beam, linear_depth, plane_depth
 from marigold_ros.config import RangeConfig, Unusable
@@ -129,7 +129,7 @@ def _draw(
     u, v = np.rint(held_out.pixels).astype(int).T
     truth_m[np.minimum(v, truth_m.shape[0] - 1), np.minimum(u, truth_m.shape[1] - 1)] = held_out.depth_m
     pixels, lidar = shots.in_image(scan, frame.camera_from_lidar, frame.camera)
-    cloud = driver.cloud_of(messages.stamp_ns(driver.depths[-1].header))
+    cloud = driver.cloud_of(decoding.stamp_ns(driver.depths[-1].header))
     points, colours = (
         (np.empty((0, 3), np.float32), np.empty((0, 3), np.uint8)) if cloud is None else shots.cloud_arrays(cloud)
     )

@@ -15,12 +15,12 @@ from typing import Any
 
 import cv2
 import numpy as np
-from rosbags.highlevel import AnyReader, AnyReaderError
+from rosbags.highlevel import AnyReader
 from rosbags.interfaces import Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
-from marigold_ros.config import Unusable
+from marigold_ros.config import Unusable, one_line
 from marigold_ros.geometry import Camera, quaternion_from_rotation, transform_from_quaternion
 
 IMAGE = "/camera/image/compressed"
@@ -178,17 +178,30 @@ def _files_of_recording(path: Path) -> list[Path]:
 
 
 class Recording:
-    """A recording opened for reading; use it in a `with` statement."""
+    """A recording opened for reading; use it in a `with` statement.
+
+    A rosbag2 folder (MCAP or SQLite, compressed or not), or an .mcap or .db3 file alone. Raises `Unusable` where it is
+    none or is damaged, be it here or while it is read.
+    """
 
     def __init__(self, path: Path) -> None:
-        if not Path(path).exists():
+        self.path = Path(path)
+        if not self.path.exists():
             raise Unusable(f"recording {path}: no such file or folder; give a rosbag2 folder or an .mcap file")
+        if self.path.is_dir() and not (self.path / "metadata.yaml").is_file():
+            raise Unusable(
+                f"recording {path}: has no metadata.yaml; give a rosbag2 folder, or one of its .mcap or .db3 files; "
+                f"where a recorder was killed, 'ros2 bag reindex {path}' makes one"
+            )
+        if self.path.is_file() and self.path.suffix not in (".mcap", ".db3"):
+            raise Unusable(f"recording {path}: is no .mcap or .db3 file; give one, or a rosbag2 folder")
         try:
-            self._reader = AnyReader([Path(path)], default_typestore=get_typestore(Stores.ROS2_JAZZY))
+            self._reader = AnyReader([self.path], default_typestore=get_typestore(Stores.ROS2_JAZZY))
             self._reader.open()
-        except AnyReaderError as problem:
-            raise Unusable(f"recording {path}: {problem}") from None
+        except Exception as problem:  # rosbags lets through what its storages and decompressors raise
+            raise self._damaged(problem) from problem
         self.topics: Mapping[str, str] = {c.topic: c.msgtype for c in self._reader.connections}
+        self.counts: Mapping[str, int] = {topic: info.msgcount for topic, info in self._reader.topics.items()}
         self.duration_s = self._reader.duration * 1e-9
 
     def messages(self, topics: Iterable[str] | None = None) -> Iterator[Recorded]:
@@ -197,12 +210,27 @@ class Recording:
         connections = [c for c in self._reader.connections if wanted is None or c.topic in wanted]
         if not connections:
             return
-        for connection, stamp_ns, data in self._reader.messages(connections):
-            yield Recorded(connection.topic, connection.msgtype, stamp_ns, bytes(data))
+        try:
+            for connection, stamp_ns, data in self._reader.messages(connections):
+                yield Recorded(connection.topic, connection.msgtype, stamp_ns, bytes(data))
+        except Exception as problem:  # as above; what the caller raises does not come by here
+            raise self._damaged(problem) from problem
 
     def decoded(self, recorded: Recorded) -> Any:
         """The message as an object of rosbags' classes: fields as in ROS, arrays as numpy arrays."""
-        return self._reader.deserialize(recorded.data, recorded.type)
+        try:
+            return self._reader.deserialize(recorded.data, recorded.type)
+        except Exception as problem:  # whatever its bytes lead to
+            raise Unusable(
+                f"message of {recorded.type} in {recorded.topic}: {len(recorded.data)} bytes cannot be read as one "
+                f"({one_line(problem)}); record it again"
+            ) from problem
+
+    def _damaged(self, problem: Exception) -> Unusable:
+        return Unusable(
+            f"recording {self.path}: is damaged or was cut short ({one_line(problem)}); copy it again, or save what is "
+            "whole of it ('mcap recover FILE -o NEW' for .mcap, sqlite3's '.recover' for .db3)"
+        )
 
     def close(self) -> None:
         """Close the file."""
@@ -233,8 +261,8 @@ def truth_png(depth_m: np.ndarray) -> bytes:
 
 def truth_from_png(png: bytes | np.ndarray) -> np.ndarray:
     """PNG of `truth_png` -> (H/2, W/2) float32 metres, NaN unknown: the depth of the image's every second pixel."""
-    millimetres = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
-    if millimetres is None or millimetres.dtype != np.uint16:
+    millimetres = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED) if len(png) else None
+    if millimetres is None or millimetres.dtype != np.uint16 or millimetres.ndim != 2:
         raise Unusable("ground truth: is no 16-bit PNG; record it as `python -m trainer record` does")
     return np.where(millimetres > 0, millimetres * np.float32(1e-3), np.float32(np.nan)).astype(np.float32)
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from marigold_ros.config import Unusable
-from marigold_ros.messages import stamp_ns
+from marigold_ros.decoding import stamp_ns
 
 # At 10 to 20 Hz this reaches a second back, with the largest clouds a fraction of one: memory stays bounded whatever
 # the sensor does. A network that takes longer gets its scan nevertheless: see `expect`.

@@ -9,8 +9,8 @@ from rclpy.node import Node
 from rclpy.time import Time
 
 from marigold_ros.config import RangeConfig, Unusable
+from marigold_ros.decoding import matrix_from_transform
 from marigold_ros.geometry import transform_from_quaternion
-from marigold_ros.messages import matrix_from_transform
 
 
 class Extrinsic(Protocol):

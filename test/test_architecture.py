@@ -34,6 +34,7 @@ NODE_RIM = {"messages", "parameters", "transforms", "scans", "outputs", "diagnos
 PROGRAMS = {"player", "recorder", "demo", "driver", "kitti", "benchmark"}
 CORE = {
     "config",
+    "decoding",
     "geometry",
     "anchors",
     "metric",
@@ -74,6 +75,7 @@ ALLOWED = {
     "selfcheck": {"numpy", "cv2"},
     "complaints": set(),
     "worker": set(),
+    "decoding": {"numpy", "cv2", "simplejpeg"},
     "geometry": {"numpy", "cv2"},
     "anchors": {"numpy"},
     "metric": {"numpy"},

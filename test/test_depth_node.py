@@ -673,7 +673,7 @@ def test_torch_runs_a_checkpoint_whose_cached_network_is_cut_in_half(
 
 def test_png_is_as_good_as_jpeg():
     """The two formats share the node's path, so one decode is enough here."""
-    from marigold_ros.messages import rgb_from_compressed
+    from marigold_ros.decoding import rgb_from_compressed
 
     pixels = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
     message = CompressedImage(format="png", data=cv2.imencode(".png", pixels[..., ::-1])[1].tobytes())

@@ -11,7 +11,7 @@ pytest.importorskip("rclpy")
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan, PointCloud2, PointField
 from std_msgs.msg import Header
 
-from marigold_ros import messages
+from marigold_ros import decoding, messages
 from marigold_ros.config import Unusable
 from marigold_ros.geometry import Camera, backproject, pixel_rays
 
@@ -45,13 +45,13 @@ def image_of(pixels: np.ndarray, encoding: str, padding: int = 0, big: bool = Fa
 )
 def test_colour_images_with_any_padding_and_byte_order(encoding, channels, padding, big):
     message = image_of(np.ascontiguousarray(picture()[..., channels]), encoding, padding, big)
-    np.testing.assert_array_equal(messages.rgb_from_image(message), picture())
+    np.testing.assert_array_equal(decoding.rgb_from_image(message), picture())
 
 
 @pytest.mark.parametrize("padding", [0, 7])
 def test_grey_images_have_three_equal_channels(padding):
     grey = picture()[..., 0]
-    rgb = messages.rgb_from_image(image_of(np.ascontiguousarray(grey), "mono8", padding))
+    rgb = decoding.rgb_from_image(image_of(np.ascontiguousarray(grey), "mono8", padding))
     np.testing.assert_array_equal(rgb, np.repeat(grey[..., None], 3, axis=2))
 
 
@@ -60,7 +60,7 @@ def test_grey_images_have_three_equal_channels(padding):
 def test_16_bit_grey_is_scaled_to_bytes_in_both_byte_orders(big, padding):
     grey = np.linspace(0, 65535, WIDTH * HEIGHT).reshape(HEIGHT, WIDTH)
     stored = grey.astype(">u2" if big else "<u2")
-    rgb = messages.rgb_from_image(image_of(stored, "mono16", padding, big))
+    rgb = decoding.rgb_from_image(image_of(stored, "mono16", padding, big))
     np.testing.assert_allclose(rgb[..., 1], grey * 255 / 65535, atol=1.0)
 
 
@@ -70,7 +70,7 @@ def test_bayer_patterns_give_the_colours_that_were_mosaicked(pattern, padding):
     mosaic = np.empty((HEIGHT, WIDTH), np.uint8)
     for index, letter in enumerate(pattern):
         mosaic[index // 2 :: 2, index % 2 :: 2] = RED["rgb".index(letter)]
-    rgb = messages.rgb_from_image(image_of(mosaic, f"bayer_{pattern}8", padding))
+    rgb = decoding.rgb_from_image(image_of(mosaic, f"bayer_{pattern}8", padding))
     np.testing.assert_array_equal(rgb, np.broadcast_to(np.uint8(RED), (HEIGHT, WIDTH, 3)))
 
 
@@ -88,13 +88,13 @@ def test_yuv422_gives_the_colours_that_were_encoded(encoding, order, colour):
     }
     pair = np.round([values[letter] for letter in order]).astype(np.uint8).reshape(1, 2, 2)
     stored = np.tile(pair, (HEIGHT, WIDTH // 2, 1))
-    rgb = messages.rgb_from_image(image_of(stored, encoding, padding=4))
+    rgb = decoding.rgb_from_image(image_of(stored, encoding, padding=4))
     np.testing.assert_allclose(rgb, np.broadcast_to(colour, rgb.shape), atol=4)
 
 
 def test_an_rgb8_image_is_neither_copied_nor_writable():
     message = image_of(picture(), "rgb8", padding=2)
-    rgb = messages.rgb_from_image(message)
+    rgb = decoding.rgb_from_image(message)
     assert np.shares_memory(rgb, np.frombuffer(message.data, np.uint8))
     with pytest.raises(ValueError, match="read-only"):
         rgb[0, 0] = 0
@@ -105,14 +105,14 @@ def test_the_message_is_left_as_it_came(encoding):
     pixels = picture() if encoding == "bgr8" else np.ascontiguousarray(picture()[..., 0])
     message = image_of(pixels.astype(np.uint16) if encoding == "mono16" else pixels, encoding)
     before = bytes(message.data)
-    messages.rgb_from_image(message)
+    decoding.rgb_from_image(message)
     assert bytes(message.data) == before
 
 
 def test_the_last_row_may_come_without_its_padding():
     message = image_of(picture(), "rgb8", padding=10)
     message.data = message.data[:-10]
-    np.testing.assert_array_equal(messages.rgb_from_image(message), picture())
+    np.testing.assert_array_equal(decoding.rgb_from_image(message), picture())
 
 
 @pytest.mark.parametrize(
@@ -132,13 +132,13 @@ def test_unusable_images_are_named(changed, text):
     for name, value in changed.items():
         setattr(message, name, value)
     with pytest.raises(Unusable, match=text):
-        messages.rgb_from_image(message)
+        decoding.rgb_from_image(message)
 
 
 @pytest.mark.parametrize(("extension", "tolerance"), [(".png", 0), (".jpg", 6)])
 def test_compressed_images_have_the_right_colours(extension, tolerance):
     data = cv2.imencode(extension, picture()[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 98])[1].tobytes()
-    rgb = messages.rgb_from_compressed(CompressedImage(format="jpeg", data=data))
+    rgb = decoding.rgb_from_compressed(CompressedImage(format="jpeg", data=data))
     assert rgb.shape == picture().shape
     assert np.abs(rgb.astype(int) - picture()).mean() <= tolerance
 
@@ -146,7 +146,7 @@ def test_compressed_images_have_the_right_colours(extension, tolerance):
 @pytest.mark.parametrize("padding", [100, 5000])
 def test_cameras_may_pad_their_jpegs(padding):
     data = cv2.imencode(".jpg", picture())[1].tobytes() + b"\0" * padding
-    assert messages.rgb_from_compressed(CompressedImage(format="jpeg", data=data)).shape == (HEIGHT, WIDTH, 3)
+    assert decoding.rgb_from_compressed(CompressedImage(format="jpeg", data=data)).shape == (HEIGHT, WIDTH, 3)
 
 
 @pytest.mark.parametrize("extension", [".jpg", ".png"])
@@ -155,7 +155,7 @@ def test_truncated_compressed_images_are_refused(extension, share):
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     data = cv2.imencode(extension, noise)[1].tobytes()
     with pytest.raises(Unusable, match=r"missing|neither|truncated"):
-        messages.rgb_from_compressed(CompressedImage(format="jpeg", data=data[: int(len(data) * share)]))
+        decoding.rgb_from_compressed(CompressedImage(format="jpeg", data=data[: int(len(data) * share)]))
 
 
 def noisy_jpeg():
@@ -171,20 +171,20 @@ def test_a_jpeg_with_a_hole_is_refused(start, length, filled):
     first = int(len(data) * start)
     data = data[:first] + bytes(length if filled else 0) + data[first + length :]
     with pytest.raises(Unusable, match="damaged"):
-        messages.rgb_from_compressed(CompressedImage(format="jpeg", data=data))
+        decoding.rgb_from_compressed(CompressedImage(format="jpeg", data=data))
 
 
 def test_a_few_bytes_after_the_last_pixel_are_forgiven():
     """As cheap cameras send them with every frame."""
     whole = noisy_jpeg()
     data = whole[:-2] + b"\x12\x34\x56" + whole[-2:]
-    expected = messages.rgb_from_compressed(CompressedImage(format="jpeg", data=whole))
-    np.testing.assert_array_equal(messages.rgb_from_compressed(CompressedImage(format="jpeg", data=data)), expected)
+    expected = decoding.rgb_from_compressed(CompressedImage(format="jpeg", data=whole))
+    np.testing.assert_array_equal(decoding.rgb_from_compressed(CompressedImage(format="jpeg", data=data)), expected)
 
 
 def test_a_jpeg_that_is_only_start_and_end_is_refused():
     with pytest.raises(Unusable, match="damaged"):
-        messages.rgb_from_compressed(CompressedImage(format="jpeg", data=b"\xff\xd8\xff" + b"?" * 500 + b"\xff\xd9"))
+        decoding.rgb_from_compressed(CompressedImage(format="jpeg", data=b"\xff\xd8\xff" + b"?" * 500 + b"\xff\xd9"))
 
 
 # Camera info
@@ -203,18 +203,18 @@ def info(**changed) -> CameraInfo:
 
 
 def test_camera_info_gives_k_and_d():
-    camera = messages.camera_from_info(info(), 640, 480)
+    camera = decoding.camera_from_info(info(), 640, 480)
     assert camera == Camera(640, 480, 500.0, 510.0, 320.0, 240.0, "plumb_bob", (0.1, -0.2, 0.0, 0.0, 0.0))
 
 
 def test_a_rectified_image_has_p_and_no_distortion():
-    camera = messages.camera_from_info(info(), 640, 480, rectified=True)
+    camera = decoding.camera_from_info(info(), 640, 480, rectified=True)
     assert camera == Camera(640, 480, 450.0, 460.0, 310.0, 230.0)
 
 
 def test_region_of_interest_then_binning_as_image_geometry_does():
     message = info(binning_x=2, binning_y=4, roi_x_offset=100, roi_y_offset=40, roi_width=320, roi_height=240)
-    camera = messages.camera_from_info(message, 160, 60)
+    camera = decoding.camera_from_info(message, 160, 60)
     assert (camera.fx, camera.fy) == (250.0, 127.5)
     assert (camera.cx, camera.cy) == ((320 - 100) / 2, (240 - 40) / 4)
 
@@ -222,18 +222,18 @@ def test_region_of_interest_then_binning_as_image_geometry_does():
 @pytest.mark.parametrize("size", [(320, 240), (640, 360), (0, 0), (641, 480)])
 def test_a_camera_info_of_another_size_is_refused(size):
     with pytest.raises(Unusable, match="camera info of 640x480"):
-        messages.camera_from_info(info(), *size)
+        decoding.camera_from_info(info(), *size)
 
 
 @pytest.mark.parametrize("changed", [{"k": [0.0] * 9}, {"k": [float("nan")] * 9}, {"d": [float("nan")] * 5}])
 def test_an_uncalibrated_camera_is_refused_with_the_way_out(changed):
     with pytest.raises(Unusable, match="calibrate the camera"):
-        messages.camera_from_info(info(**changed), 640, 480)
+        decoding.camera_from_info(info(**changed), 640, 480)
 
 
 @pytest.mark.parametrize(("model", "count"), [("rational_polynomial", 8), ("equidistant", 4)])
 def test_other_lens_models_pass_through(model, count):
-    camera = messages.camera_from_info(info(distortion_model=model, d=[0.01] * count), 640, 480)
+    camera = decoding.camera_from_info(info(distortion_model=model, d=[0.01] * count), 640, 480)
     assert (camera.distortion_model, len(camera.distortion)) == (model, count)
 
 
@@ -241,8 +241,8 @@ def test_camera_info_comes_back_from_a_camera():
     camera = Camera(640, 480, 500.0, 510.0, 320.0, 240.0, distortion=(0.0,) * 5)
     message = messages.camera_info(camera, HEADER)
     assert message.header == HEADER
-    assert messages.camera_from_info(message, 640, 480) == camera
-    assert messages.camera_from_info(message, 640, 480, rectified=True) == replace(camera, distortion=())
+    assert decoding.camera_from_info(message, 640, 480) == camera
+    assert decoding.camera_from_info(message, 640, 480, rectified=True) == replace(camera, distortion=())
     assert list(message.d) == [0.0] * 5
     assert (message.binning_x, message.roi.width, message.p[3]) == (0, 0, 0.0)
 
@@ -282,7 +282,7 @@ def test_clouds_of_any_layout(big, height, row_padding, kinds, offsets, step):
     named = [("intensity", 0, "f4"), *zip("xyz", offsets, kinds, strict=True)]
     cloud.fields = [PointField(name=n, offset=o, datatype=types[k], count=1) for n, o, k in named]
     cloud.data = rows.tobytes()
-    found = messages.points_from_cloud(cloud)
+    found = decoding.points_from_cloud(cloud)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, points(), rtol=1e-6)
 
@@ -309,22 +309,22 @@ def small_cloud(**changed) -> PointCloud2:
 )
 def test_unusable_clouds_are_named(changed, text):
     with pytest.raises(Unusable, match=text):
-        messages.points_from_cloud(small_cloud(**changed))
+        decoding.points_from_cloud(small_cloud(**changed))
 
 
 def test_single_rows_may_have_a_wrong_row_step():
-    assert messages.points_from_cloud(small_cloud(row_step=0)).shape == (2, 3)
+    assert decoding.points_from_cloud(small_cloud(row_step=0)).shape == (2, 3)
 
 
 def test_a_planar_scan_becomes_points_in_its_plane():
     scan = LaserScan(angle_min=-np.pi / 2, angle_increment=np.pi / 2, range_min=0.5, range_max=10.0)
     scan.ranges = [1.0, 2.0, 3.0, float("inf"), float("nan"), 0.1, 11.0]
-    np.testing.assert_allclose(messages.points_from_scan(scan), [[0, -1, 0], [2, 0, 0], [0, 3, 0]], atol=1e-6)
+    np.testing.assert_allclose(decoding.points_from_scan(scan), [[0, -1, 0], [2, 0, 0], [0, 3, 0]], atol=1e-6)
 
 
 def test_a_scan_without_readings_is_unusable():
     with pytest.raises(Unusable, match="none is within"):
-        messages.points_from_scan(LaserScan(ranges=[float("inf")] * 5, range_max=10.0))
+        decoding.points_from_scan(LaserScan(ranges=[float("inf")] * 5, range_max=10.0))
 
 
 # Outputs
@@ -391,7 +391,7 @@ def test_a_strided_cloud_has_only_known_points(stride):
 def test_our_own_clouds_can_be_read_again():
     cloud = messages.CloudWriter(CAMERA).organized(depth(), picture(), HEADER)
     np.testing.assert_allclose(
-        messages.points_from_cloud(cloud), backproject(depth(), pixel_rays(CAMERA)).reshape(-1, 3), rtol=1e-6
+        decoding.points_from_cloud(cloud), backproject(depth(), pixel_rays(CAMERA)).reshape(-1, 3), rtol=1e-6
     )
 
 
@@ -403,4 +403,4 @@ def test_a_cloud_of_nothing_known_is_empty():
 
 def test_colours_travel_as_they_are():
     message = messages.colour_image(picture(), "bgr8", HEADER)
-    np.testing.assert_array_equal(messages.rgb_from_image(message), picture()[..., ::-1])
+    np.testing.assert_array_equal(decoding.rgb_from_image(message), picture()[..., ::-1])

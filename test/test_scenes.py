@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import numpy as np
@@ -11,6 +12,8 @@ pytest.importorskip("mitsuba", reason="mitsuba is not installed; the scene gener
 cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed; the scene generator is not tested")
 
 from marigold_ros.config import Unusable  # noqa: E402
+from marigold_ros.geometry import project  # noqa: E402
+from trainer.record import mounting  # noqa: E402
 from trainer.scenes import backend, dataset, lidar, main, sequence  # noqa: E402
 from trainer.scenes.geometry import Builder, quad, sphere  # noqa: E402
 from trainer.scenes.render import SKY_H, SKY_W, Camera, Lighting, World, look  # noqa: E402
@@ -153,6 +156,51 @@ def test_files_and_resume(tmp_path, capsys):
     assert times == [p.stat().st_mtime_ns for p in dataset.paths(tmp_path, "train", 0)]
     assert "0 to render" in run(tmp_path, capsys)
     assert not list(tmp_path.rglob(".*"))
+
+
+def test_families_for_recordings_only_change_no_training_set():
+    """What a seed draws is as it was before there was a mine."""
+    drawn = [dataset.family_of(s, split, g) for s in (1, 2, 3) for split in dataset.SPLITS for g in range(200)]
+    assert hashlib.sha256(" ".join(drawn).encode()).hexdigest()[:16] == "0b4af97a91d2200c"
+    assert set(drawn) == set(dataset.FAMILIES) - {"mine"}
+
+
+def test_a_headlight_goes_where_the_camera_goes(studio):
+    builder = Builder()
+    mat = builder.material(studio.bank.material(np.random.default_rng(0), "plain", mean=0.5, macro=0, spec=0))
+    builder.add(quad((9, -50, -50), (0, 100, 0), (0, 0, 100)), mat)
+    light = Lighting(
+        np.zeros((SKY_H, SKY_W, 3), np.float32), np.full(3, 9.0), np.zeros(3), key_is_point=True, ambient=np.zeros(3),
+        open_sky=False, carried_at=np.zeros(3),
+    )  # fmt: skip
+    world = World(studio.mi, studio.device, builder, light)
+    k = np.array([[50.0, 0, 16], [0, 50, 12], [0, 0, 1]])
+    middle = []
+    for x in (7.0, 5.0):  # 2 and 4 m from the wall
+        image, _ = world.image(Camera(np.array([x, 0.0, 0.0]), look(0, 0, 0), k, 32, 24), 16, 1)
+        middle.append(image[10:14, 14:18].mean())
+    assert middle[0] / middle[1] == pytest.approx(4, rel=0.15)
+
+
+def test_a_drive_through_a_mine_stays_under_its_roof(studio):
+    world, line = sequence._find_drive(studio, 21, "mine", 20.0)
+    assert np.linalg.norm(np.diff(line, axis=0), axis=1).sum() > 19
+    origins = np.concatenate([line, np.full((len(line), 1), 0.7)], 1)
+    above = world.ranges(origins, np.tile([0.0, 0.0, 1.0], (len(line), 1)), 100.0)
+    below = world.ranges(origins, np.tile([0.0, 0.0, -1.0], (len(line), 1)), 100.0)
+    assert above.max() < 4
+    assert 0.4 < below.min() <= below.max() < 0.8
+
+
+def test_the_camera_of_recordings_is_that_of_their_pictures(studio):
+    camera, _ = mounting(320, 240)
+    at = np.array([[0.9, 0.6, 3.0]])
+    builder = Builder()
+    mat = builder.material(studio.bank.material(np.random.default_rng(0), "plain"))
+    builder.add(sphere((3.0, -0.9, -0.6), 0.02, 12, 16), mat)  # the same place: the camera looks along x
+    eye = Camera(np.zeros(3), look(0, 0, 0), sequence.intrinsics(320, 240), 320, 240)
+    v, u = np.nonzero(np.isfinite(small_world(studio, builder).depth(eye)))
+    np.testing.assert_allclose(project(at, camera)[0][0], [u.mean(), v.mean()], atol=0.2)
 
 
 def test_samples_of_another_seed_or_generator_are_not_taken_for_these(tmp_path):

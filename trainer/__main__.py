@@ -18,6 +18,7 @@ from marigold_ros.config import Unusable
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "generate": ("trainer.scenes.__main__", "render scenes to train on"),
     "prepare": ("trainer.prepare", "turn a public dataset into samples"),
+    "collect": ("trainer.collect", "turn the robot's recordings into samples"),
     "train": ("trainer.train", "train by a recipe, or go on"),
     "package": ("trainer.card", "write a finished run as a float16 checkpoint folder with model card"),
     "evaluate": ("trainer.evaluation.command", "score a checkpoint by the published protocols"),

@@ -18,7 +18,7 @@ import numpy as np
 
 from marigold_ros.config import Unusable
 
-from . import indoor, outdoor
+from . import indoor, outdoor, underground
 from .backend import mitsuba
 from .lighting import develop, draw_response, make_sky, meter
 from .objects import ObjectBank
@@ -29,13 +29,15 @@ from .textures import Bank, make_bank
 VERSION = 3  # goes into the camera files; raise it when the pictures of a seed change
 VIEWS = 3
 SPLITS = {"train": 0, "held_out": 1}
-# family: (function, weight, share of wide images)
+# family: (function, weight, share of wide images). Those of weight 0 are for recordings only: what a network that was
+# trained on the others has not seen.
 FAMILIES = {
     "room": (indoor.room, 0.34, 0.0),
     "corridor": (indoor.corridor, 0.06, 0.0),
     "warehouse": (indoor.warehouse, 0.09, 0.0),
     "street": (outdoor.street, 0.31, 0.55),
     "open_ground": (outdoor.open_ground, 0.20, 0.5),
+    "mine": (underground.mine, 0.0, 0.0),
 }
 SIZES = {"normal": (256, 192), "wide": (384, 128)}
 

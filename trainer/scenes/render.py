@@ -32,7 +32,8 @@ class Lighting:
     the key light on a surface facing it (at 1 m for a point light). key_at: unit direction to the sun, or the
     position of the lamp. lights: rows of corner (3), edge u (3), edge v (3), radiance (3); they emit along u × v.
     ambient: radiance assumed where paths end. open_sky: whether rays that leave the scene bring light (false in
-    closed rooms, whose windows are lights).
+    closed rooms, whose windows are lights). carried_at: where in the camera's frame the key light sits, if the camera
+    carries it; key_at does not count then.
     """
 
     sky: np.ndarray
@@ -43,6 +44,7 @@ class Lighting:
     lights: list[np.ndarray] = field(default_factory=list)
     ambient: np.ndarray = field(default_factory=lambda: np.full(3, 0.02))
     open_sky: bool = True
+    carried_at: np.ndarray | None = None
 
 
 @dataclass
@@ -467,6 +469,8 @@ class World:
 
     def image(self, cam: Camera, spp: int, seed: int, soft_spp: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Linear radiance (H, W, 3) and depth (H, W) of the camera."""
+        if self.light.carried_at is not None:
+            self.params_np[0:3] = cam.position + cam.rotation @ self.light.carried_at
         depth = self.depth(cam)
         sharp = self._sharp(cam, spp, seed)
         soft = self._soft(cam, soft_spp or max(2, spp // 2), seed)

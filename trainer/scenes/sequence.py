@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -69,12 +69,24 @@ def _smooth(line: np.ndarray, rounds: int) -> np.ndarray:
 
 
 def drive(
-    world: World, rng: np.random.Generator, length: float, bounds: tuple[float, float, float, float], step: float = 0.3
+    world: World,
+    rng: np.random.Generator,
+    length: float,
+    bounds: tuple[float, float, float, float],
+    step: float = 0.3,
+    ground: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> np.ndarray | None:
-    """A smooth drive (n, 2) on the floor about `length` metres long within bounds (x0, x1, y0, y1), or None."""
+    """A smooth drive (n, 2) on the floor about `length` metres long within bounds (x0, x1, y0, y1), or None.
+
+    `ground`: which of the points (n, 2) may be driven on, None for all.
+    """
     xs, ys = np.arange(bounds[0], bounds[1], step), np.arange(bounds[2], bounds[3], step)
     gx, gy = np.meshgrid(xs, ys)
-    free = clearance(world, np.stack([gx.ravel(), gy.ravel()], -1)).reshape(gx.shape)
+    points = np.stack([gx.ravel(), gy.ravel()], -1)
+    free = clearance(world, points)
+    if ground is not None:
+        free = np.where(ground(points), free, 0.0)
+    free = free.reshape(gx.shape)
     cells = np.argwhere(free > 0.7)
     for _ in range(40):
         if len(cells) < 2:
@@ -99,7 +111,7 @@ def _find_drive(studio: Studio, seed: int, family: str, length: float) -> tuple[
         x, y = np.array([d[0] for d in stage.taken]), np.array([d[1] for d in stage.taken])
         if len(x) < (25 if family == "warehouse" else 6):
             continue  # too bare to be worth a recording
-        line = drive(world, rng, length, (x.min() - 1, x.max() + 1, y.min() - 1, y.max() + 1))
+        line = drive(world, rng, length, (x.min() - 1, x.max() + 1, y.min() - 1, y.max() + 1), ground=stage.ground)
         if line is not None:
             return world, line
     raise Unusable(f"seed {seed}: no drive of {length:.1f} m found; choose another seed, or a shorter drive")

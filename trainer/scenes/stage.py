@@ -16,12 +16,18 @@ from .render import Lighting
 from .textures import Bank
 
 Rng = np.random.Generator
+# Where a robot carries its headlight, in the camera's frame: to its right and above, so that things cast shadows.
+HEADLIGHT_AT = np.array([0.25, -0.3, 0.0])
 BODY = "plain|wood|metal|fabric|plain|speckled|cardboard|corrugated|marble"
 
 
 @dataclass
 class Stage:
-    """A scene being built. `taken` holds discs (x, y, radius) where things stand; `views` proposes cameras."""
+    """A scene being built. `taken` holds discs (x, y, radius) where things stand; `view` proposes cameras.
+
+    `ground`: which of the points (n, 2) a robot may drive on, None for all. `headlight`: irradiance (3,) at 1 m of a
+    lamp that the camera carries, the key light then.
+    """
 
     rng: Rng
     bank: Bank
@@ -36,6 +42,8 @@ class Stage:
     view: Callable[[Rng], tuple[np.ndarray, float]] | None = None
     warp: Callable[[np.ndarray], np.ndarray] | None = None
     lamps: list[np.ndarray] = field(default_factory=list)
+    headlight: np.ndarray | None = None
+    ground: Callable[[np.ndarray], np.ndarray] | None = None
 
     def mat(self, category: str, **kw: Any) -> int:
         """A new material of the category (or of several, '|' between); see `Bank.material`."""
@@ -82,6 +90,18 @@ class Stage:
         """The light of the finished stage, under another sky if one is given."""
         sky = sky or self.sky or make_sky(self.rng)
         amb = self.interior_ambient if self.indoor else sky.mean * 0.5 + sky.sun_rgb * 0.03
+        if self.headlight is not None:
+            return Lighting(
+                sky=sky.radiance,
+                key_rgb=self.headlight,
+                key_at=np.zeros(3),
+                key_is_point=True,
+                key_radius=0.05,
+                lights=self.lights,
+                ambient=amb,
+                open_sky=False,
+                carried_at=HEADLIGHT_AT,
+            )
         if self.lamps:
             return Lighting(
                 sky=sky.radiance,
