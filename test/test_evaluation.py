@@ -49,6 +49,7 @@ from trainer.evaluation.predictors import (
 from trainer.evaluation.protocols import DSINE, MARIGOLD, protocol_of
 from trainer.evaluation.run import Options, Place, evaluate
 from trainer.evaluation.scores import ScoreWriter, images_of, keep_settings, read_scores
+from trainer.evaluation.tasks import DepthTask
 
 PROJECT = Path(__file__).resolve().parent.parent
 ROWS = {row.name: row for row in FAMILY}
@@ -59,12 +60,13 @@ class Reads:
 
     description = "stand-in"
 
-    def __init__(self, task="depth", metres=False, scale=1.0):
-        self.task, self.metres, self.scale = task, metres, scale
-        self.asked = 0
+    def __init__(self, task="depth", scale=1.0):
+        self.task, self.scale = task, scale
+        self.asked, self.focal_px = 0, None
 
-    def __call__(self, rgb, resolution, seed):
+    def __call__(self, rgb, resolution, seed, focal_px=None):
         self.asked += 1
+        self.focal_px = focal_px
         values = rgb[..., 0] / np.float32(255) * np.float32(self.scale)
         if self.task == "normals":
             values = rgb / np.float32(127.5) - 1
@@ -86,10 +88,10 @@ def results(out, name):
 
 def measured(tmp_path, name, info=None, predictor=None, **options):
     """The results of a run on one dataset below tmp_path."""
-    chosen = Options(on=(name,), data=tmp_path, out=tmp_path / "out", limit=options.pop("limit", 9), **options)
+    options = {"out": tmp_path / "out", "limit": 9, **options}
     predictor = predictor or Reads()
-    text = evaluate(info or about(), chosen, lambda: predictor)
-    return results(tmp_path / "out", name), text
+    text = evaluate(info or about(), Options(on=(name,), data=tmp_path, **options), lambda: predictor)
+    return results(options["out"], name), text
 
 
 # (0, 1, 3) / 3 and (0, 3, 3) / 3, exact in steps of 1/255; their best lines on depths (1, 2, 4) are these depths and
@@ -202,22 +204,64 @@ def test_depth_is_aligned_in_the_checkpoints_own_space_or_as_asked(tmp_path):
     assert "This run: least squares in disparity; `--align depth` gives what the published rows show." in text
     with pytest.raises(Unusable, match="holds scores with alignment='disparity', asked for is 'depth'"):
         measured(tmp_path, "scannet", about(space="inverse_depth"), align="depth")
-    for file in (tmp_path / "out").rglob("*.json*"):
-        file.unlink()
-    found, text = measured(tmp_path, "scannet", about(space="inverse_depth"), align="depth")
+    found, text = measured(tmp_path, "scannet", about(space="inverse_depth"), align="depth", out=tmp_path / "depth")
     assert found["measures"]["abs_rel"] > 0.05
     assert "This run" not in text
 
 
 def test_metric_checkpoints_are_measured_without_alignment(tmp_path):
     write_scannet(tmp_path, [np.array([[51, 102, 204]]) / 255], [np.array([[1.0, 2.0, 5.0]])])
-    metric = Reads(metres=True, scale=5.0)  # 1, 2 and 4 m
+    metric = Reads(scale=5.0)  # 1, 2 and 4 m
     found, text = measured(tmp_path, "scannet", about(metric=(0.1, 80.0)), metric)
+    assert metric.focal_px == 577.87
     assert found["alignment"] == "none"
     assert found["measures"]["abs_rel"] == pytest.approx(0.2 / 3, abs=1e-6)
     assert "no alignment" in text
     with pytest.raises(Unusable, match=r"--align none: checkpoint 'stand-in' gives relative depth without a scale"):
         measured(tmp_path, "scannet", about(), align="none")
+
+
+def test_a_metric_checkpoint_is_told_the_focal_length_of_each_image(tmp_path):
+    write_kitti(tmp_path, [np.zeros((375, 1242))], [np.full((375, 1242), 5.0)])
+    metric = Reads()
+    measured(tmp_path, "kitti", about(metric=(0.1, 80.0)), metric)
+    assert metric.focal_px == 721.5377
+    with pytest.raises(Unusable, match="holds scores with focal_px=None, asked for is 600"):
+        measured(tmp_path, "kitti", about(metric=(0.1, 80.0)), metric, focal_px=600.0)
+    measured(tmp_path, "kitti", about(), metric, out=tmp_path / "relative")
+    assert metric.focal_px is None  # aligned, it is asked for relative depth
+    rgb = next((tmp_path / "kitti").rglob("*image_02/data/*.png")).relative_to(tmp_path / "kitti")
+    write_list(tmp_path / "kitti" / "eigen_test_files_with_gt.txt", [f"{rgb} {rgb} far"])
+    with pytest.raises(Unusable, match="focal length 'far' is no number"):
+        measured(tmp_path, "kitti")
+    write_list(tmp_path / "kitti" / "eigen_test_files_with_gt.txt", [f"{rgb} {rgb}"])
+    dataset = open_dataset(protocol_of("depth", "kitti"), tmp_path, limit=1)
+    with pytest.raises(Unusable, match="has no focal length; give --focal-px"):
+        DepthTask(dataset, "none").focal_px(dataset.items[0])
+
+
+def test_metres_come_from_the_estimator_with_the_focal_length(monkeypatch):
+    class Metric:
+        any_size, engine = True, "stand-in"
+        size = None
+
+        def use_size(self, *size):
+            self.size = size
+
+        def depth_m(self, rgb, focal_px):
+            return np.full(rgb.shape[:2], focal_px, np.float32)
+
+        def working_size(self, width, height, focal_px):
+            return self.size or (width // 2, height // 2)
+
+    monkeypatch.setattr("trainer.evaluation.predictors.load_estimator", lambda config: Metric())
+    info = SimpleNamespace(
+        name="metric", folder="metric", multiple=32, kind=SimpleNamespace(task="depth"), metric="any"
+    )
+    predictor = EstimatorPredictor(info, How(size="checkpoint"))
+    answer = predictor(np.zeros((64, 96, 3), np.uint8), 0, 0, 500.0)
+    assert answer.working_size == (48, 32)
+    assert (answer.values["depth"] == 500).all()
 
 
 # Normals
@@ -268,12 +312,12 @@ def test_both_protocols_can_be_averaged_the_other_way(tmp_path):
 class Tells:
     """Stands for a network of intrinsic images that answers the same for every image."""
 
-    description, metres = "stand-in", False
+    description = "stand-in"
 
     def __init__(self, values):
         self.values = values
 
-    def __call__(self, rgb, resolution, seed):
+    def __call__(self, rgb, resolution, seed, focal_px=None):
         return Prediction(self.values, (rgb.shape[1], rgb.shape[0]))
 
     def close(self):
@@ -478,10 +522,10 @@ class Dies(Reads):
         super().__init__()
         self.after = after
 
-    def __call__(self, rgb, resolution, seed):
+    def __call__(self, *arguments):
         if self.asked == self.after:
             raise KeyboardInterrupt
-        return super().__call__(rgb, resolution, seed)
+        return super().__call__(*arguments)
 
 
 def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been_killed(tmp_path):
@@ -704,9 +748,9 @@ from trainer.evaluation.predictors import Prediction
 from trainer.evaluation.run import Options, Place, evaluate
 
 class Slow:
-    description, metres = "stand-in", False
+    description = "stand-in"
 
-    def __call__(self, rgb, resolution, seed):
+    def __call__(self, rgb, resolution, seed, focal_px=None):
         time.sleep(0.1)
         return Prediction({"depth": rgb[..., 0] / np.float32(255)}, (rgb.shape[1], rgb.shape[0]))
 

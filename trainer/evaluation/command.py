@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=(OWN, *ALIGNMENTS),
         help="depth: fit scale and shift in the checkpoint's own space, or in this one; none compares metres",
     )
+    parser.add_argument("--focal-px", type=float, metavar="PX", help="for metres: of all cameras, not the protocols'")
     parser.add_argument("--mean", default="", choices=("image", "pooled"), help="instead of the published one")
     parser.add_argument("--protocol", default=DSINE, choices=(DSINE, MARIGOLD), help="of normals")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N images of each dataset")
@@ -104,6 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         limit=arguments.limit,
         split_file=arguments.split_file,
         damaged=arguments.damaged,
+        focal_px=arguments.focal_px,
     )
     print(evaluate(info, options, lambda: load_predictor(info, how), Place.of_this_process()))
     return 0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from marigold_ros.config import Unusable
-from trainer.evaluation.protocols import NormalsProtocol, Protocol
+from trainer.evaluation.protocols import DepthProtocol, NormalsProtocol, Protocol
 from trainer.evaluation.source import Folder, Source, open_source
 
 # Words of a line that name files which an evaluation does not read.
@@ -18,11 +18,15 @@ _DATA_SPLIT = "data_split"
 
 @dataclass(frozen=True)
 class Item:
-    """One image: its number in the list, its name, and its files by what they are (see `Protocol.columns`)."""
+    """One image: its number in the list, its name, and its files by what they are (see `Protocol.columns`).
+
+    focal_px: of its camera, in pixels of the image; None where nothing says it.
+    """
 
     index: int
     name: str
     files: dict[str, str]
+    focal_px: float | None = None
 
 
 @dataclass(frozen=True)
@@ -109,4 +113,14 @@ def _item(protocol: Protocol, path: Path, index: int, row: Sequence[str]) -> Ite
     files = {column: word for column, word in zip(protocol.columns, row, strict=False) if column not in _UNREAD}
     if isinstance(protocol, NormalsProtocol) and "truth" not in files:
         files["truth"] = f"{row[0].rpartition('_img.')[0]}_normal.{protocol.truth}"
-    return Item(index, row[0], files)
+    return Item(index, row[0], files, _focal(protocol, path, row))
+
+
+def _focal(protocol: Protocol, path: Path, row: Sequence[str]) -> float | None:
+    if "focal" in protocol.columns[: len(row)]:
+        word = row[protocol.columns.index("focal")]
+        try:
+            return float(word)
+        except ValueError:
+            raise Unusable(f"list {path}: focal length {word!r} is no number; copy the list again") from None
+    return protocol.focal_px or None if isinstance(protocol, DepthProtocol) else None

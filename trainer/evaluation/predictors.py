@@ -51,15 +51,18 @@ class Prediction:
 class Predictor(Protocol):
     """Runs a checkpoint on images.
 
-    description: what ran it. Depth is relative, in [0, 1] and increasing with distance, or in metres where `metres`
-    says so; normals are in the optical frame; intrinsic images as `multistep.Prediction`.
+    description: what ran it.
     """
 
     description: str
-    metres: bool
 
-    def __call__(self, rgb: np.ndarray, resolution: int, seed: int) -> Prediction:
-        """Predict for (H, W, 3) uint8; resolution: pixels of the long side, 0 the image's own; seed: of the noise."""
+    def __call__(self, rgb: np.ndarray, resolution: int, seed: int, focal_px: float | None = None) -> Prediction:
+        """Predict for (H, W, 3) uint8; resolution: pixels of the long side, 0 the image's own; seed: of the noise.
+
+        Depth is relative, in [0, 1] and increasing with distance; in metres where a focal length is given, which only
+        checkpoints that `gives_metres` take. Normals are in the optical frame, intrinsic images as
+        `multistep.Prediction`.
+        """
         ...
 
     def close(self) -> None:
@@ -117,7 +120,6 @@ class EstimatorPredictor:
     """The one step on the robot's estimator and engine."""
 
     def __init__(self, info: CheckpointInfo, how: How) -> None:
-        self.metres = gives_metres(info)
         self._task, self._how = info.kind.task, how
         self._load: Callable[[ModelConfig], Estimator] = (
             load_normals_estimator if info.kind.task == NORMALS else load_estimator
@@ -132,7 +134,7 @@ class EstimatorPredictor:
         """Library, version, precision and device of the engine."""
         return "not loaded" if self._estimator is None else self._estimator.engine
 
-    def __call__(self, rgb: np.ndarray, resolution: int, seed: int) -> Prediction:
+    def __call__(self, rgb: np.ndarray, resolution: int, seed: int, focal_px: float | None = None) -> Prediction:
         """See `Predictor`; the seed means nothing to a network without noise."""
         rows, columns = rgb.shape[:2]
         if self._how.size == "checkpoint":
@@ -140,6 +142,9 @@ class EstimatorPredictor:
         else:
             size = rounded_size(fitted_size(columns, rows, resolution), self._multiple)
         estimator = self._at(size)
+        if focal_px is not None:
+            metres = estimator.depth_m(rgb, focal_px)
+            return Prediction({self._task: metres}, estimator.working_size(columns, rows, focal_px))
         return Prediction({self._task: estimator(rgb)}, estimator.working_size(columns, rows))
 
     def _at(self, size: tuple[int, int] | None) -> Estimator:
@@ -172,7 +177,6 @@ class PipelinePredictor:
         quiet()
         if how.threads:
             torch.set_num_threads(how.threads)
-        self.metres = gives_metres(info)
         self._info, self._how = info, how
         device = "cuda" if torch.cuda.is_available() else "cpu"
         settings = Settings(steps=how.steps, ensemble=how.ensemble, spacing=how.spacing, batch=how.batch)
@@ -180,17 +184,19 @@ class PipelinePredictor:
         name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
         self.description = f"diffusers' pipeline, torch {torch.__version__}, float32, {name}"
 
-    def __call__(self, rgb: np.ndarray, resolution: int, seed: int) -> Prediction:
+    def __call__(self, rgb: np.ndarray, resolution: int, seed: int, focal_px: float | None = None) -> Prediction:
         """See `Predictor`."""
         rows, columns = rgb.shape[:2]
         if self._how.size == "checkpoint":
             resolution = max(self._info.width, self._info.height)
         # Marigold's own pipeline does not pad, so that its VAE drops what is beyond a multiple of 8: 756 runs as 752.
         side = resolution // _PIPELINE_STEP_PX * _PIPELINE_STEP_PX
-        self._network.settings = replace(self._network.settings, resolution=side or -1, seed=seed)
-        answers = self._network(rgb)
-        size = _padded(fitted_size(columns, rows, side))
-        return Prediction({name: answer.values for name, answer in answers.items()}, size)
+        camera = {} if focal_px is None else {"focal_px": focal_px}
+        self._network.settings = replace(self._network.settings, resolution=side or -1, seed=seed, **camera)
+        values = {name: answer.values for name, answer in self._network(rgb).items()}
+        if focal_px is not None:
+            values = {DEPTH: values["depth_m"]}
+        return Prediction(values, _padded(fitted_size(columns, rows, side)))
 
     def close(self) -> None:
         """Free the network."""

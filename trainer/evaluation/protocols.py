@@ -48,6 +48,8 @@ class DepthProtocol(Protocol):
     crop: 'kitti' cuts image and depth to the benchmark's 1216x352 before anything else.
     size: (width, height) that images must have; (0, 0) takes any.
     alignment_px: longest side of the map in the alignment's fit; 0 takes all pixels.
+    focal_px: geometric mean of fx and fy, which only networks that answer metres ask for; 0 is in the list. NYUv2: its
+    toolbox; DIODE: its devkit; ScanNet and ETH3D: about what their cameras have, each a little else.
     """
 
     depth: str = "png_mm"
@@ -57,6 +59,7 @@ class DepthProtocol(Protocol):
     crop: str = ""
     size: tuple[int, int] = (0, 0)
     alignment_px: int = 0
+    focal_px: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,7 @@ _DEPTH = (
         resolution=0,
         mask="eigen_nyu",
         size=(640, 480),
+        focal_px=519.16,
     ),
     DepthProtocol(
         name="kitti",
@@ -130,6 +134,7 @@ _DEPTH = (
         max_m=math.inf,
         size=(6048, 4032),
         alignment_px=1024,
+        focal_px=3415.0,
     ),
     DepthProtocol(
         name="scannet",
@@ -139,6 +144,7 @@ _DEPTH = (
         lists=("scannet_val_sampled_list_800_1.txt", "scannet_depth/scannet_val_sampled_list_800_1.txt"),
         columns=("rgb", "depth"),
         resolution=0,
+        focal_px=577.87,
     ),
     DepthProtocol(
         name="diode",
@@ -152,6 +158,7 @@ _DEPTH = (
         min_m=0.6,
         max_m=350.0,
         mask="file",
+        focal_px=906.71,
     ),
 )
 

@@ -18,7 +18,7 @@ from marigold_ros.files import locked
 from trainer.evaluation.dataset import Dataset, Item, missing_files, open_dataset
 from trainer.evaluation.intrinsics import load_perceptual
 from trainer.evaluation.pictures import write_picture
-from trainer.evaluation.predictors import How, Predictor
+from trainer.evaluation.predictors import How, Prediction, Predictor
 from trainer.evaluation.protocols import DSINE, NormalsProtocol, protocol_of
 from trainer.evaluation.report import RESULT_FILE, write_report
 from trainer.evaluation.scores import (
@@ -30,7 +30,7 @@ from trainer.evaluation.scores import (
     read_scores,
     write_json,
 )
-from trainer.evaluation.tasks import OWN, Task, alignment_of, checked, task_of
+from trainer.evaluation.tasks import OWN, Frame, Task, alignment_of, checked, task_of
 
 REFUSE, SKIP = "refuse", "skip"
 _PICTURES = ("best", "median", "worst")
@@ -44,6 +44,7 @@ class Options:
     align: 'own' or one of `alignment.ALIGNMENTS`. mean: 'image', 'pooled', or '' for the published one.
     normals: 'marigold' or 'dsine'. limit: only so many images of each. split_file: instead of the dataset's own list.
     damaged: 'refuse' or 'skip' images whose files are missing, damaged, or have no pixel that counts.
+    focal_px: of all cameras, instead of what the protocols say.
     """
 
     on: tuple[str, ...]
@@ -57,6 +58,7 @@ class Options:
     limit: int | None = None
     split_file: Path | None = None
     damaged: str = REFUSE
+    focal_px: float | None = None
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,9 @@ def _open_datasets(info: CheckpointInfo, options: Options) -> list[Dataset]:
         if options.seed is not None:
             protocol = replace(protocol, seed=options.seed)
         dataset = open_dataset(protocol, options.data, options.split_file, options.limit)
+        if options.focal_px is not None:
+            items = tuple(replace(item, focal_px=options.focal_px) for item in dataset.items)
+            dataset = replace(dataset, items=items)
         missing = missing_files(dataset)
         if missing and options.damaged == REFUSE:
             raise Unusable(
@@ -140,6 +145,9 @@ def _settings(info: CheckpointInfo, options: Options, alignment: str) -> dict[st
         settings["seed"] = options.seed
     if info.kind.task == DEPTH:
         settings["alignment"] = alignment
+    if alignment == "none":
+        # The digest is of the network alone.
+        settings |= {"metric": str(info.metric), "focal_px": options.focal_px}
     if info.kind.task == NORMALS:
         settings["protocol"] = options.normals
     if info.kind.task == INTRINSICS:
@@ -167,11 +175,16 @@ def _entry(options: Options, dataset: Dataset, task: Task, predictor: _Lazy, ite
         if options.damaged == REFUSE:
             raise Unusable(f"{problem}; or give --damaged {SKIP} to count such images and leave them out") from problem
         return {**entry, DAMAGED: str(problem)}
-    found = predictor()(frame.rgb, dataset.protocol.resolution, dataset.protocol.seed)
+    found = _predicted(dataset, task, predictor, item, frame)
     values = checked(found.values, frame, predictor(), item.name)
     size = [frame.rgb.shape[1], frame.rgb.shape[0]]
     ran = {"size": size, "working_size": list(found.working_size), "engine": predictor().description}
     return {**entry, **ran, "scores": task.measure(frame, values)}
+
+
+def _predicted(dataset: Dataset, task: Task, predictor: _Lazy, item: Item, frame: Frame) -> Prediction:
+    protocol = dataset.protocol
+    return predictor()(frame.rgb, protocol.resolution, protocol.seed, task.focal_px(item))
 
 
 def _finish(options: Options, dataset: Dataset, task: Task, predictor: _Lazy) -> bool:
@@ -230,7 +243,8 @@ def _chosen(scored: list[dict[str, Any]], task: Task) -> Iterator[tuple[str, dic
 
 def _draw(path: Path, entry: Mapping[str, Any], dataset: Dataset, task: Task, predictor: _Lazy) -> None:
     """The picture of one image; the network is asked once more, for predictions are not kept."""
-    frame = task.read(dataset.items[entry["index"]])
-    found = predictor()(frame.rgb, dataset.protocol.resolution, dataset.protocol.seed)
+    item = dataset.items[entry["index"]]
+    frame = task.read(item)
+    found = _predicted(dataset, task, predictor, item, frame)
     title = f"{path.stem} of {dataset.protocol.title}: {entry['image']}, {task.headline} {entry[task.headline]:.4f}"
     write_picture(path, task.tiles(frame, found.values), title)

@@ -38,6 +38,10 @@ class Task(Protocol):
     better: str
     facts: Mapping[str, Any]
 
+    def focal_px(self, item: Item) -> float | None:
+        """The focal length with which the predictor is to give metres; None where it is not to."""
+        ...
+
     def read(self, item: Item) -> Frame:
         """The image and its truth; raises `Unusable` for what is damaged."""
         ...
@@ -98,6 +102,14 @@ class DepthTask:
     def _protocol(self) -> DepthProtocol:
         return self.dataset.protocol
 
+    def focal_px(self, item: Item) -> float | None:
+        """See `Task`; raises `Unusable` where metres are asked for and nothing says the focal length."""
+        if self.alignment != "none":
+            return None
+        if item.focal_px is None:
+            raise Unusable(f"image {item.name} of {self._protocol.title}: has no focal length; give --focal-px")
+        return item.focal_px
+
     def read(self, item: Item) -> depth.DepthFrame:
         """See `Task`."""
         return depth.read_frame(self.dataset.source, item, self._protocol)
@@ -135,6 +147,9 @@ class NormalsTask:
     def _protocol(self) -> NormalsProtocol:
         return self.dataset.protocol
 
+    def focal_px(self, item: Item) -> None:
+        """See `Task`."""
+
     def read(self, item: Item) -> normals.NormalsFrame:
         """See `Task`."""
         return normals.read_frame(self.dataset.source, item, self._protocol)
@@ -171,6 +186,9 @@ class IntrinsicsTask:
         perceptual = load_perceptual()
         self._perceptual: Perceptual | None = None if isinstance(perceptual, str) else perceptual
         self.facts = {"lpips_missing": perceptual} if isinstance(perceptual, str) else {}
+
+    def focal_px(self, item: Item) -> None:
+        """See `Task`."""
 
     def read(self, item: Item) -> intrinsics.IntrinsicsFrame:
         """See `Task`."""
