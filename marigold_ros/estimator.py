@@ -111,23 +111,6 @@ class Estimator:
             return self._engine(np.ascontiguousarray(small))
         return np.ascontiguousarray(self._engine(np.ascontiguousarray(small[:, ::-1]))[:, ::-1])
 
-    @property
-    def any_size(self) -> bool:
-        """Whether `use_size` takes sizes other than the one that the engine was built for."""
-        return self._engine.any_size
-
-    def use_size(self, width: int, height: int) -> None:
-        """From now on let the network see images of every shape at this working size, as if the user had fixed it.
-
-        Raises `Unusable` where the engine has one size only. It must be a multiple of what the engine needs.
-        """
-        if not self.any_size and (width, height) != (self.width, self.height):
-            raise Unusable(
-                f"working size {width}x{height}: engine {self.engine} runs {self.width}x{self.height} only; load "
-                "another one"
-            )
-        self.width, self.height, self._fixed = width, height, True
-
     def working_size(self, width: int, height: int) -> tuple[int, int]:
         """Width and height at which the network sees an image of `width` x `height` pixels."""
         own = self.width / self.height
@@ -148,6 +131,23 @@ class Estimator:
         if self._second is not None and self._second._engine is not self._engine:
             self._second.close()
         self._engine.close()
+
+    @property
+    def any_size(self) -> bool:
+        """Whether `use_size` takes sizes other than the one that the engine was built for."""
+        return self._engine.any_size
+
+    def use_size(self, width: int, height: int) -> None:
+        """From now on let the network see images of every shape at this working size, as if the user had fixed it.
+
+        Raises `Unusable` where the engine has one size only. It must be a multiple of what the engine needs.
+        """
+        if not self.any_size and (width, height) != (self.width, self.height):
+            raise Unusable(
+                f"working size {width}x{height}: engine {self.engine} runs {self.width}x{self.height} only; load "
+                "another one"
+            )
+        self.width, self.height, self._fixed = width, height, True
 
 
 class NormalsEstimator(Estimator):
