@@ -165,6 +165,23 @@ class Estimator:
             self._second.close()
         self._engine.close()
 
+    @property
+    def any_size(self) -> bool:
+        """Whether `use_size` takes sizes other than the one that the engine was built for."""
+        return self._engine.any_size
+
+    def use_size(self, width: int, height: int) -> None:
+        """From now on let the network see images of every shape at this working size, as if the user had fixed it.
+
+        Raises `Unusable` where the engine has one size only. It must be a multiple of what the engine needs.
+        """
+        if not self.any_size and (width, height) != (self.width, self.height):
+            raise Unusable(
+                f"working size {width}x{height}: engine {self.engine} runs {self.width}x{self.height} only; load "
+                "another one"
+            )
+        self.width, self.height, self._fixed = width, height, True
+
 
 class NormalsEstimator(Estimator):
     """Surface normals of camera images: unit vectors in the optical frame (x right, y down, z forward)."""
