@@ -28,6 +28,7 @@ TORCH = ["torch>=2.4", "diffusers>=0.33", "safetensors"]
 ONNX = ["onnx>=1.17", "onnxscript>=0.2"]
 TENSORRT = ["tensorrt>=10.3", "cuda-python>=12"]
 DATASETS = ["h5py>=3.8", "openexr>=3.5", "pillow>=10", "tqdm"]
+TRAINING = ["accelerate>=1.2", "tensorboard", "torchmetrics>=1.4", "pyyaml"]
 RECORDINGS = ["rosbags>=0.11", "matplotlib>=3.8", "rich>=13"]
 
 setup(
@@ -50,8 +51,7 @@ setup(
         "torch": TORCH,
         "export": TORCH + ONNX,
         "tensorrt": TENSORRT,
-        "trainer": [*TORCH, *ONNX, *DATASETS, "accelerate>=1.2", "mitsuba>=3.6", "matplotlib>=3.8", "pyyaml", "rosbags>=0.11"]
-        + ["tensorboard", "torchmetrics>=1.4"],
+        "trainer": [*TORCH, *ONNX, *DATASETS, *TRAINING, "mitsuba>=3.6", "matplotlib>=3.8", "rosbags>=0.11"],
         "demo": [*OPENVINO, *RECORDINGS, "psutil"],
         "ros": ["ros-rclpy[fastrtps]==7.1.6", "ros-common-interfaces==5.3.6"],
         "dev": ["pytest", "ruff", "colcon-common-extensions"],

@@ -255,7 +255,9 @@ def _accelerator(recipe: Recipe) -> Accelerator:
 def _first(recipe: Recipe, run: Path, place: Place) -> Model:
     if place.stage == 0:
         return first_model(recipe)
-    return model_in(result_folder(run, recipe, place.stage - 1), recipe)
+    folder = result_folder(run, recipe, place.stage - 1)
+    # It was the last stage when it ended, and the recipe has grown since.
+    return model_in(folder if folder.is_dir() else run / CHECKPOINT, recipe)
 
 
 def result_folder(run: Path, recipe: Recipe, stage: int) -> Path:

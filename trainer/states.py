@@ -111,7 +111,7 @@ def check_recipe(run: Path, recipe: Recipe, place: Place | None) -> None:
     now = plain(recipe)
     if place is not None:
         before = _read(path)
-        begun = place.stage + 1
+        begun = place.stage + (place.step > 0)
         for name, value in _flat(_decisive(now, begun)).items():
             old = _flat(_decisive(before, begun)).get(name)
             if value != old:
