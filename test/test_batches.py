@@ -188,6 +188,17 @@ def test_cut_keeps_image_and_maps_together():
     assert maps["depth_m"][0, 0] > maps["depth_m"][0, -1]
 
 
+def test_no_point_of_a_sparse_map_is_lost_but_to_a_nearer_one():
+    sparse = np.full((48, 64), np.nan, np.float32)
+    sparse[5, ::4] = np.arange(1, 17)
+    sparse[4, 0] = 0.5
+    _, maps = cut(ramp()[0], {"depth_m": sparse}, Cut(0, 0, 64, 48, (32, 24), flip=False))
+    np.testing.assert_array_equal(maps["depth_m"][2, ::2], [0.5, *range(2, 17)])
+    assert np.isfinite(maps["depth_m"]).sum() == 16
+    _, maps = cut(ramp()[0], {"depth_m": sparse}, Cut(0, 0, 64, 48, (128, 96), flip=False))
+    assert np.isfinite(maps["depth_m"]).sum() == 17
+
+
 def test_a_mirrored_normal_looks_to_the_other_side():
     normals = np.tile(np.float32((0.6, 0.0, -0.8)), (48, 64, 1))
     _, maps = cut(ramp()[0], {"normals": normals}, Cut(0, 0, 64, 48, (64, 48), flip=True))

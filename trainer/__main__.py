@@ -25,6 +25,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "frames": ("trainer.measure", "score it on held-out scenes and real frames"),
     "confidence": ("trainer.measure", "how well per-pixel uncertainties rank its errors"),
     "int8": ("trainer.measure", "what INT8 costs in accuracy and gains in time"),
+    "experiments": ("trainer.experiments", "reconstruction, overfitting, leading against trailing timesteps"),
     "record": ("trainer.record", "make a recording of a drive through a scene"),
 }
 

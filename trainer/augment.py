@@ -13,6 +13,8 @@ from trainer.recipe import Augment
 
 # Only pictures as high as this are blurred with the published kernel.
 _TALL_PX = 768
+# Depth known at a smaller share of the pixels is that of a range sensor.
+_SPARSE_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -67,13 +69,27 @@ def cut(rgb: np.ndarray, maps: Mapping[str, np.ndarray], window: Cut) -> tuple[n
     out = {}
     for kind, values in maps.items():
         values = values[rows, columns].astype(np.float32)
-        out[kind] = values if same else cv2.resize(values, window.size, interpolation=cv2.INTER_NEAREST)
+        out[kind] = values if same else _resized(kind, values, window.size)
     if window.flip:
         rgb = rgb[:, ::-1]
         out = {kind: values[:, ::-1] for kind, values in out.items()}
         if "normals" in out:
             out["normals"] = out["normals"] * np.float32((-1, 1, 1))
     return rgb, out
+
+
+def _resized(kind: str, values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    known = np.isfinite(values) if kind == "depth_m" else None
+    if known is None or known.mean() > _SPARSE_SHARE:
+        return cv2.resize(values, size, interpolation=cv2.INTER_NEAREST)
+    # Single LiDAR points would fall between the pixels looked at: each goes where it belongs, the nearest last.
+    height, width = values.shape
+    rows, columns = np.nonzero(known)
+    depth_m = values[rows, columns]
+    order = np.argsort(-depth_m)
+    out = np.full((size[1], size[0]), np.nan, np.float32)
+    out[(rows * size[1] // height)[order], (columns * size[0] // width)[order]] = depth_m[order]
+    return out
 
 
 def vary(rgb: np.ndarray, depth_m: np.ndarray | None, rng: np.random.Generator, augment: Augment) -> np.ndarray:

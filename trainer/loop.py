@@ -37,6 +37,8 @@ from trainer.states import Place, States, check_recipe
 
 CHECKPOINT = "checkpoint"
 _PICTURES = 4
+# What leaves no process with all the weights.
+_SHARDING = ("FSDP", "DEEPSPEED")
 
 
 def train(recipe: Recipe, run: Path, data: Path, stop_after: int | None = None) -> bool:
@@ -94,8 +96,13 @@ class StageRun:
             self.parameters, lr=knobs.lr, betas=knobs.betas, weight_decay=knobs.weight_decay, fused=True
         )
         accelerator.gradient_accumulation_steps = self.stage.passes // accelerator.num_processes
+        self._sharded = accelerator.distributed_type in _SHARDING
+        if accelerator.distributed_type == "DEEPSPEED":
+            config = accelerator.state.deepspeed_plugin.deepspeed_config
+            config["train_micro_batch_size_per_gpu"] = self.stage.micro_batch
+            config["gradient_accumulation_steps"] = accelerator.gradient_accumulation_steps
         self.prepared, self.adam = accelerator.prepare(self.objective, adam)
-        self._saved_objects(accelerator)
+        self._register_average()
         self._bad_in_a_row = 0
 
     def _check_processes(self) -> None:
@@ -106,15 +113,15 @@ class StageRun:
                 f"{self.stage.passes} passes, which {count} processes cannot share; change micro_batch"
             )
 
-    def _saved_objects(self, accelerator: Accelerator) -> None:
+    def _register_average(self) -> None:
         if self.objective.average is None:
             return
-        if accelerator.distributed_type in ("FSDP", "DEEPSPEED"):
+        if self._sharded:
             raise Unusable(
-                f"stage {self.stage.name!r}: a moving average needs whole weights, {accelerator.distributed_type} "
-                "shards them; set optimiser.ema to 0, or do without sharding"
+                f"stage {self.stage.name!r}: a moving average needs whole weights, which "
+                f"{self.accelerator.distributed_type} shards; set optimiser.ema to 0, or do without sharding"
             )
-        accelerator.register_for_checkpointing(self.objective.average)
+        self.accelerator.register_for_checkpointing(self.objective.average)
 
     def train(self, stop: Stop, stop_after: int | None) -> bool:
         """Train to the stage's end; returns whether it was reached."""
@@ -184,8 +191,8 @@ class StageRun:
 
     def _norm(self) -> float:
         limit = self.stage.optimiser.clip_norm or math.inf
-        norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), limit)
-        return math.nan if norm is None else float(norm)
+        norm = self.accelerator.clip_grad_norm_(self.prepared.parameters(), limit)
+        return 0.0 if norm is None else float(norm)  # DeepSpeed keeps it to itself
 
     def _apply(self, norm: float) -> None:
         # float16's loss scaling finds its scale by overflowing now and then; its optimiser skips such steps itself.
@@ -235,12 +242,16 @@ class StageRun:
 
     def finish(self) -> None:
         """Write the stage's result: what the next one starts from, or the checkpoint."""
-        accelerator = self.accelerator
-        self.objective.finish(self._first_passes())
-        accelerator.wait_for_everyone()
+        accelerator, objective = self.accelerator, self.objective
+        whole = accelerator.get_state_dict(self.prepared) if self._sharded else None
         if accelerator.is_main_process:
+            if whole is not None:
+                objective = build_objective(_first(self.recipe, self.run, self.place), self.recipe, self.stage)
+                objective.load_state_dict(whole)
+                objective.place(accelerator.device)
+            objective.finish(self._first_passes())
             folder = result_folder(self.run, self.recipe, self.place.stage)
-            write_result(folder, self.objective.model, self.recipe, self.stage)
+            write_result(folder, objective.model, self.recipe, self.stage)
         accelerator.wait_for_everyone()
 
     def _first_passes(self) -> Iterator[Batch]:
