@@ -316,3 +316,18 @@ def test_the_checkpoint_of_another_recipe_is_refused(tmp_path, data, runs):
     recipe = small_recipe("e2e-depth", str(runs("marigold-iid-lighting") / "checkpoint"))
     with pytest.raises(Unusable, match="is a checkpoint of another recipe: it draws 3 target"):
         train(recipe, tmp_path, data)
+
+
+def test_fine_tuning_keeps_the_space_and_the_size_of_its_start(tmp_path, data):
+    start = str(write_small_checkpoint(tmp_path / "start", space="depth"))
+    recipe = replace(small_recipe("robot", start, steps=1), size=(0, 0))
+    with pytest.raises(Unusable, match="affine in 'depth', the recipe's in 'inverse_depth'; set space: depth"):
+        train(recipe, tmp_path / "run", data)
+    assert train(replace(recipe, space="depth"), tmp_path / "run", data)
+    info = describe(tmp_path / "run" / "checkpoint")
+    assert (info.space, info.width, info.height) == ("depth", 128, 96)
+
+
+def test_random_weights_need_a_size(tmp_path, data):
+    with pytest.raises(Unusable, match="has no size of its own"):
+        train(replace(small_recipe("nano", ""), size=(0, 0)), tmp_path, data)

@@ -9,8 +9,10 @@ from typing import Any
 from diffusers import AutoencoderTiny
 
 from marigold_ros import hub
+from marigold_ros.checkpoints import CheckpointInfo, describe, read_json
 from marigold_ros.config import Unusable, one_line
 from marigold_ros.family import DIFFUSION, E2E, LCM
+from marigold_ros.sd2 import HEIGHT, WIDTH
 from trainer.architecture import build_scheduler
 from trainer.model import Model
 from trainer.package import TINY_VAE_FOLDER
@@ -27,9 +29,11 @@ def first_model(recipe: Recipe) -> Model:
         start = load_start(wanted.checkpoint, targets, wanted.surgery, download=True)
     else:
         start = from_scratch(**vars(recipe.network), targets=targets)
+    size = recipe.size if recipe.size[0] else _own_size(start)
+    _check_space(start, recipe)
     # The schedule of the training is that of the result.
     scheduler = dict(build_scheduler(protocol_of(recipe.stages[-1]), start.scheduler).config)
-    return _model(start, recipe, scheduler, _tiny(wanted.tiny_vae))
+    return _model(start, recipe, scheduler, _tiny(wanted.tiny_vae), size)
 
 
 def protocol_of(stage: Stage) -> str:
@@ -41,15 +45,44 @@ def model_in(folder: Path, recipe: Recipe) -> Model:
     """What the stage before wrote to `folder`."""
     start = load_start(str(folder), len(TARGET_NAMES[recipe.task]))
     tiny = folder / TINY_VAE_FOLDER
-    return _model(start, recipe, start.scheduler, _tiny(str(tiny)) if tiny.is_dir() else None)
+    return _model(start, recipe, start.scheduler, _tiny(str(tiny)) if tiny.is_dir() else None, _own_size(start))
 
 
-def _model(start: Start, recipe: Recipe, scheduler: Mapping[str, Any], tiny: AutoencoderTiny | None) -> Model:
+def _own_size(start: Start) -> tuple[int, int]:
+    """The working size that a checkpoint of the family names; Stable Diffusion's own where it is none."""
+    if start.source is None:
+        raise Unusable("size=[0, 0]: a network of random weights has no size of its own; give one in the recipe")
+    info = _family_info(start)
+    return (WIDTH, HEIGHT) if info is None else (info.width, info.height)
+
+
+def _check_space(start: Start, recipe: Recipe) -> None:
+    """Fine-tuning in a checkpoint's own space must be in that one."""
+    info = _family_info(start)
+    relative = any(getattr(stage.objective, "loss", "") == "relative" for stage in recipe.stages)
+    if info is not None and relative and info.space and info.space != recipe.space:
+        raise Unusable(
+            f"checkpoint {info.name!r}: its depth is affine in {info.space!r}, the recipe's in {recipe.space!r}; set "
+            f"space: {info.space}"
+        )
+
+
+def _family_info(start: Start) -> CheckpointInfo | None:
+    """What a checkpoint of the family says of itself; None for any other start."""
+    if start.source is None or start.unet.config.in_channels == start.latent_channels:
+        return None
+    index = read_json(start.source / "model_index.json")
+    return describe(start.source) if str(index.get("_class_name", "")).startswith("Marigold") else None
+
+
+def _model(
+    start: Start, recipe: Recipe, scheduler: Mapping[str, Any], tiny: AutoencoderTiny | None, size: tuple[int, int]
+) -> Model:
     if tiny is not None and tiny.config.latent_channels != start.latent_channels:
         raise Unusable(
             f"start.tiny_vae: has {tiny.config.latent_channels} latent channels, the checkpoint {start.latent_channels}"
         )
-    return Model(start.unet, start.vae, start.prompt, scheduler, recipe.task, recipe.space, tiny, start.source)
+    return Model(start.unet, start.vae, start.prompt, scheduler, recipe.task, recipe.space, size, tiny, start.source)
 
 
 def _tiny(name: str) -> AutoencoderTiny | None:

@@ -19,7 +19,8 @@ from marigold_ros.network import SingleStepNetwork, depth_head, normals_head
 @dataclass
 class Model:
     """unet, vae, prompt (1, tokens, width), scheduler: as in the checkpoint's folder; tiny: a tiny VAE instead of the
-    own one; task, space: see recipe.py; source: the folder that tokenizer and text encoder can be copied from.
+    own one; task, space: see recipe.py; size: working size (width, height), pixels; source: the folder that tokenizer
+    and text encoder can be copied from.
     """
 
     unet: UNet2DConditionModel
@@ -28,6 +29,7 @@ class Model:
     scheduler: Mapping[str, Any]
     task: str
     space: str
+    size: tuple[int, int]
     tiny: AutoencoderTiny | None = None
     source: Path | None = None
 

@@ -278,7 +278,7 @@ class Recipe:
     """Everything that decides a training run, the samples aside.
 
     task: what is predicted, see `TASKS`. space: depth is affine in 'depth', 'inverse_depth' or 'log_depth'.
-    size: working size (width, height) that the result asks for, pixels.
+    size: working size (width, height) that the result asks for, pixels; zeros are the start's own.
     precision: 'no' (float32), 'bf16' or 'fp16' for the heavy arithmetic. gradient_checkpointing: of the U-Net, less
     memory for more time. damaged: 'refuse' or 'skip' samples that cannot be read.
     save_steps: state is saved this often; keep: so many states are kept; log_steps, picture_steps: how often numbers
@@ -292,7 +292,7 @@ class Recipe:
     space: str = "depth"
     metric: MetricScale | None = None
     seed: int = 2024
-    size: tuple[int, int] = (768, 576)
+    size: tuple[int, int] = (0, 0)
     start: Start = Start()
     network: Network = Network()
     augment: Augment = Augment()
@@ -316,11 +316,30 @@ class Recipe:
         positive(picture_steps=self.picture_steps)
         if not self.stages or not self.data:
             raise Unusable("a recipe needs at least one stage and one source of data")
+        for stage in self.stages:
+            self._check_objective(stage)
         metric_loss = any(getattr(stage.objective, "loss", "") == "log_metric" for stage in self.stages)
         if metric_loss != (self.metric is not None) or (self.metric and self.space != "log_depth"):
             raise Unusable(
                 f"metric={self.metric} with space={self.space!r}: metric depth needs the section metric, space "
                 "'log_depth' and the loss 'log_metric', all three"
+            )
+
+    def _check_objective(self, stage: Stage) -> None:
+        """Raises `Unusable` for an objective that means nothing to the task or the space."""
+        objective = stage.objective
+        loss = getattr(objective, "loss", "")
+        if isinstance(objective, EndToEnd):
+            fitting = ("normals",) if loss == "angular" else ("depth",)
+        else:
+            fitting = ("depth",) if isinstance(objective, (Latents, Autoencoder)) else tuple(TASKS)
+        if self.task not in fitting:
+            what = f"{objective.KIND}, loss {loss!r}" if loss else objective.KIND
+            raise Unusable(f"stage {stage.name!r}: objective {what} is for task {fitting[0]!r}, not {self.task!r}")
+        if loss == "affine_metres" and self.space != "depth":
+            raise Unusable(
+                f"stage {stage.name!r}: loss 'affine_metres' makes depth affine in 'depth', not {self.space!r}; use "
+                "loss 'relative', or space 'depth'"
             )
 
     @property

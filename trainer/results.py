@@ -22,7 +22,7 @@ def write_result(folder: Path, model: Model, recipe: Recipe, stage: Stage) -> No
         prompt=model.prompt,
         task=recipe.task,
         protocol=protocol_of(stage),
-        size=recipe.size,
+        size=model.size,
         space=recipe.space,
         scheduler=model.scheduler,
         source=model.source,
