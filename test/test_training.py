@@ -126,6 +126,7 @@ def test_every_recipe_trains_and_our_loader_and_diffusers_run_its_result(name, r
     folder = runs(name) / "checkpoint"
     info = describe(folder)
     assert info.space in (("", "depth") if "normals" in name or "iid" in name else (info.space,))
+    assert (info.metric is not None) == (name == "metric-log")
     losses = logged(runs(name), "loss", "norm")
     assert np.isfinite(losses).all()
     rgb = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)

@@ -47,19 +47,15 @@ class ConsistencyObjective(DiffusionObjective):
         noisy = self.schedule.noisy(latent, gaussian_noise(latent.shape, generator).to(latent.device), timestep)
         found = self._clean(self.model.unet, rgb_latent, noisy, timestep)
         with torch.no_grad():
-            velocity = self._velocity(self._teacher[0], rgb_latent, noisy, timestep)
+            velocity = self.velocity(self._teacher[0], rgb_latent, noisy, timestep)
             before = self.schedule.ddim_step(noisy, velocity, timestep, earlier)
             wanted = self._clean(self.average["unet"], rgb_latent, before, earlier)
         return {"loss": pseudo_huber(found, wanted, knobs.huber, mask)}
 
-    def _velocity(self, unet: nn.Module, rgb_latent: Tensor, noisy: Tensor, timestep: Tensor) -> Tensor:
-        prompt = self.model.prompt.expand(len(noisy), -1, -1)
-        return unet(torch.cat([rgb_latent, noisy], dim=1), timestep, prompt, return_dict=False)[0].float()
-
     def _clean(self, unet: nn.Module, rgb_latent: Tensor, noisy: Tensor, timestep: Tensor) -> Tensor:
         """f(z, t) = c_skip z + c_out x0, which is z itself at t = 0."""
         knobs = self.stage.objective
-        x0 = self.schedule.denoised(noisy, self._velocity(unet, rgb_latent, noisy, timestep), timestep)
+        x0 = self.schedule.denoised(noisy, self.velocity(unet, rgb_latent, noisy, timestep), timestep)
         scaled = timestep.float().view(-1, 1, 1, 1) * knobs.timestep_scaling
         variance = scaled.square() + knobs.sigma_data**2
         return noisy * (knobs.sigma_data**2 / variance) + x0 * (scaled / variance.sqrt())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainer.data import Batch
 from trainer.model import Model
@@ -32,7 +32,8 @@ class DiffusionObjective(Objective):
         timestep = torch.randint(len(self.schedule), (len(latent),), generator=generator)
         noise = self._noise(latent, timestep, generator)
         timestep = timestep.to(latent.device)
-        velocity = self.velocity(rgb_latent, self.schedule.noisy(latent, noise, timestep), timestep)
+        noisy = self.schedule.noisy(latent, noise, timestep)
+        velocity = self.velocity(self.model.unet, rgb_latent, noisy, timestep)
         return {"loss": velocity_loss(velocity, self.schedule.velocity(latent, noise, timestep), mask)}
 
     @torch.no_grad()
@@ -45,10 +46,10 @@ class DiffusionObjective(Objective):
         mask = latent_mask(known if self.stage.objective.mask else torch.ones_like(known), factor)
         return rgb_latent, latent, mask
 
-    def velocity(self, rgb_latent: Tensor, noisy: Tensor, timestep: Tensor) -> Tensor:
-        """What the U-Net says of noisy target latents (N, P C, h, w) at timesteps (N,)."""
+    def velocity(self, unet: nn.Module, rgb_latent: Tensor, noisy: Tensor, timestep: Tensor) -> Tensor:
+        """What `unet` says of noisy target latents (N, P C, h, w) at timesteps (N,)."""
         prompt = self.model.prompt.expand(len(noisy), -1, -1)
-        return self.model.unet(torch.cat([rgb_latent, noisy], dim=1), timestep, prompt, return_dict=False)[0].float()
+        return unet(torch.cat([rgb_latent, noisy], dim=1), timestep, prompt, return_dict=False)[0].float()
 
     def _noise(self, latent: Tensor, timestep: Tensor, generator: torch.Generator) -> Tensor:
         knobs = self.stage.objective
@@ -67,7 +68,7 @@ class DiffusionObjective(Objective):
         rgb_latent, latent, _ = self.latents(batch)
         noise = gaussian_noise(latent.shape, torch.Generator().manual_seed(0)).to(latent.device)
         last = torch.full((len(latent),), len(self.schedule) - 1, device=latent.device)
-        found = self.schedule.denoised(noise, self.velocity(rgb_latent, noise, last), last)
+        found = self.schedule.denoised(noise, self.velocity(self.model.unet, rgb_latent, noise, last), last)
         first = found[:, : self.model.latent_channels] / self.model.vae.config.scaling_factor
         return self.model.vae.decode(first, return_dict=False)[0].float()
 

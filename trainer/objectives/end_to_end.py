@@ -70,7 +70,7 @@ class EndToEndObjective(Objective):
         if kind == "angular":
             normals = batch.maps["normals"]
             known = torch.isfinite(normals).all(dim=1)
-            return {"loss": angular_loss(decoded.clamp(-1, 1), normals.nan_to_num(0.0), known)}
+            return {"loss": angular_loss(decoded, normals.nan_to_num(0.0), known)}
         depth_m, signed = batch.maps["depth_m"], decoded[:, 0]
         known = torch.isfinite(depth_m) & (depth_m > 0)
         if kind == "affine_metres":

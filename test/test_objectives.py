@@ -1,0 +1,143 @@
+"""What the objectives compute, against the formulas of their papers."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+from family_checkpoints import write_sd2  # noqa: E402
+from marigold_ros.canonical import MetricScale  # noqa: E402
+from trainer.assembly import first_model  # noqa: E402
+from trainer.data import Passes  # noqa: E402
+from trainer.objectives import build_objective  # noqa: E402
+from trainer.objectives.base import image_of  # noqa: E402
+from training import small_recipe, write_data  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    return str(write_sd2(tmp_path_factory.mktemp("start") / "stable-diffusion-2"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("data"), count=3)
+
+
+def made(name, start, data, **changes):
+    """The objective of a small recipe's last stage, its first batch, and a generator."""
+    recipe = small_recipe(name, start, **changes)
+    stage = recipe.stages[-1]
+    batch = Passes(recipe, stage, 0, data)[0]
+    return build_objective(first_model(recipe), recipe, stage), batch, torch.Generator().manual_seed(1)
+
+
+def test_a_unet_that_says_the_true_velocity_has_no_loss(start, data, monkeypatch):
+    objective, batch, generator = made("marigold-depth", start, data)
+    seen = {}
+    real = objective.schedule.velocity
+    monkeypatch.setattr(objective.schedule, "velocity", lambda *a: seen.setdefault("v", real(*a)))
+    with torch.no_grad():
+        loss = objective(batch, generator)["loss"]
+        monkeypatch.setattr(type(objective), "velocity", lambda self, *a: seen["v"])
+        assert float(objective(batch, torch.Generator().manual_seed(1))["loss"]) == 0 < float(loss)
+
+
+def test_the_unet_sees_the_image_and_then_the_noisy_target(start, data, monkeypatch):
+    """reference/marigold.md §1.2: [RGB latent | target latents]; z = sqrt(abar) x0 + sqrt(1 - abar) noise."""
+    objective, batch, generator = made("marigold-iid-lighting", start, data)
+    seen = []
+    handle = objective.model.unet.register_forward_pre_hook(lambda module, given: seen.append(given))
+    with torch.no_grad():
+        objective(batch, generator)
+        rgb_latent, latent, mask = objective.latents(batch)
+    handle.remove()
+    inputs, timestep, prompt = seen[0]
+    assert inputs.shape[1] == 4 * (1 + 3)
+    torch.testing.assert_close(inputs[:, :4], rgb_latent)
+    abar = objective.schedule.alphas_cumprod[timestep].float().view(-1, 1, 1, 1)
+    noise = (inputs[:, 4:] - abar.sqrt() * latent) / (1 - abar).sqrt()
+    assert abs(float(noise.std()) - 1) < 0.25
+    assert mask.all()  # this recipe has no mask
+    assert prompt.shape == (2, 2, 16)
+
+
+def test_consistency_starts_from_the_sample_itself(start, data):
+    """f(z, 0) = z, and at the last timestep f is nearly x0 (arXiv 2310.04378)."""
+    objective, batch, _ = made("lcm", start, data)
+    with torch.no_grad():
+        rgb_latent, latent, _ = objective.latents(batch)
+        zero = torch.zeros(len(latent), dtype=torch.long)
+        torch.testing.assert_close(objective._clean(objective.model.unet, rgb_latent, latent, zero), latent)
+        last = zero + 999
+        x0 = objective.schedule.denoised(
+            latent, objective.velocity(objective.model.unet, rgb_latent, latent, last), last
+        )
+        torch.testing.assert_close(
+            objective._clean(objective.model.unet, rgb_latent, latent, last), x0, atol=1e-3, rtol=1e-3
+        )
+
+
+def test_the_learner_of_a_consistency_is_pulled_to_its_average_after_one_step_of_the_teacher(start, data):
+    objective, batch, generator = made("lcm", start, data)
+    with torch.no_grad():
+        first = objective(batch, generator)["loss"]
+        for parameter in objective.trained.parameters():
+            parameter.add_(0.02)
+        moved = objective(batch, torch.Generator().manual_seed(1))["loss"]
+        objective.update_average(5)
+    assert float(moved) > float(first)
+    name, values = next(iter(objective.average.named_parameters()))
+    moved_by = values - dict(objective._teacher[0].named_parameters())[name.removeprefix("unet.")]
+    torch.testing.assert_close(moved_by, torch.full_like(moved_by, 0.05 * 0.02), atol=1e-6, rtol=1e-3)
+
+
+def test_metric_targets_are_those_of_the_canonical_camera(start, data):
+    """The target of training and what the robot makes of the answer are inverse to each other."""
+    metric = MetricScale(0.1, 80.0, 60.0)
+    objective, batch, _ = made("metric-log", start, data, metric=metric)
+    depth_m = batch.maps["depth_m"]
+    signed = objective._canonical(depth_m, batch).numpy()
+    known = np.isfinite(depth_m.numpy())
+    for number, focal_px in enumerate(batch.focal_px.tolist()):
+        again = metric.depth_m((signed[number] + 1) / 2, focal_px)
+        inside = known[number] & (np.abs(signed[number]) < 1)
+        assert inside.any()
+        np.testing.assert_allclose(again[inside], depth_m[number].numpy()[inside], rtol=1e-3)
+
+
+def test_published_end_to_end_loss_by_diffusers_own_modules(start, data):
+    """x0 = -sqrt(1 - abar_999) v, decoded, channel mean, clamped; then |s p + t - d| over the batch's known pixels."""
+    objective, batch, generator = made("e2e-depth", start, data)
+    model = objective.model
+    with torch.no_grad():
+        latent = model.vae.encode(image_of(batch)).latent_dist.mode() * 0.18215
+        prompt = model.prompt.expand(2, -1, -1)
+        inputs = torch.cat([latent, torch.zeros_like(latent)], dim=1)
+        v = model.unet(inputs, torch.tensor([999, 999]), prompt).sample
+        decoded = model.vae.decode(-0.997667 * v / 0.18215).sample.mean(dim=1).clamp(-1, 1).numpy()
+        found = float(objective(batch, generator)["loss"])
+    errors = []
+    for p, d in zip(decoded, batch.maps["depth_m"].numpy(), strict=True):
+        known = np.isfinite(d)
+        d = np.clip(d[known], *np.quantile(d[known], (0.02, 0.98)))
+        design = np.stack([p[known], np.ones(known.sum())], axis=1).astype(np.float64)
+        errors.append(np.abs(design @ np.linalg.lstsq(design, d, rcond=None)[0] - d))
+    assert found == pytest.approx(np.concatenate(errors).mean(), rel=1e-3)
+
+
+def test_other_inputs_than_zeros_are_drawn_anew_and_denoised(start, data):
+    recipe = small_recipe("e2e-depth", start)
+    answers = []
+    for kind in ("gaussian", "pyramid", "zeros"):
+        stage = replace(recipe.stages[0], objective=replace(recipe.stages[0].objective, target_input=kind))
+        objective = build_objective(first_model(recipe), recipe, stage)
+        image = image_of(Passes(recipe, stage, 0, data)[0])
+        with torch.no_grad():
+            one, two = (objective.decoded(image, torch.Generator().manual_seed(seed)) for seed in (1, 2))
+        assert torch.equal(one, two) == (kind == "zeros")
+        answers.append(one)
+    assert not torch.equal(answers[0], answers[1])
