@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
@@ -26,6 +27,7 @@ from marigold_ros.config import Unusable  # noqa: E402
 from marigold_ros.multistep import MultiStep, Settings  # noqa: E402
 from small_checkpoint import write_small_checkpoint  # noqa: E402
 from trainer import loop  # noqa: E402
+from trainer.__main__ import main as trainer  # noqa: E402
 from trainer.loop import StageRun, learning_rate, train  # noqa: E402
 from trainer.recipe import EndToEnd, Optimiser  # noqa: E402
 from trainer.recipe_files import plain  # noqa: E402
@@ -164,26 +166,39 @@ def test_two_processes_train_what_one_trains(name, runs, two_processes):
     assert json.loads((two_processes / name / "run.json").read_text())[0]["processes"] == 2
 
 
-def test_sigkill_and_sigterm_between_real_processes(tmp_path, data, start, runs):
-    """The command itself, killed and asked to stop; the result is that of an unbroken run."""
-    steps = 8
-    recipe = small_recipe("marigold-depth", start, steps=steps)
-    import yaml
-
+def test_sigkill_of_a_real_process(tmp_path, data, start):
+    """The command itself, killed when it has saved its third step; the result is that of an unbroken run."""
+    recipe = small_recipe("marigold-depth", start, steps=5)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(plain(recipe)))
     command = [sys.executable, "-m", "trainer", "train", tmp_path / "recipe.yaml", "--data", data, "--run"]
-    command = [*map(str, command), str(tmp_path / "run")]
-    for number, (stop, code) in enumerate(((signal.SIGKILL, -9), (signal.SIGTERM, 3)), 1):
-        process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
-        while process.poll() is None and not list((tmp_path / "run" / "states").glob(f"01-*{2 * number}")):
-            time.sleep(0.02)
-        process.send_signal(stop)
-        said = process.communicate()[0]
-        assert process.returncode == code
-    assert "give the same command again" in said
+    process = subprocess.Popen([*map(str, command), str(tmp_path / "run")], cwd=PROJECT)
+    while process.poll() is None and not (tmp_path / "run" / "states" / "01-00000003").is_dir():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
     for run in ("run", "whole"):
         assert train(recipe, tmp_path / run, data)
     assert_same_training(tmp_path / "whole", tmp_path / "run")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop_a_run_saves_the_step_it_is_at(tmp_path, data, start, runs, number, monkeypatch, capsys):
+    real = StageRun._step
+
+    def step(self, batches, report):
+        os.kill(os.getpid(), number)
+        return real(self, batches, report)
+
+    recipe = small_recipe("marigold-depth", start)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(plain(replace(recipe, save_steps=99))))
+    command = ["train", str(tmp_path / "recipe.yaml"), "--data", str(data), "--run", str(tmp_path / "run")]
+    with monkeypatch.context() as patch:
+        patch.setattr(StageRun, "_step", step)
+        assert trainer(command) == 3
+    assert "give the same command again to go on" in capsys.readouterr().out
+    assert States(tmp_path / "run", 2).newest()[1].step == 1
+    assert trainer(command) == 0
+    assert_same_training(runs("marigold-depth"), tmp_path / "run")
 
 
 def test_training_learns_one_picture(tmp_path, data):

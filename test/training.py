@@ -75,7 +75,9 @@ def small_recipe(name: str, start: str, steps: int = 2, **changes: object) -> Re
     )
     sizes = ((64, 32, 0.5), (32, 32, 0.5))
     stages = []
-    for stage in recipe.stages:
+    # Of stages that differ in their sizes alone, the first will do.
+    kinds = {(type(stage.objective), stage.train): stage for stage in reversed(recipe.stages)}
+    for stage in reversed(kinds.values()):
         rates = replace(stage.optimiser, lr=1e-4, final_lr=1e-5, warmup_steps=1, decay_steps=0)
         stages.append(replace(stage, steps=steps, batch=4, micro_batch=2, sizes=sizes, optimiser=rates))
     checkpoint = start if recipe.start.checkpoint else ""
