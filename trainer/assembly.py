@@ -9,6 +9,7 @@ from typing import Any
 from diffusers import AutoencoderTiny
 
 from marigold_ros import hub
+from marigold_ros.checkpoints import answers_x_left
 from marigold_ros.config import Unusable, one_line
 from marigold_ros.family import DIFFUSION, E2E, LCM
 from trainer.architecture import build_scheduler
@@ -25,11 +26,22 @@ def first_model(recipe: Recipe) -> Model:
     wanted = recipe.start
     if wanted.checkpoint:
         start = load_start(wanted.checkpoint, targets, wanted.surgery, download=True)
+        if recipe.task == "normals" and start.of_family:
+            _refuse_x_left(wanted.checkpoint, start.source)
     else:
         start = from_scratch(**vars(recipe.network), targets=targets)
     # The schedule of the training is that of the result.
     scheduler = dict(build_scheduler(protocol_of(recipe.stages[-1]), start.scheduler).config)
     return _model(start, recipe, scheduler, _tiny(wanted.tiny_vae))
+
+
+def _refuse_x_left(name: str, folder: Path) -> None:
+    """Training would have to turn it round first: the pictures that it is taught have x to the right."""
+    if answers_x_left(folder):
+        raise Unusable(
+            f"start.checkpoint={name!r}: draws normals with x to the left, and is to be trained with x to the right; "
+            "start from 'stabilityai/stable-diffusion-2' or 'prs-eth/marigold-normals-v1-1'"
+        )
 
 
 def protocol_of(stage: Stage) -> str:
