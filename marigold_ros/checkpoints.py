@@ -17,9 +17,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from marigold_ros import hub
 from marigold_ros.canonical import MetricScale, metric_scale
 from marigold_ros.config import LARGEST_SIDE_PX, Unusable, one_line
-from marigold_ros.family import DEPTH, NORMALS, Kind, SingleStep, check_channels, kind_of, plain_name, refuse_strangers
+from marigold_ros.family import (
+    DEPTH,
+    NORMALS,
+    Kind,
+    SingleStep,
+    check_channels,
+    kind_of,
+    plain_name,
+    refuse_strangers,
+    task_of,
+)
 from marigold_ros.files import sha256_of, written_beside
 from marigold_ros.metric import SPACES
+from marigold_ros.normals_frame import draws_x_left
 from marigold_ros.places import shared
 
 if TYPE_CHECKING:
@@ -112,13 +123,14 @@ def describe(folder: Path) -> CheckpointInfo:
     folder = Path(folder).resolve()
     where = f"checkpoint {folder}"
     index, own = read_json(folder / "model_index.json"), _read_own(folder)
-    name = plain_name(f"{where}: name in {OWN_FILE}", own["name"]) if "name" in own else hub.name_of(folder)
+    name = _name(where, folder, own)
     unet, vae = (read_json(folder / module / "config.json") for module in MODULES)
     refuse_strangers(where, name, unet)
     kind = kind_of(where, name, index, own, read_json(folder / "scheduler" / "scheduler_config.json"))
     check_channels(where, kind, unet, _latent_channels(where, vae))
     # Our own file is not among the weights, but may say what they are.
-    digest = hashlib.sha256(f"{check_files(folder)} {kind}".encode()).hexdigest()
+    said = f"{check_files(folder)} {kind}{' x left' if kind.x_left else ''}"
+    digest = hashlib.sha256(said.encode()).hexdigest()
     space, disparity = _space(where, index, own) if kind.task == DEPTH else ("", False)
     multiple = _multiple(folder, (unet, vae))
     width, height = _working_size(where, index, own, multiple)
@@ -137,6 +149,19 @@ def describe(folder: Path) -> CheckpointInfo:
         digest=digest,
         metric=metric_scale(where, index, own, space, disparity),
     )
+
+
+def answers_x_left(folder: Path) -> bool:
+    """Whether `folder` is a checkpoint that draws normals with x to the left; raises `Unusable` where nothing says it.
+
+    Unlike `describe` it wants to know nothing else, so that it serves for what only a training starts from.
+    """
+    where = f"checkpoint {folder}"
+    index, own = read_json(folder / "model_index.json"), _read_own(folder)
+    name = _name(where, folder, own)
+    if task_of(where, name, index, own) != NORMALS:
+        return False
+    return draws_x_left(where, name, index, own, read_json(folder / "scheduler" / "scheduler_config.json"))
 
 
 def with_tiny_vae(info: CheckpointInfo, use: str, name: str, download: bool = False) -> CheckpointInfo:
@@ -196,6 +221,10 @@ def require_single_step(info: CheckpointInfo, task: str = DEPTH) -> SingleStep:
     return info.kind.single_step
 
 
+def _name(where: str, folder: Path, own: dict[str, Any]) -> str:
+    return plain_name(f"{where}: name in {OWN_FILE}", own["name"]) if "name" in own else hub.name_of(folder)
+
+
 def _space(where: str, index: dict[str, Any], own: dict[str, Any]) -> tuple[str, bool]:
     """The space in which depth is affine, and whether the decoded map is largest for near things."""
     prediction_type = index.get("prediction_type") or "depth"
@@ -238,7 +267,7 @@ def load_network(info: CheckpointInfo, device: str = "cpu", dtype: torch.dtype |
     modules = load_modules(info.folder, dtype)
     from marigold_ros.network import SingleStepNetwork, depth_head, normals_head
 
-    head = normals_head() if info.kind.task == NORMALS else depth_head(info.disparity)
+    head = normals_head(info.kind.x_left) if info.kind.task == NORMALS else depth_head(info.disparity)
     network = SingleStepNetwork(
         modules.vae,
         modules.unet,

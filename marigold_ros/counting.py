@@ -88,7 +88,7 @@ def meta_network(info: CheckpointInfo) -> SingleStepNetwork:
     require_single_step(info, info.kind.task)
     unet = _from_config(UNet2DConditionModel, info.folder / "unet")
     vae = _from_config(AutoencoderKL, info.folder / "vae")
-    head = normals_head() if info.kind.task == NORMALS else depth_head(info.disparity)
+    head = normals_head(info.kind.x_left) if info.kind.task == NORMALS else depth_head(info.disparity)
     if info.tiny is None:
         return _assembled(unet, vae, _tokens(info), head)
     tiny = _from_config(AutoencoderTiny, info.tiny.folder)

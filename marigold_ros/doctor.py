@@ -215,9 +215,9 @@ def checkpoint(name: str, folder: Path) -> Finding:
     """One checkpoint: whole, and with its network exported, in its own folder or in the cache `folder`, or not."""
     try:
         info = describe(find_checkpoint(name))
+        ready = ready_file(info, folder)
     except Unusable as problem:
         return Finding(WRONG, str(problem))
-    ready = ready_file(info, folder)
     if ready is not None and ready == info.onnx:
         return exported(ready)
     what = f"{info.kind.protocol}, gives {' and '.join(info.kind.targets)}"

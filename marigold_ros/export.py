@@ -23,11 +23,12 @@ from pathlib import Path
 
 from marigold_ros.checkpoints import CheckpointInfo, describe, find_checkpoint, with_tiny_vae
 from marigold_ros.config import SIZE_STEP_PX, ModelConfig, Unusable
+from marigold_ros.family import NORMALS
 from marigold_ros.files import locked, sha256_of, written_beside
 from marigold_ros.onnx_export import export_onnx, export_parts
 from marigold_ros.parts import PARTS, Parts, parts_folder, read_parts, ready_parts
 from marigold_ros.roofline import size_of
-from marigold_ros.selfcheck import kept_verdict, reference_of
+from marigold_ros.selfcheck import kept_verdict, reference_of, turned_from_x_left
 
 # What TensorRT needs: the modules, and the packages that they come in.
 TENSORRT_PACKAGES = {"tensorrt": "tensorrt", "cuda": "cuda-python"}
@@ -59,10 +60,12 @@ def cached_files(cache: Path) -> list[Path]:
 def ready_file(info: CheckpointInfo, cache: Path) -> Path | None:
     """The checkpoint's ONNX file as far as it exists: its own, else one in `cache` that matches its checksums.
 
-    One without its self-check does not count.
+    One without its self-check does not count, nor one that takes x of normals to point to the other side.
     """
     if info.onnx is not None and reference_of(info.onnx).is_file():
-        return info.onnx
+        if info.kind.task != NORMALS or turned_from_x_left(info.onnx) == info.kind.x_left:
+            return info.onnx
+        log.warning("%s takes x of normals to point to the other side (see normals_x); it is not used", info.onnx)
     path = cached_file(info, cache)
     if not path.is_file():
         return None

@@ -7,6 +7,7 @@ rules are checked here (reference: arXiv 2505.09358, arXiv 2409.11355 and the co
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from marigold_ros.config import Unusable
+from marigold_ros.normals_frame import E2E_LAYOUT, draws_x_left
 
 DEPTH, NORMALS, INTRINSICS = "depth", "normals", "intrinsics"
 # E2E: one step from zeros, trained so. DIFFUSION: several steps from noise. LCM: few steps from noise, distilled.
@@ -26,8 +28,6 @@ _TASKS = {
     "MarigoldNormalsPipeline": NORMALS,
     "MarigoldIntrinsicsPipeline": INTRINSICS,
 }
-# The layout in which the end-to-end trainers save; it does not name the task.
-_NAMELESS = "StableDiffusionPipeline"
 # Published networks by their names, where neither files nor name say it: protocol and steps.
 _PUBLISHED = {"marigold-normals": (DIFFUSION, 10)}
 _GEOWIZARD = (
@@ -60,6 +60,7 @@ class Kind:
     targets: the images that its latents stand for, in their order, for example ('albedo', 'material').
     steps: denoising steps that it asks for.
     single_step: the constants of the one step of an end-to-end fine-tuned network; None for the others.
+    x_left: its normals are drawn with x to the left instead of to the right (see `normals_frame`).
     """
 
     task: str
@@ -67,6 +68,8 @@ class Kind:
     protocol: str
     steps: int
     single_step: SingleStep | None
+    # Not in the repr, which is in the digests of all: only those of networks with x to the left had to change.
+    x_left: bool = dataclasses.field(default=False, repr=False)
 
 
 def kind_of(
@@ -77,7 +80,7 @@ def kind_of(
     where: names the checkpoint in errors. Raises `Unusable` for what is not of the family and for a scheduler that
     contradicts the rest.
     """
-    task = _task(where, name, index, own)
+    task = task_of(where, name, index, own)
     steps = index.get("default_denoising_steps")
     if steps is not None and (type(steps) is not int or steps < 1):
         raise Unusable(f"{where}: default_denoising_steps={steps!r} in model_index.json: must be a positive number")
@@ -100,6 +103,7 @@ def kind_of(
         protocol=protocol,
         steps=1 if protocol == E2E else steps or {DIFFUSION: 4, LCM: 1}[protocol],
         single_step=single_step(scheduler, where) if protocol == E2E else None,
+        x_left=task == NORMALS and draws_x_left(where, name, index, own, scheduler),
     )
 
 
@@ -124,7 +128,8 @@ def check_channels(where: str, kind: Kind, unet: Mapping[str, Any], latent_chann
         )
 
 
-def _task(where: str, name: str, index: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+def task_of(where: str, name: str, index: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+    """'depth', 'normals' or 'intrinsics'; arguments and errors as of `kind_of`."""
     pipeline = index.get("_class_name")
     if not isinstance(pipeline, str):
         raise Unusable(f"{where}: _class_name={pipeline!r} in model_index.json: must be the name of a pipeline")
@@ -132,17 +137,17 @@ def _task(where: str, name: str, index: Mapping[str, Any], own: Mapping[str, Any
         raise Unusable(f"{where}: is {_GEOWIZARD}")
     if pipeline in _TASKS:
         return _TASKS[pipeline]
-    if pipeline == _NAMELESS:
+    if pipeline == E2E_LAYOUT:
         named = [task for task in (DEPTH, NORMALS) if task in name.lower()]
         if own.get("task") in (DEPTH, NORMALS):
             named = [own["task"]]
         if len(named) == 1:
             return named[0]
         raise Unusable(
-            f"{where}: _class_name='{_NAMELESS}' in model_index.json does not say what it predicts; write "
+            f"{where}: _class_name='{E2E_LAYOUT}' in model_index.json does not say what it predicts; write "
             f'{{"task": "depth"}} or {{"task": "normals"}} into its marigold_ros.json'
         )
-    known = ", ".join([*_TASKS, _NAMELESS])
+    known = ", ".join([*_TASKS, E2E_LAYOUT])
     raise Unusable(f"{where}: _class_name={pipeline!r} in model_index.json: only {known} are known")
 
 

@@ -29,6 +29,7 @@ from marigold_ros.checkpoints import CheckpointInfo, load_modules, read_json
 from marigold_ros.config import Unusable, one_line
 from marigold_ros.ensemble import ensemble_depth
 from marigold_ros.family import DEPTH, DIFFUSION, E2E, INTRINSICS, LCM, NORMALS
+from marigold_ros.normals_frame import optical_factors
 
 _LARGEST_SIDE_PX = 8192
 
@@ -252,8 +253,8 @@ class MultiStep:
             depth = values[0, ..., 0]
             return {DEPTH: Prediction(1.0 - depth if self.info.disparity else depth, doubts[0])}
         if task == NORMALS:
-            # From Marigold's camera frame (x right, y up, z to the viewer) to the optical one.
-            return {NORMALS: Prediction(values[0] * np.float32((1, -1, -1)), doubts[0])}
+            factors = np.float32(optical_factors(self.info.kind.x_left))
+            return {NORMALS: Prediction(values[0] * factors, doubts[0])}
         return {
             name: Prediction(value, doubt)
             for name, value, doubt in zip(self.info.kind.targets, values, doubts, strict=True)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from marigold_ros.normals_frame import optical_factors
+
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 
@@ -89,9 +91,9 @@ def depth_head(disparity: bool) -> Tensor:
     return torch.full((1, 3), -1 / 3 if disparity else 1 / 3, dtype=torch.float64)
 
 
-def normals_head() -> Tensor:
-    """From Marigold's camera frame (x right, y up, z to the viewer) to the optical one (x right, y down, z forward)."""
-    return torch.diag(torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64))
+def normals_head(x_left: bool = False) -> Tensor:
+    """From the frame that is drawn (y up, z to the viewer, x right or left) to the optical one, see `normals_frame`."""
+    return torch.diag(torch.tensor(optical_factors(x_left), dtype=torch.float64))
 
 
 def normalised(rgb: Tensor, dtype: torch.dtype) -> Tensor:

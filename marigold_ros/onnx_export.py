@@ -60,7 +60,7 @@ def export_onnx(info: CheckpointInfo, path: Path) -> None:
         gc.collect()
         _slim(whole, beside)
         # First the reference: a network without one is exported again, a reference without a network disturbs nobody.
-        write_reference(path, rgb, answers)
+        write_reference(path, rgb, answers, info.kind.x_left)
 
 
 def export_parts(
@@ -110,7 +110,7 @@ def export_parts(
             facts[part]["bytes"] = sum(file.stat().st_size for file in files)
         options = _options(info, width, height, int8)
         manifest = {"checkpoint": info.name, "options": options, "width": width, "height": height, "parts": facts}
-        write_reference(beside / MANIFEST, rgb, answers)
+        write_reference(beside / MANIFEST, rgb, answers, info.kind.x_left)
         (beside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     parts = read_parts(folder)
     assert parts is not None

@@ -73,24 +73,40 @@ def frames(width: int, height: int) -> np.ndarray:
     return np.stack(images)
 
 
-def write_reference(network: Path, rgb: np.ndarray, answers: np.ndarray) -> None:
-    """Keep the frames (N, h, w, 3) and torch's answers (N, h, w) or (N, h, w, 3) beside the exported file."""
+def write_reference(network: Path, rgb: np.ndarray, answers: np.ndarray, x_left: bool = False) -> None:
+    """Keep the frames (N, h, w, 3) and torch's answers (N, h, w) or (N, h, w, 3) beside the exported file.
+
+    x_left: the normals were turned from a frame with x to the left, see `turned_from_x_left`.
+    """
     with written_beside(reference_of(network)) as beside:
-        np.savez_compressed(beside, rgb=rgb, answers=answers.astype(np.float16))
+        np.savez_compressed(beside, rgb=rgb, answers=answers.astype(np.float16), x_left=np.bool_(x_left))
+
+
+def turned_from_x_left(network: Path) -> bool:
+    """Whether the exported file takes what its network draws for normals with x to the left.
+
+    Files from before that was told apart do not say it, and never did. Raises `Unusable` as `verdict` does.
+    """
+    return bool(_stored(network).get("x_left", False))
 
 
 def verdict(engine: Callable[[np.ndarray], np.ndarray], network: Path) -> Verdict:
     """Let `engine` answer the frames of the exported file; raises `Unusable` where they cannot be read."""
-    path = reference_of(network)
-    try:
-        with np.load(path) as stored:
-            rgb, answers = stored["rgb"], stored["answers"].astype(np.float32)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise Unusable(f"self-check file {path}: cannot be read ({error}); export the checkpoint again") from error
+    stored = _stored(network)
+    rgb, answers = stored["rgb"], stored["answers"].astype(np.float32)
     pairs = zip(rgb, answers, strict=True)
     errors = np.concatenate([_errors(np.array(engine(frame)), answer).ravel() for frame, answer in pairs])
     limits = _NORMALS_LIMITS if answers.ndim == 4 else _DEPTH_LIMITS
     return Verdict(float(errors.mean()), float(np.quantile(errors, 0.999)), *limits)
+
+
+def _stored(network: Path) -> dict[str, np.ndarray]:
+    path = reference_of(network)
+    try:
+        with np.load(path) as stored:
+            return {name: stored[name] for name in {"rgb", "answers", *stored.files}}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise Unusable(f"self-check file {path}: cannot be read ({error}); export the checkpoint again") from error
 
 
 def _errors(found: np.ndarray, expected: np.ndarray) -> np.ndarray:

@@ -55,6 +55,7 @@ class Row:
     protocol: str
     targets: tuple[str, ...]
     index: dict[str, Any] = field(default_factory=dict)
+    x_left: bool = False
 
 
 DEPTH = {"scale_invariant": True, "shift_invariant": True, "prediction_type": "depth"}
@@ -75,17 +76,25 @@ FAMILY = [
         ("albedo", "shading", "residual"), {"target_properties": LIGHTING},
     ),
     Row("marigold-e2e-ft-depth", "MarigoldDepthPipeline", TRAILING, 1, "depth", "e2e", ("depth",), DEPTH),
-    Row("marigold-e2e-ft-normals", "MarigoldNormalsPipeline", TRAILING, 1, "normals", "e2e", ("normals",)),
+    Row("marigold-e2e-ft-normals", "MarigoldNormalsPipeline", TRAILING, 1, "normals", "e2e", ("normals",), x_left=True),
     Row("stable-diffusion-e2e-ft-depth", "StableDiffusionPipeline", TRAINER, None, "depth", "e2e", ("depth",)),
-    Row("stable-diffusion-e2e-ft-normals", "StableDiffusionPipeline", TRAINER, None, "normals", "e2e", ("normals",)),
-    Row("marigold-normals", "StableDiffusionPipeline", TRAINER, None, "normals", "diffusion", ("normals",)),
+    Row(
+        "stable-diffusion-e2e-ft-normals", "StableDiffusionPipeline", TRAINER, None, "normals", "e2e", ("normals",),
+        x_left=True,
+    ),
+    Row(
+        "marigold-normals", "StableDiffusionPipeline", TRAINER, None, "normals", "diffusion", ("normals",), x_left=True
+    ),
 ]  # fmt: skip
 
 
-def write_family_checkpoint(parent: Path, row: Row, size: tuple[int, int] | None = None) -> Path:
+def write_family_checkpoint(
+    parent: Path, row: Row, size: tuple[int, int] | None = None, drawn: tuple[float, float, float] | None = None
+) -> Path:
     """Write the checkpoint `row` into a folder of its name in `parent`; a few hundred thousand parameters.
 
     size: a working size (width, height) in our own file beside the published ones, to export it in a test's time.
+    drawn: the colour in [-1, 1] that it decodes every latent to.
     """
     torch.manual_seed(0)
     folder = parent / row.name
@@ -106,6 +115,9 @@ def write_family_checkpoint(parent: Path, row: Row, size: tuple[int, int] | None
         if row.task == "normals":
             # Trained networks decode vectors of about unit length; short ones would have noise for angles.
             vae.decoder.conv_out.bias.fill_(0.6)
+        if drawn is not None:
+            vae.decoder.conv_out.weight.zero_()
+            vae.decoder.conv_out.bias.copy_(torch.tensor(drawn))
     unet = UNet2DConditionModel(
         sample_size=96,
         in_channels=4 * (images + 1),

@@ -230,7 +230,7 @@ def test_the_metric_scale_changes_no_network_and_so_no_cache_key(folder):
         ({"metric": {**METRIC, "d_min_m": 80.0}}, {}, r"d_min_m=80\.0: must be less than metric\.d_max_m=80\.0"),
         ({"space": "depth"}, {}, "is for depth in space 'log_depth', this is depth in space 'depth'"),
         ({}, {"prediction_type": "disparity"}, "this is disparity in space 'log_depth'"),
-        ({}, {"_class_name": "MarigoldNormalsPipeline"}, "this is no depth"),
+        ({"normals_x": "right"}, {"_class_name": "MarigoldNormalsPipeline"}, "this is no depth"),
         ({}, {"scale_invariant": True}, "scale_invariant=True .* contradicts metric"),
         ({}, {"shift_invariant": True}, "shift_invariant=True .* contradicts metric"),
     ],

@@ -13,6 +13,7 @@ from marigold_ros.config import ModelConfig, Unusable
 from marigold_ros.disagreement import disagreement
 from marigold_ros.estimator import load_estimator, load_normals_estimator
 from marigold_ros.geometry import Camera
+from marigold_ros.selfcheck import turned_from_x_left
 from small_checkpoint import edit_json, make_metric, write_small_checkpoint
 
 DATA = Path(os.environ.get("MARIGOLD_ROS_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -166,6 +167,10 @@ def test_every_single_step_checkpoint_goes_through_onnx_and_openvino(row, photo,
     assert np.abs(found - expected).mean() < (0.05 if row.task == "normals" else 0.01)
     if row.task == "normals":
         np.testing.assert_allclose(np.linalg.norm(found, axis=2), 1.0, atol=1e-3)
+        # It draws about (0.6, 0.6, 0.6) everywhere: x to the left, y up and z to the viewer, of length 1.
+        assert row.x_left
+        np.testing.assert_allclose(found.mean(axis=(0, 1)), (-0.577, -0.577, -0.577), atol=0.1)
+        assert turned_from_x_left(next((tmp_path / "cache").glob("*.onnx")))
 
 
 def test_a_network_for_something_else_is_refused(tmp_path):

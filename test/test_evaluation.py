@@ -376,7 +376,9 @@ def test_normals_in_the_other_frame_are_noticed(tmp_path):
     walls = surfaces(LEFT_WALL, (-1.0, 0.0, 0.0), FACING)
     write_normals(tmp_path, "ibims", MARIGOLD, [encoded(walls * (-1, 1, 1))], [walls])
     options = {"normals": MARIGOLD, "info": about("normals"), "predictor": Reads("normals")}
-    assert "with x negated the mean would be 0." in measured(tmp_path, "ibims", **options)[1]
+    text = measured(tmp_path, "ibims", **options)[1]
+    assert "with x negated the mean would be 0." in text
+    assert "normals_x in its marigold_ros.json" in text
 
 
 # Lists, counts, files

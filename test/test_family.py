@@ -44,6 +44,7 @@ def test_what_it_says_of_itself(row, folder):
     assert info.kind.steps == (row.steps or {"e2e": 1, "diffusion": info.kind.steps}[row.protocol])
     assert (info.width, info.height) == (768, 576)
     assert info.space == ("depth" if row.task == "depth" else "")
+    assert info.kind.x_left == row.x_left
 
 
 def test_only_end_to_end_fine_tuned_ones_take_the_fast_path(row, folder):
@@ -224,3 +225,4 @@ def test_the_documentation_lists_the_whole_family():
         fast = "as a library ¹" if row.task == "normals" else "yes"
         assert (found[4] == fast) == (row.protocol == "e2e")
         assert found[5].startswith("yes")
+        assert found[6] == (("left" if row.x_left else "right") if row.task == "normals" else "")

@@ -65,7 +65,7 @@ def test_quant_conv(network, image):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("head", [depth_head(disparity=True), depth_head(disparity=False), normals_head()])
+@pytest.mark.parametrize("head", [depth_head(True), depth_head(False), normals_head(), normals_head(x_left=True)])
 def test_head(network, latent, head):
     network.head = head
     expected = network.decode(latent * network.latent_scale)

@@ -98,6 +98,9 @@ def test_every_task_and_protocol_is_run_by_us_and_by_diffusers(checkpoint, rgb, 
     assert info.kind.targets == TARGET_NAMES[task]
     assert (info.kind.protocol, info.kind.steps) == (protocol, {"e2e": 1, "diffusion": 4, "lcm": 1}[protocol])
     assert (info.name, info.width, info.height) == (f"{task}-{protocol}", 64, 64)
+    own = json.loads((folder / "marigold_ros.json").read_text())
+    assert own.get("normals_x") == ("right" if task == "normals" else None)
+    assert not info.kind.x_left
     ours = MultiStep(info, Settings(resolution=-1))(rgb)
     assert tuple(ours) == TARGET_NAMES[task]
 

@@ -32,6 +32,8 @@ def test_published_numbers():
     assert depth.data[1].crop == "kitti"
     assert (e2e.stages[0].optimiser.weight_decay, e2e.stages[0].optimiser.clip_norm) == (0.01, 1.0)
     assert e2e.gradient_checkpointing
+    # GonzaloMG/marigold-normals, from which the published one starts, draws x to the left.
+    assert load_recipe("e2e-normals").start.checkpoint == "stabilityai/stable-diffusion-2"
     assert normals.stages[0].optimiser.lr == 6e-5
     assert not normals.stages[0].objective.mask
     assert (lcm.stages[0].objective.timesteps, lcm.stages[0].objective.ema_target) == (5, 0.95)

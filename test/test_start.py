@@ -16,8 +16,10 @@ from marigold_ros import hub  # noqa: E402
 from marigold_ros.checkpoints import describe, load_modules  # noqa: E402
 from marigold_ros.config import Unusable  # noqa: E402
 from marigold_ros.network import SingleStepNetwork, depth_head  # noqa: E402
-from small_checkpoint import write_small_checkpoint  # noqa: E402
+from small_checkpoint import edit_json, write_small_checkpoint  # noqa: E402
+from trainer.assembly import first_model  # noqa: E402
 from trainer.start import from_scratch, load_start, widen  # noqa: E402
+from training import small_recipe  # noqa: E402
 
 ROWS = {row.name: row for row in FAMILY}
 
@@ -120,6 +122,34 @@ def test_a_checkpoint_of_the_family_is_taken_as_it_is(tmp_path, name):
         Unusable, match=r"a checkpoint of another recipe: it draws . target image\(s\), this .* wants 5"
     ):
         load_start(str(folder), 5)
+
+
+@pytest.mark.parametrize("recipe", ["e2e-normals", "marigold-normals"])
+def test_training_of_normals_starts_from_no_network_that_draws_x_to_the_left(sd2, tmp_path, recipe):
+    published = [row for row in FAMILY if row.task == "normals"]
+    for row in published:
+        folder = write_family_checkpoint(tmp_path, row)
+        if row.x_left:
+            with pytest.raises(Unusable, match=rf"{row.name}': draws normals with x to the left.*/stable-diffusion-2'"):
+                first_model(small_recipe(recipe, str(folder)))
+        else:
+            assert first_model(small_recipe(recipe, str(folder))).source == folder
+    assert {row.x_left for row in published} == {True, False}
+    # Stable Diffusion draws none yet, and one of depth has no x.
+    for folder in (sd2, write_family_checkpoint(tmp_path, ROWS["stable-diffusion-e2e-ft-depth"])):
+        assert first_model(small_recipe(recipe, str(folder))).source == folder
+
+
+def test_where_nothing_says_where_x_points_a_training_of_normals_does_not_start(tmp_path):
+    row = ROWS["marigold-e2e-ft-normals"]
+    folder = write_family_checkpoint(tmp_path, row).rename(tmp_path / "renamed")
+    recipe = small_recipe("e2e-normals", str(folder))
+    with pytest.raises(Unusable, match='"normals_x": "left"'):
+        first_model(recipe)
+    edit_json(folder / "marigold_ros.json", normals_x="right")
+    assert first_model(recipe).task == "normals"
+    edit_json(folder / "marigold_ros.json", normals_x="left")
+    assert first_model(small_recipe("e2e-depth", str(folder))).task == "depth"
 
 
 def test_our_own_checkpoints_have_another_number_of_latent_channels():

@@ -28,7 +28,7 @@ def places(tmp_path_factory):
 
 
 @pytest.mark.parametrize("use", ["tiny", "tiny-decoder"])
-@pytest.mark.parametrize("head", [depth_head(disparity=True), depth_head(disparity=False), normals_head()])
+@pytest.mark.parametrize("head", [depth_head(True), depth_head(False), normals_head(), normals_head(x_left=True)])
 @torch.no_grad()
 def test_the_folds_are_exact(places, use, head):
     checkpoint, tiny = places

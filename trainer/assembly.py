@@ -9,7 +9,7 @@ from typing import Any
 from diffusers import AutoencoderTiny
 
 from marigold_ros import hub
-from marigold_ros.checkpoints import CheckpointInfo, describe, read_json
+from marigold_ros.checkpoints import CheckpointInfo, answers_x_left, describe
 from marigold_ros.config import Unusable, one_line
 from marigold_ros.family import DIFFUSION, E2E, LCM
 from marigold_ros.sd2 import HEIGHT, WIDTH
@@ -27,6 +27,8 @@ def first_model(recipe: Recipe) -> Model:
     wanted = recipe.start
     if wanted.checkpoint:
         start = load_start(wanted.checkpoint, targets, wanted.surgery, download=True)
+        if recipe.task == "normals" and start.of_family:
+            _refuse_x_left(wanted.checkpoint, start.source)
     else:
         start = from_scratch(**vars(recipe.network), targets=targets)
     size = recipe.size if recipe.size[0] else _own_size(start)
@@ -34,6 +36,15 @@ def first_model(recipe: Recipe) -> Model:
     # The schedule of the training is that of the result.
     scheduler = dict(build_scheduler(protocol_of(recipe.stages[-1]), start.scheduler).config)
     return _model(start, recipe, scheduler, _tiny(wanted.tiny_vae), size)
+
+
+def _refuse_x_left(name: str, folder: Path) -> None:
+    """Training would have to turn it round first: the pictures that it is taught have x to the right."""
+    if answers_x_left(folder):
+        raise Unusable(
+            f"start.checkpoint={name!r}: draws normals with x to the left, and is to be trained with x to the right; "
+            "start from 'stabilityai/stable-diffusion-2' or 'prs-eth/marigold-normals-v1-1'"
+        )
 
 
 def protocol_of(stage: Stage) -> str:
@@ -69,10 +80,7 @@ def _check_space(start: Start, recipe: Recipe) -> None:
 
 def _family_info(start: Start) -> CheckpointInfo | None:
     """What a checkpoint of the family says of itself; None for any other start."""
-    if start.source is None or start.unet.config.in_channels == start.latent_channels:
-        return None
-    index = read_json(start.source / "model_index.json")
-    return describe(start.source) if str(index.get("_class_name", "")).startswith("Marigold") else None
+    return describe(start.source) if start.of_family else None
 
 
 def _model(

@@ -25,6 +25,7 @@ from marigold_ros.family import DIFFUSION, E2E, LCM
 from marigold_ros.files import flush
 from marigold_ros.metric import SPACES
 from marigold_ros.network import SingleStepNetwork
+from marigold_ros.normals_frame import FIELD, RIGHT
 from marigold_ros.sd2 import SCHEDULER
 from trainer.architecture import build_scheduler
 from trainer.model_index import PIPELINES, STEPS, model_index
@@ -190,6 +191,9 @@ def _own(name: str, member: Member) -> dict[str, Any]:
     facts: dict[str, Any] = {"name": name, "protocol": member.protocol}
     if member.task == "depth":
         facts["space"] = member.space
+    if member.task == "normals":
+        # As `targets.picture_of` draws them.
+        facts[FIELD] = RIGHT
     facts |= {"width": member.size[0], "height": member.size[1]}
     return facts if member.metric is None else {**facts, "metric": asdict(member.metric)}
 

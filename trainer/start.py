@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ class Start:
     """Modules in float32 on the CPU.
 
     unet: takes [RGB latent | a latent for each target image], gives one for each; prompt: (1, 2, width) embedding of
-    the empty text; scheduler: the configuration it was trained with; source: its folder, None for random weights.
+    the empty text; scheduler: the configuration it was trained with; source: its folder, None for random weights;
+    of_family: `source` draws already, it is no Stable Diffusion.
     """
 
     unet: UNet2DConditionModel
@@ -36,6 +37,7 @@ class Start:
     prompt: Tensor
     scheduler: Mapping[str, Any]
     source: Path | None
+    of_family: bool = False
 
     @property
     def latent_channels(self) -> int:
@@ -65,8 +67,9 @@ def load_start(name: str, targets: int, surgery: str = MARIGOLD, download: bool 
     modules = load_modules(folder)
     start = Start(modules.unet, modules.vae, modules.prompt, scheduler, folder)
     _check_prompt(where, start)
-    if _is_text_to_image(where, start, targets):
-        widen(start.unet, targets, surgery)
+    if not _is_text_to_image(where, start, targets):
+        return replace(start, of_family=True)
+    widen(start.unet, targets, surgery)
     return start
 
 

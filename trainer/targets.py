@@ -107,7 +107,7 @@ def picture_of(kind: str, values: Tensor) -> Tensor:
 
     depth: (N, H, W) in [-1, 1], in all three channels; unknown is -1.
     normals: (N, 3, H, W) in the optical frame (x right, y down, z forward), turned into Marigold's (x right, y up, z to
-        the viewer); unknown looks at the viewer.
+        the viewer; not the end-to-end authors', see `marigold_ros.normals_frame`); unknown looks at the viewer.
     albedo, shading, residual: (N, 3, H, W) linear in [0, 1], as they are; albedo-srgb: linear albedo, encoded.
     material: (N, 2, H, W) roughness and metallicity in [0, 1], linear, in red and green; blue is empty.
     Of what lies in [0, 1], unknown is 0. Raises `Unusable` for another kind or shape.

@@ -163,8 +163,8 @@ def _facts(run: Mapping[str, Any], result: Mapping[str, Any]) -> Iterator[str]:
     mirrored = result["measures"].get(normals.MIRRORED)
     if mirrored is not None and mirrored < _SUSPICIOUS * result["measures"]["mean"]:
         yield (
-            f"with x negated the mean would be {mirrored:.1f}°: the network may answer in a frame whose x points left "
-            "(docs/evaluation.md)"
+            f"with x negated the mean would be {mirrored:.1f}°: x of its normals may point to the other side than "
+            "normals_x in its marigold_ros.json, or its name, says (docs/checkpoints.md)"
         )
     if "lpips_missing" in result:
         yield f"LPIPS is missing ({result['lpips_missing']})"
