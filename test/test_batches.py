@@ -51,7 +51,9 @@ def test_a_sample_exists_when_its_camera_file_does(tmp_path):
 @pytest.mark.parametrize(
     ("file", "content", "words"),
     [
-        ("rgb/000000.jpg", b"half", r"rgb/000000\.jpg: is damaged"),
+        ("rgb/000000.jpg", b"half", r"rgb/000000\.jpg"),
+        ("rgb/000000.jpg", 0.7, r"rgb/000000\.jpg"),
+        ("camera/000000.json", b'{"K": [1, 2]}', r"K=\[1, 2\]: must be 3 rows"),
         ("rgb/000000.jpg", None, r"rgb/000000\.png: is missing"),
         ("depth_m/000000.npy", b"half", r"depth_m/000000\.npy: cannot be read"),
         ("depth_m/000000.npy", None, "the sample has no depth_m"),
@@ -61,7 +63,10 @@ def test_a_sample_exists_when_its_camera_file_does(tmp_path):
 )
 def test_damaged_files_are_named(tmp_path, file, content, words):
     write_sample(tmp_path, scene(0))
+    before = (tmp_path / file).read_bytes()
     (tmp_path / file).unlink()
+    if isinstance(content, float):
+        content = before[: int(len(before) * content)]
     if content is not None:
         (tmp_path / file).write_bytes(content)
     with pytest.raises(Unusable, match=words):
@@ -137,9 +142,10 @@ def test_weights_and_shapes_decide_how_often_batches_come(data):
 def test_depth_beyond_what_a_dataset_can_say_is_unknown(data):
     source = Source("hypersim", sizes=((32, 32, 1.0),), valid_m=(1.0, 10.0))
     batch = passes(data, data=(source,))[0]
-    known = batch.maps["depth_m"][~batch.maps["depth_m"].isnan()]
+    known = batch.maps["depth_m"][batch.maps["depth_m"].isfinite()]
     assert float(known.min()) > 1.0
     assert float(known.max()) < 10.0
+    assert batch.maps["depth_m"].isinf().any()  # what is too far to be told is far, like the sky
 
 
 def test_a_damaged_sample_ends_the_training_or_is_skipped_and_counted(tmp_path):
@@ -197,6 +203,21 @@ def test_no_point_of_a_sparse_map_is_lost_but_to_a_nearer_one():
     assert np.isfinite(maps["depth_m"]).sum() == 16
     _, maps = cut(ramp()[0], {"depth_m": sparse}, Cut(0, 0, 64, 48, (128, 96), flip=False))
     assert np.isfinite(maps["depth_m"]).sum() == 17
+
+
+def test_smaller_maps_do_not_lag_behind_the_picture():
+    rgb, depth = ramp()
+    for size in ((32, 24), (16, 12), (20, 15)):
+        small, maps = cut(rgb, {"depth_m": depth}, Cut(0, 0, 64, 48, size, flip=False))
+        lag = small[..., 0].astype(float) / 3 - maps["depth_m"]
+        assert abs(lag.mean()) <= 0.51, size  # of an even number of pixels none is the middle one
+
+
+def test_a_wide_sky_is_no_sparse_map():
+    sky = np.full((48, 64), np.inf, np.float32)
+    sky[40:] = 5.0
+    _, maps = cut(ramp()[0], {"depth_m": sky}, Cut(0, 0, 64, 48, (128, 96), flip=False))
+    assert not np.isnan(maps["depth_m"]).any()
 
 
 def test_a_mirrored_normal_looks_to_the_other_side():

@@ -60,8 +60,23 @@ def test_published_numbers():
         ({"data.0.sizes": [[64, 64]]}, "must have 3 items"),
         ({"data.0.sizes": 64}, "64: must be a list"),
         ({"task": "normals"}, "objective end_to_end, loss 'affine_metres' is for task 'depth', not 'normals'"),
-        ({"space": "inverse_depth"}, "loss 'affine_metres' makes depth affine in 'depth'"),
+        ({"space": "inverse_depth"}, "affine_metres makes depth affine in 'depth'"),
         ({"stages.0.objective": {"kind": "latents"}, "task": "normals"}, "objective latents is for task 'depth'"),
+        ({"stages.0.train": []}, r"train=\[\]: objective end_to_end trains at least one of"),
+        ({"stages.0.objective": {"kind": "diffusion"}, "stages.0.train": ["encoder"]}, "diffusion trains unet of unet"),
+        (
+            {"stages.0.objective": {"kind": "diffusion"}, "space": "log_depth"},
+            "diffusion makes depth affine in 'depth'",
+        ),
+        ({"stages.0.objective": {"kind": "diffusion"}, "start.tiny_vae": "x"}, "tiny_vae: is for objective end_to_end"),
+        ({"stages.0.objective": {"kind": "consistency", "timesteps": 0}}, "timesteps=0"),
+        ({"stages.0.optimiser.betas": [2, 0.9]}, "betas"),
+        ({"seed": -1}, "seed=-1"),
+        ({"threads": -1}, "threads=-1"),
+        ({"augment": {"zoom": [1, 2]}}, "zoom"),
+        ({"data.0.sizes": []}, "has sizes; give them"),
+        ({"data.0.weight": float("inf")}, "weight=inf"),
+        ({"network": {"vae_channels": [8, 10]}}, "vae_channels"),
         ({"augment": 3}, "must be a mapping"),
         ({"metric": {"d_min_m": 0.1}}, "metric: missing 2 required"),
         ({"metric": {"d_min_m": 9, "d_max_m": 1, "canonical_focal_px": 5}}, "must be less than"),
@@ -89,3 +104,5 @@ def test_settings_from_the_command_line():
     assert changes_in(["stages.0.steps=5", "start.checkpoint=a=b"]) == {"stages.0.steps": 5, "start.checkpoint": "a=b"}
     with pytest.raises(Unusable, match="'steps': must be NAME=VALUE"):
         changes_in(["steps"])
+    with pytest.raises(Unusable, match="its value is no YAML"):
+        changes_in(["steps=["])

@@ -206,7 +206,7 @@ def test_a_floor_looks_up_and_a_wall_at_the_viewer():
     assert picture.tolist() == [[0, 1, 0], [0, 0, 1], [1, 0, 0], [0, 0, 1]]
 
 
-def test_appearance_is_encoded_albedo_and_linear_material():
+def test_appearance_is_encoded_in_both_albedo_and_material():
     maps = {
         "albedo": torch.tensor([0.0, 0.5, 1.0, NAN]).view(1, 1, 1, 4).repeat(1, 3, 1, 1),
         "material": torch.tensor([[0.25, 1.0, 0.0, NAN], [0.5, 0.0, 2.0, 0.75]]).view(1, 2, 1, 4),
@@ -214,7 +214,8 @@ def test_appearance_is_encoded_albedo_and_linear_material():
     albedo, material = pictures_of("iid-appearance", maps)
     grey = 2 * 0.5 ** (1 / 2.2) - 1
     torch.testing.assert_close(albedo[0, :, 0], torch.tensor([-1.0, grey, 1.0, -1.0]).expand(3, 4))
-    expected = torch.tensor([[-0.5, 1.0, -1.0, -1.0], [0.0, -1.0, 1.0, 0.5], [-1.0, -1.0, -1.0, -1.0]])
+    quarter, three_quarters = (2 * share ** (1 / 2.2) - 1 for share in (0.25, 0.75))
+    expected = torch.tensor([[quarter, 1.0, -1.0, -1.0], [grey, -1.0, 1.0, three_quarters], [-1.0, -1.0, -1.0, -1.0]])
     torch.testing.assert_close(material[0, :, 0], expected)
 
 

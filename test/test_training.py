@@ -298,6 +298,9 @@ def test_a_run_goes_on_with_its_own_recipe_only(tmp_path, data, start, runs):
         train(replace(recipe, stages=(changed,)), run, data)
     with pytest.raises(Unusable, match=r"was begun with .*; go on with the same recipe"):
         train(small_recipe("marigold-normals", start), run, data)
+    two = replace(recipe, data=recipe.data[:1])
+    with pytest.raises(Unusable, match=r"was begun with data\.1\."):
+        train(two, run, data)
     more = replace(recipe, stages=(*recipe.stages, replace(recipe.stages[0], name="more")), log_steps=2)
     assert train(more, run, data)
     assert logged(run, "step")[-1, 0] == 4
@@ -342,6 +345,64 @@ def test_fine_tuning_keeps_the_space_and_the_size_of_its_start(tmp_path, data):
     assert train(replace(recipe, space="depth"), tmp_path / "run", data)
     info = describe(tmp_path / "run" / "checkpoint")
     assert (info.space, info.width, info.height) == ("depth", 128, 96)
+
+
+def test_starts_that_would_teach_nonsense_are_refused(tmp_path, data, runs):
+    for name, start, words in (
+        ("lcm", "e2e-depth", "is of protocol 'e2e'; only a network trained by diffusion can be distilled"),
+        ("lcm", "marigold-normals", "is of task 'normals', the recipe of 'depth'"),
+        ("robot", "e2e-normals", "is of task 'normals', the recipe of 'depth'"),
+    ):
+        with pytest.raises(Unusable, match=words):
+            train(small_recipe(name, str(runs(start) / "checkpoint")), tmp_path, data)
+
+
+def test_a_size_that_the_network_cannot_take_is_refused_at_once(tmp_path, data, start):
+    with pytest.raises(Unusable, match=r"size=\[100, 64\]: must be multiples of 16"):
+        train(replace(small_recipe("e2e-depth", start), size=(100, 64)), tmp_path, data)
+
+
+def test_half_precision_needs_a_gpu(tmp_path, data, start):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(Unusable, match="precision='fp16': needs a GPU"):
+        train(replace(small_recipe("e2e-depth", start), precision="fp16"), tmp_path, data)
+
+
+def test_a_run_cannot_lie_in_a_file(tmp_path, data, start):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(Unusable, match="cannot be made"):
+        train(small_recipe("e2e-depth", start), tmp_path / "run", data)
+
+
+def test_runs_of_other_precision_may_follow_in_one_process(tmp_path, data, start):
+    for precision in ("bf16", "no"):
+        assert train(
+            replace(small_recipe("e2e-depth", start, steps=1), precision=precision), tmp_path / precision, data
+        )
+
+
+def test_killed_between_a_stages_result_and_its_state(tmp_path, data, runs, monkeypatch):
+    """The result is written again, and a recipe that has grown trains no stage twice."""
+    recipe = small_recipe("marigold-depth", "")
+    recipe = replace(recipe, size=(64, 64), start=replace(recipe.start, checkpoint=""))
+    longer = replace(recipe, stages=(*recipe.stages, replace(recipe.stages[0], name="more")))
+    assert train(recipe, tmp_path / "run", data)
+    real = StageRun.finish
+
+    def finish(self):
+        real(self)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StageRun, "finish", finish)
+        with pytest.raises(Killed):
+            train(longer, tmp_path / "run", data)
+    assert train(longer, tmp_path / "run", data)
+    assert train(longer, tmp_path / "whole", data)
+    assert all(
+        torch.equal(values, weights(tmp_path / "whole")[name]) for name, values in weights(tmp_path / "run").items()
+    )
 
 
 def test_random_weights_need_a_size(tmp_path, data):

@@ -33,14 +33,14 @@ from training import scene, write_data  # noqa: E402
 PROJECT = Path(__file__).resolve().parent.parent
 INSTALLING = ("pip ", "apt-get ")
 SHORT = ["--set", "stages.0.steps=1", "--set", "stages.0.batch=4", "--set", "stages.0.micro_batch=2"]
-SMALL = [*SHORT, "--set", "stages.0.sizes=[[64, 64, 1]]", "--set", "size=[128, 96]", "--set", "threads=1"]
+SMALL = [*SHORT, "--set", "stages.0.sizes=[[64, 64, 1]]", "--set", "threads=1"]
 # What is added to a command so that it ends soon; by the words that it begins with.
 ADDED = {
     "record": ["--frames", "12", "--width", "128", "--height", "96", "--samples", "1"],
     "collect": ["--motion", "0", "--min-anchors", "3", "--gap", "0"],
     "generate": ["--count", "2", "--workers", "1", "--copies", "0.1"],
     "train robot": SMALL,
-    "train e2e-depth": [*SMALL, "--set", "gradient_checkpointing=false"],
+    "train e2e-depth": [*SMALL, "--set", "gradient_checkpointing=false", "--set", "size=[128, 96]"],
     "evaluate": ["--limit", "2", "--size", "checkpoint"],
 }
 

@@ -16,7 +16,17 @@ from trainer.recipe_files import find_recipe, load_recipe
 from trainer.samples import Sample, write_sample
 
 RECIPES = sorted(path.stem for path in find_recipe("nano").parent.glob("*.yaml"))
-DATASETS = ("hypersim", "vkitti2", "tartanair", "interiorverse", "sintel", "generated", "recordings")
+DATASETS = (
+    "hypersim",
+    "hypersim-normals",
+    "hypersim-light",
+    "vkitti2",
+    "tartanair",
+    "interiorverse",
+    "sintel",
+    "generated",
+    "recordings",
+)
 
 
 def scene(seed: int, shape: tuple[int, int] = (48, 64)) -> Sample:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from diffusers import AutoencoderTiny
 
 from marigold_ros import hub
-from marigold_ros.checkpoints import CheckpointInfo, answers_x_left, describe
-from marigold_ros.config import Unusable, one_line
-from marigold_ros.family import DIFFUSION, E2E, LCM
+from marigold_ros.checkpoints import answers_x_left, describe
+from marigold_ros.config import LARGEST_SIDE_PX, Unusable, one_line
+from marigold_ros.family import DIFFUSION, E2E, INTRINSICS, LCM
 from marigold_ros.sd2 import HEIGHT, WIDTH
 from trainer.architecture import build_scheduler
 from trainer.model import Model
@@ -27,15 +25,50 @@ def first_model(recipe: Recipe) -> Model:
     wanted = recipe.start
     if wanted.checkpoint:
         start = load_start(wanted.checkpoint, targets, wanted.surgery, download=True)
-        if recipe.task == "normals" and start.of_family:
-            _refuse_x_left(wanted.checkpoint, start.source)
+        if start.of_family:
+            _check_family(start, recipe)
     else:
         start = from_scratch(**vars(recipe.network), targets=targets)
     size = recipe.size if recipe.size[0] else _own_size(start)
-    _check_space(start, recipe)
-    # The schedule of the training is that of the result.
-    scheduler = dict(build_scheduler(protocol_of(recipe.stages[-1]), start.scheduler).config)
-    return _model(start, recipe, scheduler, _tiny(wanted.tiny_vae), size)
+    _check_size(size, start)
+    return _model(start, recipe, recipe.stages[0], _tiny(wanted.tiny_vae), size)
+
+
+def _check_family(start: Start, recipe: Recipe) -> None:
+    """Raises `Unusable` for a checkpoint that is of another task, or cannot be trained on as the recipe wants."""
+    if recipe.task == "normals":
+        _refuse_x_left(recipe.start.checkpoint, start.source)
+    info = describe(start.source)
+    task = INTRINSICS if recipe.task.startswith("iid") else recipe.task
+    if info.kind.task != task:
+        raise Unusable(
+            f"start.checkpoint={recipe.start.checkpoint!r}: is of task {info.kind.task!r}, the recipe of {task!r}; "
+            "give one that fits, or start from stabilityai/stable-diffusion-2"
+        )
+    relative = any(getattr(stage.objective, "loss", "") == "relative" for stage in recipe.stages)
+    if relative and info.space != recipe.space:
+        raise Unusable(
+            f"checkpoint {info.name!r}: its depth is affine in {info.space!r}, the recipe's in {recipe.space!r}; set "
+            f"space: {info.space}"
+        )
+    if isinstance(recipe.stages[0].objective, Consistency) and info.kind.protocol != DIFFUSION:
+        raise Unusable(
+            f"checkpoint {info.name!r}: is of protocol {info.kind.protocol!r}; only a network trained by diffusion can "
+            "be distilled, such as prs-eth/marigold-depth-v1-1"
+        )
+    if isinstance(recipe.stages[0].objective, Consistency) and not start.scheduler.get("rescale_betas_zero_snr"):
+        raise Unusable(
+            f"checkpoint {info.name!r}: was not trained to zero SNR at its last timestep, which a single step starts "
+            "from; distil one that was, such as prs-eth/marigold-depth-v1-1"
+        )
+
+
+def _check_size(size: tuple[int, int], start: Start) -> None:
+    levels = sum(len(module.config.block_out_channels) - 1 for module in (start.vae, start.unet))
+    if any(side <= 0 or side % 2**levels or side > LARGEST_SIDE_PX for side in size):
+        raise Unusable(
+            f"size={list(size)}: must be multiples of {2**levels} for this network, at most {LARGEST_SIDE_PX}"
+        )
 
 
 def _refuse_x_left(name: str, folder: Path) -> None:
@@ -52,40 +85,27 @@ def protocol_of(stage: Stage) -> str:
     return {Diffusion: DIFFUSION, Consistency: LCM}.get(type(stage.objective), E2E)
 
 
-def model_in(folder: Path, recipe: Recipe) -> Model:
-    """What the stage before wrote to `folder`."""
+def model_in(folder: Path, recipe: Recipe, stage: Stage) -> Model:
+    """What the stage before wrote to `folder`, for `stage`."""
     start = load_start(str(folder), len(TARGET_NAMES[recipe.task]))
     tiny = folder / TINY_VAE_FOLDER
-    return _model(start, recipe, start.scheduler, _tiny(str(tiny)) if tiny.is_dir() else None, _own_size(start))
+    size = recipe.size if recipe.size[0] else _own_size(start)
+    return _model(start, recipe, stage, _tiny(str(tiny)) if tiny.is_dir() else None, size)
 
 
 def _own_size(start: Start) -> tuple[int, int]:
     """The working size that a checkpoint of the family names; Stable Diffusion's own where it is none."""
     if start.source is None:
         raise Unusable("size=[0, 0]: a network of random weights has no size of its own; give one in the recipe")
-    info = _family_info(start)
-    return (WIDTH, HEIGHT) if info is None else (info.width, info.height)
+    if not start.of_family:
+        return WIDTH, HEIGHT
+    info = describe(start.source)
+    return info.width, info.height
 
 
-def _check_space(start: Start, recipe: Recipe) -> None:
-    """Fine-tuning in a checkpoint's own space must be in that one."""
-    info = _family_info(start)
-    relative = any(getattr(stage.objective, "loss", "") == "relative" for stage in recipe.stages)
-    if info is not None and relative and info.space and info.space != recipe.space:
-        raise Unusable(
-            f"checkpoint {info.name!r}: its depth is affine in {info.space!r}, the recipe's in {recipe.space!r}; set "
-            f"space: {info.space}"
-        )
-
-
-def _family_info(start: Start) -> CheckpointInfo | None:
-    """What a checkpoint of the family says of itself; None for any other start."""
-    return describe(start.source) if start.of_family else None
-
-
-def _model(
-    start: Start, recipe: Recipe, scheduler: Mapping[str, Any], tiny: AutoencoderTiny | None, size: tuple[int, int]
-) -> Model:
+def _model(start: Start, recipe: Recipe, stage: Stage, tiny: AutoencoderTiny | None, size: tuple[int, int]) -> Model:
+    # The schedule of the training is that of its result.
+    scheduler = dict(build_scheduler(protocol_of(stage), start.scheduler).config)
     if tiny is not None and tiny.config.latent_channels != start.latent_channels:
         raise Unusable(
             f"start.tiny_vae: has {tiny.config.latent_channels} latent channels, the checkpoint {start.latent_channels}"

@@ -79,9 +79,10 @@ def cut(rgb: np.ndarray, maps: Mapping[str, np.ndarray], window: Cut) -> tuple[n
 
 
 def _resized(kind: str, values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    known = np.isfinite(values) if kind == "depth_m" else None
+    known = ~np.isnan(values) if kind == "depth_m" else None
     if known is None or known.mean() > _SPARSE_SHARE:
-        return cv2.resize(values, size, interpolation=cv2.INTER_NEAREST)
+        # Not INTER_NEAREST, which takes the pixel to the upper left of the middle: maps would lag behind the picture.
+        return cv2.resize(values, size, interpolation=cv2.INTER_NEAREST_EXACT)
     # Single LiDAR points would fall between the pixels looked at: each goes where it belongs, the nearest last.
     height, width = values.shape
     rows, columns = np.nonzero(known)

@@ -8,16 +8,21 @@ import shlex
 import shutil
 from pathlib import Path
 
-from torch import nn
+import yaml
 
-from marigold_ros.checkpoints import describe, load_network
+from marigold_ros.checkpoints import describe
 from marigold_ros.config import Unusable
+from marigold_ros.family import E2E
+from trainer.assembly import model_in, protocol_of
 from trainer.facts import read_facts
 from trainer.frames import as_json, evaluate, real_frames, table
 from trainer.loop import CHECKPOINT
-from trainer.package import replace_folder, write_checkpoint
+from trainer.model import Model
+from trainer.package import replace_folder, write_member
 from trainer.recipe import Recipe, Stage
+from trainer.recipe_files import plain
 from trainer.report import LOG_FILE
+from trainer.results import member_of
 from trainer.states import Place, States, read_recipe
 
 RESULTS_FILE = "evaluation.json"
@@ -37,25 +42,32 @@ def main(argv: list[str]) -> int:
 
 
 def package_run(run: Path, out: Path, scenes: Path | None, notes: Path | None, onnx: bool = True) -> str:
-    """Write the result of `run`, a single-step depth network, to folder `out`, with its errors and model card.
+    """Write the result of `run`, a single-step depth network, to folder `out` in float16, with its errors and card.
 
-    Returns the table of errors. Raises `Unusable` for a run that has not ended.
+    Returns the table of errors. Raises `Unusable` for a run that has not ended, and for any other network: its
+    checkpoint folder can be used as it is.
     """
     # Everything that can fail is done before what lies in `out` is touched.
     if not (run / CHECKPOINT / "model_index.json").is_file():
         raise Unusable(f"run {run}: has not ended yet: there is no {CHECKPOINT}/; go on with 'python -m trainer train'")
-    network = load_network(describe(run / CHECKPOINT))
     recipe, newest = read_recipe(run), States(run, 1).newest()
     place = Place() if newest is None else newest[1]
+    stage = recipe.stages[-1]
+    if recipe.task != "depth" or protocol_of(stage) != E2E or recipe.start.tiny_vae:
+        raise Unusable(
+            f"run {run}: package is for single-step depth networks with a VAE of their own; use {run / CHECKPOINT} as "
+            "it is"
+        )
+    model = model_in(run / CHECKPOINT, recipe, stage)
     ending = "" if notes is None else "\n" + _read(notes)
     staging = out.with_name(f".{out.name}.staging")
     new = staging / out.name
     try:
-        write_checkpoint(new, network, recipe.space, recipe.size, "# being evaluated\n", onnx)
+        write_member(new, member_of(model, recipe, stage), "# being evaluated\n", onnx=onnx)
         results = evaluate(new, scenes, list(real_frames()))
         numbers = table(results)
         (new / RESULTS_FILE).write_text(json.dumps(as_json(results, describe(new)), indent=1) + "\n", encoding="utf-8")
-        text = card(out.name, recipe, read_facts(run), place, last_line(run), network, numbers) + ending
+        text = card(out.name, recipe, read_facts(run), place, last_line(run), model, numbers) + ending
         (new / "README.md").write_text(text, encoding="utf-8")
         replace_folder(new, out)
     finally:
@@ -70,21 +82,23 @@ def _read(path: Path) -> str:
         raise Unusable(f"file {path}: cannot be read ({error.strerror})") from error
 
 
-def card(
-    name: str, recipe: Recipe, sittings: list[dict], place: Place, last: dict, network: nn.Module, numbers: str
-) -> str:
+def card(name: str, recipe: Recipe, sittings: list[dict], place: Place, last: dict, model: Model, numbers: str) -> str:
     """The model card's computed part, Markdown."""
     facts = sittings[-1]
     versions, minutes = facts["versions"], place.seconds / 60
     steps = sum(stage.steps for stage in recipe.stages)
-    million = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+    modules = (model.unet, model.vae)
+    million = sum(parameter.numel() for module in modules for parameter in module.parameters()) / 1e6
+    data = ", ".join(f"{source.name} ({source.weight:g})" for source in recipe.data)
+    begun = f"from `{Path(recipe.start.checkpoint).name}`" if recipe.start.checkpoint else "from random weights"
+    metric = "" if recipe.metric is None else " It gives metres of its own, given the camera's focal length."
     stages = "\n".join(_stage(stage) for stage in recipe.stages)
     return f"""# {name}
 
 A single-step monocular depth network of the Marigold kind, in diffusers' folder format (`MarigoldDepthPipeline`),
-trained from generated scenes only by `python -m trainer`. It answers relative depth, affine in `{recipe.space}`:
-scale and shift must come from elsewhere (LiDAR points in `marigold_ros`). {million:.1f} million
-parameters; float16; working size {recipe.size[0]}×{recipe.size[1]}.
+trained {begun} on: {data}. It answers relative depth, affine in `{recipe.space}`: scale and shift come
+from elsewhere (LiDAR points in `marigold_ros`).{metric} {million:.1f} million parameters; float16; working size
+{model.size[0]}×{model.size[1]}.
 
 ## Results
 
@@ -97,7 +111,7 @@ frames of a living room (test data of Open3D 0.10; `color_*.jpg`, `depth_*.png` 
 and 000001 of the object benchmark's training set against the Velodyne. Both were used for evaluation only.
 
 ```
-python -m trainer frames --checkpoint nano --scenes DIR --data FOLDER      # FOLDER/indoor, FOLDER/kitti
+python -m trainer frames --checkpoint {name} --scenes DIR --data FOLDER      # FOLDER/indoor, FOLDER/kitti
 ```
 
 ## Training
@@ -110,7 +124,10 @@ Seed {recipe.seed}; {steps} steps in {minutes:.0f} minutes on {facts["device"]};
 |---|---|---|---|---|---|---|
 {stages}
 
-All other knobs: `config/train/nano.yaml`.
+The whole recipe:
+
+```yaml
+{yaml.safe_dump(plain(recipe), sort_keys=False, allow_unicode=True)}```
 """
 
 

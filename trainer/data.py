@@ -120,7 +120,7 @@ class Passes(Dataset):
         while True:
             try:
                 sample = bucket.samples.read(number, self.recipe.maps)
-                _check(sample, bucket)
+                _check(sample, bucket, self.recipe)
                 return sample
             except Unusable as problem:
                 if self.recipe.damaged == "refuse":
@@ -136,7 +136,12 @@ def _stacked(maps: list[np.ndarray]) -> Tensor:
     return stacked.movedim(-1, 1).contiguous() if stacked.ndim == 4 else stacked
 
 
-def _check(sample: Sample, bucket: Bucket) -> None:
+def _check(sample: Sample, bucket: Bucket, recipe: Recipe) -> None:
+    if recipe.metric is not None and sample.k is None:
+        raise Unusable(
+            f"sample {bucket.samples.folder}/{sample.name}: does not know its camera, which metric depth needs; give "
+            "another dataset"
+        )
     for kind, values in sample.maps.items():
         known = ~np.isnan(values)
         if kind == "depth_m":
@@ -183,11 +188,6 @@ def _towards_canonical(sample: Sample, bucket: Bucket, recipe: Recipe) -> Augmen
     augment = recipe.augment
     if recipe.metric is None:
         return augment
-    if sample.k is None:
-        raise Unusable(
-            f"sample {bucket.samples.folder}/{sample.name}: does not know its camera, which metric depth needs; give "
-            "another dataset"
-        )
     height, width = sample.rgb.shape[:2]
     across = min(width, height * bucket.size[0] / bucket.size[1])
     whole_px = float(np.sqrt(sample.k[0, 0] * sample.k[1, 1])) * bucket.size[0] / across
@@ -209,9 +209,9 @@ def augmented(
     rgb, maps = cut(sample.rgb, sample.maps, window)
     if "depth_m" in maps:
         near, far = bucket.source.valid_m
-        depth_m = maps["depth_m"]
-        outside = (depth_m <= near) | (depth_m >= far) if np.isfinite(far) else depth_m <= near
-        maps["depth_m"] = np.where(outside, np.float32(np.nan), depth_m)
+        # What is too far to be told counts as the sky: known to be far.
+        depth_m = np.where(maps["depth_m"] >= far, np.float32(np.inf), maps["depth_m"])
+        maps["depth_m"] = np.where(depth_m <= near, np.float32(np.nan), depth_m)
     rgb = vary(rgb, maps.get("depth_m"), rng, augment)
     focal_px = np.nan if sample.k is None else window.focal_px(sample.k)
     return np.ascontiguousarray(rgb), {kind: np.ascontiguousarray(v, np.float32) for kind, v in maps.items()}, focal_px

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from marigold_ros.files import written_beside
+
 FACTS_FILE = "run.json"
 _PACKAGES = ("torch", "diffusers", "accelerate", "numpy")
 
@@ -30,9 +32,8 @@ def write_facts(run: Path, accelerator: Accelerator) -> None:
             "distributed": str(accelerator.distributed_type).rsplit(".", 1)[-1],
         }
     )
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_text(json.dumps(sittings, indent=1) + "\n", encoding="utf-8")
-    beside.replace(path)
+    with written_beside(path) as beside:
+        beside.write_text(json.dumps(sittings, indent=1) + "\n", encoding="utf-8")
 
 
 def read_facts(run: Path) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ import contextlib
 import math
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,8 +21,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch import Tensor
+from tqdm import tqdm
 
 from marigold_ros.config import Unusable
 from trainer.assembly import first_model, model_in
@@ -45,19 +48,26 @@ def train(recipe: Recipe, run: Path, data: Path, stop_after: int | None = None) 
     """Train, or go on training, into folder `run`; returns whether the recipe's end was reached.
 
     data: the folder that the sources' folders are in. The result is the checkpoint folder `run`/checkpoint. Ctrl-C and
-    SIGTERM finish the step, save the state and return False, as does `stop_after` steps in this sitting. Raises
+    SIGTERM finish the step, save the state and return False, as does `stop_after` steps of a stage. Raises
     `Unusable` for a recipe, samples or a run that cannot be used.
     """
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
+    if recipe.precision == "fp16" and not torch.cuda.is_available():
+        raise Unusable("precision='fp16': needs a GPU, whose loss scaling it rests on; set it to 'bf16' or 'no'")
     accelerator = _accelerator(recipe)
-    run.mkdir(parents=True, exist_ok=True)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Unusable(f"run {run}: cannot be made ({error.strerror}); give another --run") from error
     states = States(run, recipe.keep)
     newest = states.newest()
     place = Place() if newest is None else newest[1]
     if accelerator.is_main_process:
         check_recipe(run, recipe, None if newest is None else place)
         write_facts(run, accelerator)
+        _make_room(run, place)
+    accelerator.wait_for_everyone()
     with Stop() as stop:
         while place.stage < len(recipe.stages):
             stage = StageRun(recipe, place, run, data, accelerator, states)
@@ -137,7 +147,8 @@ class StageRun:
                     report.numbers(self._mean(losses), self.adam.param_groups[0]["lr"], norm)
                 if place.step % self.recipe.picture_steps == 0:
                     self._show(report)
-                stopped = self._agreed(stop.asked) or place.step == last
+                # Asked of one process, all stop at the same step.
+                stopped = self._summed(stop.asked) > 0 or place.step == last
                 if stopped or place.step % self.recipe.save_steps == 0:
                     self.states.save(accelerator, place)
                 if stopped and place.step < self.stage.steps:
@@ -165,12 +176,12 @@ class StageRun:
         count = accelerator.gradient_accumulation_steps
         accelerator.step = 0  # counts the passes since the last step, but a change of their number would upset it
         sums: dict[str, Tensor] = {}
-        norm = math.nan
+        norm, skipped = math.nan, 0
         for number in range(count):
             batch = next(batches)
             for name in batch.skipped:
-                report.say(f"skipped: sample {name} cannot be used")
-            place.skipped += len(batch.skipped)
+                tqdm.write(f"skipped: sample {name} cannot be used", file=sys.stderr)
+            skipped += len(batch.skipped)
             with accelerator.accumulate(self.prepared):
                 losses = self.prepared(batch.to(accelerator.device), self._generator(number))
                 accelerator.backward(losses["loss"])
@@ -180,6 +191,7 @@ class StageRun:
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + value.detach() / count
         place.step += 1
+        place.skipped += int(self._summed(skipped))
         self._count_bad(norm, report)
         return sums, norm
 
@@ -195,7 +207,7 @@ class StageRun:
         return 0.0 if norm is None else float(norm)  # DeepSpeed keeps it to itself
 
     def _apply(self, norm: float) -> None:
-        # float16's loss scaling finds its scale by overflowing now and then; its optimiser skips such steps itself.
+        # float16's loss scaling finds its scale by overflowing now and then; accelerate skips such steps itself.
         if math.isfinite(norm) or self.recipe.precision == "fp16":
             self.adam.step()
             self.objective.update_average(self.place.step)
@@ -222,12 +234,11 @@ class StageRun:
             vector = self.accelerator.reduce(vector, "mean")
         return dict(zip(losses, vector.tolist(), strict=True))
 
-    def _agreed(self, asked: bool) -> bool:
-        """Whether any process was asked to stop: all must stop at the same step."""
+    def _summed(self, value: float) -> float:
+        """The sum over all processes, which they all get."""
         if self.accelerator.num_processes == 1:
-            return asked
-        vote = torch.tensor([float(asked)], device=self.accelerator.device)
-        return float(self.accelerator.reduce(vote, "sum")) > 0
+            return value
+        return float(self.accelerator.reduce(torch.tensor([float(value)], device=self.accelerator.device), "sum"))
 
     def _show(self, report: Report) -> None:
         if not self.accelerator.is_main_process:
@@ -260,15 +271,22 @@ class StageRun:
 
 
 def _accelerator(recipe: Recipe) -> Accelerator:
+    # It remembers the precision of the run before this one in the same process.
+    AcceleratorState._reset_state()
     return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=recipe.precision)
+
+
+def _make_room(run: Path, place: Place) -> None:
+    """Of a run whose recipe has grown since it ended, the result is that of a stage now."""
+    former = run / f"stage-{place.stage}"
+    if place.stage and (run / CHECKPOINT).is_dir() and not former.is_dir():
+        (run / CHECKPOINT).rename(former)
 
 
 def _first(recipe: Recipe, run: Path, place: Place) -> Model:
     if place.stage == 0:
         return first_model(recipe)
-    folder = result_folder(run, recipe, place.stage - 1)
-    # It was the last stage when it ended, and the recipe has grown since.
-    return model_in(folder if folder.is_dir() else run / CHECKPOINT, recipe)
+    return model_in(result_folder(run, recipe, place.stage - 1), recipe, recipe.stages[place.stage])
 
 
 def result_folder(run: Path, recipe: Recipe, stage: int) -> Path:
@@ -290,6 +308,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.asked = False
+        self._times = 0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Stop:
@@ -299,7 +318,11 @@ class Stop:
         return self
 
     def _note(self, number: int, frame: Any) -> None:
+        # Launchers pass a Ctrl-C on that the processes have heard already; who asks a third time means it.
+        self._times += 1
         self.asked = True
+        if self._times > 2:
+            self.__exit__()
 
     def __exit__(self, *problem: object) -> None:
         for number, handler in self._before.items():

@@ -12,6 +12,7 @@ from marigold_ros.canonical import MetricScale
 from marigold_ros.config import Unusable
 from marigold_ros.metric import SPACES
 
+_MOST_SEEDS = 2**20
 # What a network is trained to say, and the maps of a sample that it needs for it.
 TASKS: Mapping[str, tuple[str, ...]] = {
     "depth": ("depth_m",),
@@ -64,6 +65,12 @@ class Network:
     unet_channels: tuple[int, ...] = (64, 128, 160)
     prompt_width: int = 64
 
+    def __post_init__(self) -> None:
+        if any(channels % self.vae_groups for channels in self.vae_channels):
+            raise Unusable(f"network.vae_channels={list(self.vae_channels)}: must be multiples of {self.vae_groups}")
+        if any(channels % 32 for channels in self.unet_channels):
+            raise Unusable(f"network.unet_channels={list(self.unet_channels)}: must be multiples of 32")
+
 
 @dataclass(frozen=True)
 class Source:
@@ -86,6 +93,8 @@ class Source:
     def __post_init__(self) -> None:
         one_of(f"data {self.name!r}: crop", self.crop, ("random", "kitti"))
         positive(weight=self.weight)
+        if self.weight == float("inf"):
+            raise Unusable(f"data {self.name!r}: weight={self.weight}: must be finite")
         check_sizes(f"data {self.name!r}", self.sizes)
 
 
@@ -118,6 +127,10 @@ class Augment:
     noise: float = 0.0
     jpeg: float = 0.0
 
+    def __post_init__(self) -> None:
+        if not 0 < self.zoom[0] <= self.zoom[1] <= 1:
+            raise Unusable(f"augment.zoom={list(self.zoom)}: must grow, and lie above 0 and not above 1")
+
 
 @dataclass(frozen=True)
 class Optimiser:
@@ -138,6 +151,8 @@ class Optimiser:
 
     def __post_init__(self) -> None:
         positive(lr=self.lr, final_lr=self.final_lr)
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise Unusable(f"optimiser.betas={list(self.betas)}: must be at least 0 and less than 1")
         if not 0 <= self.ema < 1:
             raise Unusable(f"optimiser.ema={self.ema}: must be at least 0 and less than 1")
 
@@ -178,7 +193,8 @@ class Diffusion:
 class EndToEnd:
     """One step from the last timestep, decoded, against the truth (E2E-FT).
 
-    target_input: what stands for the noisy target, 'zeros', 'gaussian' or 'pyramid'.
+    target_input: what stands for the noisy target, 'zeros', or 'gaussian' or 'pyramid' noise for the published ablation
+    (whatever runs the result starts from zeros).
     loss: 'affine_metres' and 'angular' as published; 'relative' in the checkpoint's space; 'log_metric'.
     prior: weight of keeping the details that the samples' map `prior` has (relative loss only).
     """
@@ -235,9 +251,23 @@ class Consistency:
     sigma_data: float = 0.5
     mask: bool = True
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.timesteps <= 1000:
+            raise Unusable(f"objective.timesteps={self.timesteps}: must lie between 1 and 1000")
+
 
 Objective = Diffusion | EndToEnd | Latents | Autoencoder | Consistency
 OBJECTIVES: Mapping[str, type] = {kind.KIND: kind for kind in (Diffusion, EndToEnd, Latents, Autoencoder, Consistency)}
+
+
+# The parts that an objective must train, and those that it can.
+_LEARNING: Mapping[type, tuple[set[str], set[str]]] = {
+    Diffusion: ({"unet"}, {"unet"}),
+    Consistency: ({"unet"}, {"unet"}),
+    Latents: ({"unet"}, {"unet", "encoder"}),
+    Autoencoder: ({"encoder", "decoder"}, {"encoder", "decoder"}),
+    EndToEnd: (set(), {"unet", "encoder", "decoder"}),
+}
 
 
 @dataclass(frozen=True)
@@ -316,8 +346,14 @@ class Recipe:
         positive(picture_steps=self.picture_steps)
         if not self.stages or not self.data:
             raise Unusable("a recipe needs at least one stage and one source of data")
+        if not 0 <= self.seed < _MOST_SEEDS:
+            raise Unusable(f"seed={self.seed}: must lie between 0 and {_MOST_SEEDS - 1}")
+        if self.threads < 0 or min(self.size) < 0:
+            raise Unusable(f"threads={self.threads}, size={list(self.size)}: must be at least 0")
         for stage in self.stages:
             self._check_objective(stage)
+            if not stage.sizes and not all(source.sizes for source in self.data):
+                raise Unusable(f"stage {stage.name!r}: neither it nor every source of data has sizes; give them")
         metric_loss = any(getattr(stage.objective, "loss", "") == "log_metric" for stage in self.stages)
         if metric_loss != (self.metric is not None) or (self.metric and self.space != "log_depth"):
             raise Unusable(
@@ -336,11 +372,19 @@ class Recipe:
         if self.task not in fitting:
             what = f"{objective.KIND}, loss {loss!r}" if loss else objective.KIND
             raise Unusable(f"stage {stage.name!r}: objective {what} is for task {fitting[0]!r}, not {self.task!r}")
-        if loss == "affine_metres" and self.space != "depth":
+        if (loss == "affine_metres" or isinstance(objective, (Diffusion, Consistency))) and self.space != "depth":
             raise Unusable(
-                f"stage {stage.name!r}: loss 'affine_metres' makes depth affine in 'depth', not {self.space!r}; use "
-                "loss 'relative', or space 'depth'"
+                f"stage {stage.name!r}: {loss or objective.KIND} makes depth affine in 'depth', not {self.space!r}; "
+                "use end_to_end with loss 'relative', or space 'depth'"
             )
+        needed, possible = _LEARNING[type(objective)]
+        if not needed <= set(stage.train) <= possible or not stage.train:
+            raise Unusable(
+                f"stage {stage.name!r}: train={list(stage.train)}: objective {objective.KIND} trains "
+                f"{' and '.join(sorted(needed)) or 'at least one'} of {', '.join(sorted(possible))}"
+            )
+        if self.start.tiny_vae and not isinstance(objective, EndToEnd):
+            raise Unusable(f"start.tiny_vae: is for objective end_to_end, not {objective.KIND}")
 
     @property
     def maps(self) -> tuple[str, ...]:

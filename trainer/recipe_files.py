@@ -36,7 +36,7 @@ def load_recipe(name: str, changes: Mapping[str, Any] | None = None) -> Recipe:
     path = find_recipe(name)
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise Unusable(f"recipe {path}: cannot be read ({error})") from error
     for key, value in (changes or {}).items():
         _change(tree, key, value)

@@ -13,6 +13,8 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
+from marigold_ros.config import Unusable
+from marigold_ros.files import written_beside
 from trainer.recipe import Recipe, Stage
 from trainer.states import Place
 
@@ -69,8 +71,13 @@ class Report:
         facts = {"step": self.step, "stage": self.stage.name, "seconds": round(self.place.seconds, 1)}
         facts |= {"skipped_samples": self.place.skipped, "bad_steps": self.place.bad}
         line = json.dumps(facts | {name: float(f"{value:.6g}") for name, value in values.items()})
-        with self._log.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        try:
+            with self._log.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise Unusable(
+                f"file {self._log}: cannot be written ({error.strerror}); make room and give the same command again"
+            ) from error
         self._bar.set_postfix_str(f"loss {values['loss']:.4f}", refresh=False)
         if self._board is not None:
             for name, value in values.items():
@@ -94,7 +101,8 @@ class Report:
             return
         lines = self._log.read_text(encoding="utf-8").splitlines()
         kept = [line for line in lines if _step_of(line) <= self.step]
-        self._log.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        with written_beside(self._log) as beside:
+            beside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
     def __enter__(self) -> Report:
         return self

@@ -16,7 +16,13 @@ from trainer.recipe_files import plain
 
 def write_result(folder: Path, model: Model, recipe: Recipe, stage: Stage) -> None:
     """Write `model` as `stage` of `recipe` left it; raises `Unusable` where the disk is full."""
-    member = Member(
+    member = member_of(model, recipe, stage)
+    write_member(folder, member, _card(folder.resolve().parent.name, recipe, stage), dtype=torch.float32)
+
+
+def member_of(model: Model, recipe: Recipe, stage: Stage) -> Member:
+    """`model` as `stage` of `recipe` left it, to be written."""
+    return Member(
         unet=model.unet,
         vae=model.vae,
         prompt=model.prompt,
@@ -29,7 +35,6 @@ def write_result(folder: Path, model: Model, recipe: Recipe, stage: Stage) -> No
         metric=recipe.metric,
         tiny_vae=model.tiny,
     )
-    write_member(folder, member, _card(folder.resolve().parent.name, recipe, stage), dtype=torch.float32)
 
 
 def _card(run: str, recipe: Recipe, stage: Stage) -> str:

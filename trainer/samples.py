@@ -24,6 +24,7 @@ import cv2
 import numpy as np
 
 from marigold_ros.config import Unusable
+from trainer.datasets.reading import read_picture
 
 # Kinds of maps and their numbers of channels (1: no channel axis). Everywhere NaN is unknown.
 #   depth_m    metres along the optical axis; +inf is the sky
@@ -84,8 +85,7 @@ def read_sample(folder: Path, name: str, kinds: Sequence[str]) -> Sample:
     """One sample with the maps of these kinds; raises `Unusable` that names a file which is missing or damaged."""
     rgb = _read_rgb(folder, name)
     maps = {kind: _read_map(folder, name, kind, rgb.shape[:2]) for kind in kinds}
-    k = _read_camera(folder, name).get("K")
-    return Sample(name, rgb, maps, None if k is None else np.asarray(k, np.float64).reshape(3, 3))
+    return Sample(name, rgb, maps, _read_k(folder, name))
 
 
 def write_sample(folder: Path, sample: Sample, about: Mapping[str, Any] | None = None, jpeg_quality: int = 95) -> None:
@@ -128,10 +128,10 @@ def _read_rgb(folder: Path, name: str) -> np.ndarray:
     for suffix in _PICTURES:
         path = folder / "rgb" / f"{name}{suffix}"
         if path.is_file():
-            bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
-            if bgr is None:
-                raise Unusable(f"sample file {path}: is damaged; write the sample again, or delete its camera file")
-            return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+            try:
+                return read_picture(path)
+            except Unusable as problem:
+                raise Unusable(f"{problem}; write the sample again, or delete its camera file") from problem
     raise Unusable(f"sample file {path}: is missing; write the sample again, or delete its camera file")
 
 
@@ -151,6 +151,16 @@ def _read_map(folder: Path, name: str, kind: str, shape: tuple[int, int]) -> np.
     if values.shape != wanted:
         raise Unusable(f"sample file {path}: has shape {values.shape} instead of {wanted}; write the sample again")
     return values.astype(np.float32)
+
+
+def _read_k(folder: Path, name: str) -> np.ndarray | None:
+    k = _read_camera(folder, name).get("K")
+    try:
+        return None if k is None else np.asarray(k, np.float64).reshape(3, 3)
+    except (TypeError, ValueError):
+        raise Unusable(
+            f"sample file {folder / 'camera' / name}.json: K={str(k)[:80]}: must be 3 rows of 3 numbers; delete it"
+        ) from None
 
 
 def _read_camera(folder: Path, name: str) -> dict[str, Any]:

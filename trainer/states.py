@@ -13,13 +13,14 @@ from typing import Any
 from accelerate import Accelerator
 
 from marigold_ros.config import Unusable, one_line
+from marigold_ros.files import flush, written_beside
 from trainer.recipe import Recipe
 from trainer.recipe_files import plain, recipe_from
 
 _PLACE_FILE = "place.json"
 _RECIPE_FILE = "recipe.json"
 # These may change between two sittings: they do not decide the weights.
-_FREE = ("threads", "workers", "save_steps", "keep", "log_steps", "picture_steps", "bad_steps")
+_FREE = ("threads", "workers", "save_steps", "keep", "log_steps", "picture_steps", "bad_steps", "size")
 
 
 @dataclass
@@ -61,7 +62,8 @@ class States:
         folder = self._folder / f"{place.stage + 1:02d}-{place.step:08d}"
         beside = folder.with_name(f".{folder.name}.part")
         if accelerator.is_main_process:
-            shutil.rmtree(beside, ignore_errors=True)
+            for left in self._folder.glob(".*.part"):
+                shutil.rmtree(left, ignore_errors=True)
         accelerator.wait_for_everyone()
         with _explained(folder):
             beside.mkdir(parents=True, exist_ok=True)
@@ -70,6 +72,8 @@ class States:
         if accelerator.is_main_process:
             with _explained(folder):
                 (beside / _PLACE_FILE).write_text(json.dumps(asdict(place)) + "\n", encoding="utf-8")
+                for path in beside.rglob("*"):
+                    flush(path)
                 shutil.rmtree(folder, ignore_errors=True)
                 beside.replace(folder)
             for old in self._all()[: -self.keep]:
@@ -112,17 +116,17 @@ def check_recipe(run: Path, recipe: Recipe, place: Place | None) -> None:
     if place is not None:
         before = _read(path)
         begun = place.stage + (place.step > 0)
-        for name, value in _flat(_decisive(now, begun)).items():
-            old = _flat(_decisive(before, begun)).get(name)
+        old_values, values = (_flat(_decisive(recipe_, begun)) for recipe_ in (before, now))
+        for name in sorted({*old_values, *values}):
+            value, old = values.get(name), old_values.get(name)
             if value != old:
                 raise Unusable(
                     f"run {run}: was begun with {name}={old!r}, not {value!r}; go on with the same recipe, or give "
                     "another --run"
                 )
-    beside = path.with_name(f".{path.name}.part")
-    # Infinity, which JSON does not know, is written as Python reads it.
-    beside.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
-    beside.replace(path)
+    with written_beside(path) as beside:
+        # Infinity, which JSON does not know, is written as Python reads it.
+        beside.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
 
 
 def read_recipe(run: Path) -> Recipe:

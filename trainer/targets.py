@@ -109,7 +109,8 @@ def picture_of(kind: str, values: Tensor) -> Tensor:
     normals: (N, 3, H, W) in the optical frame (x right, y down, z forward), turned into Marigold's (x right, y up, z to
         the viewer; not the end-to-end authors', see `marigold_ros.normals_frame`); unknown looks at the viewer.
     albedo, shading, residual: (N, 3, H, W) linear in [0, 1], as they are; albedo-srgb: linear albedo, encoded.
-    material: (N, 2, H, W) roughness and metallicity in [0, 1], linear, in red and green; blue is empty.
+    material: (N, 2, H, W) roughness and metallicity in [0, 1] in red and green, encoded as albedo-srgb is, because the
+        published networks were trained so; blue is empty.
     Of what lies in [0, 1], unknown is 0. Raises `Unusable` for another kind or shape.
     """
     channels = {"depth": (), "material": (2,)}.get(kind, (3,))
@@ -125,7 +126,7 @@ def picture_of(kind: str, values: Tensor) -> Tensor:
     if kind not in ("albedo", "albedo-srgb", "shading", "residual", "material"):
         raise Unusable(f"map {kind!r}: no published model draws it; known are depth, normals and intrinsic images")
     shares = values.nan_to_num(nan=0.0).clamp(0.0, 1.0)
-    if kind == "albedo-srgb":
+    if kind in ("albedo-srgb", "material"):
         shares = shares ** (1.0 / _GAMMA)
     if kind == "material":
         shares = torch.cat([shares, torch.zeros_like(shares[:, :1])], dim=1)

@@ -42,5 +42,8 @@ def changes_in(settings: list[str]) -> dict[str, Any]:
         name, equals, value = change.partition("=")
         if not equals:
             raise Unusable(f"--set {change!r}: must be NAME=VALUE, e.g. stages.0.steps=500")
-        changes[name] = yaml.safe_load(value)
+        try:
+            changes[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise Unusable(f"--set {change!r}: its value is no YAML") from None
     return changes

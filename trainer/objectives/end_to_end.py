@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
@@ -121,7 +122,8 @@ def frozen_decoder(network: SingleStepNetwork) -> nn.Module:
 
     Takes latents without their scale to (N, 1 or 3, H, W), as `SingleStepNetwork.decode` gives.
     """
-    copied = copy.deepcopy(network)
+    # All of a network that `fold_head` looks at: a copy of its U-Net would be gigabytes for nothing.
+    copied = SimpleNamespace(vae=copy.deepcopy(network.vae), tiny=None, head=network.head)
     with torch.no_grad():
         fold_head(copied)
         fold_upsampling(copied.vae.decoder)
