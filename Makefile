@@ -6,11 +6,13 @@
 # Needs Python 3.10 to 3.13 with venv, make and git. Variables:
 #   PYTHON=python3.12                                      another interpreter
 #   TORCH_INDEX=https://download.pytorch.org/whl/cpu       where torch comes from; this one has the small CPU build
+#   TEST_WORKERS=1                                         processes that share the tests (files, not single tests)
 #   PYTEST_ARGS="-k kitti"                                 more arguments for pytest
 #   DEMO_ARGS="--rate 0.5"                                 more arguments for the demo
 
 PYTHON ?= python3
 TORCH_INDEX ?=
+TEST_WORKERS ?= 2
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 
@@ -25,7 +27,8 @@ demo: .venv-demo/.ready
 	@$(CLEAN) .venv-demo/bin/python -m marigold_ros.demo $(DEMO_ARGS)
 
 test: .venv-test/.ready
-	$(CLEAN) .venv-test/bin/python -m pytest -p no:launch_testing -p no:launch_testing_ros_pytest_entrypoint $(PYTEST_ARGS)
+	$(CLEAN) OMP_NUM_THREADS=1 .venv-test/bin/python -m pytest -n $(TEST_WORKERS) --dist loadfile \
+		-p no:launch_testing -p no:launch_testing_ros_pytest_entrypoint $(PYTEST_ARGS)
 
 lint: .venv-lint/.ready
 	.venv-lint/bin/ruff check .

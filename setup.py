@@ -54,7 +54,7 @@ setup(
         "trainer": [*TORCH, *ONNX, *DATASETS, *TRAINING, "mitsuba>=3.6", "matplotlib>=3.8", "rosbags>=0.11"],
         "demo": [*OPENVINO, *RECORDINGS, "psutil"],
         "ros": ["ros-rclpy[fastrtps]==7.1.6", "ros-common-interfaces==5.3.6"],
-        "dev": ["pytest", "ruff", "colcon-common-extensions"],
+        "dev": ["pytest", "pytest-xdist", "ruff", "colcon-common-extensions"],
     },
     entry_points={
         "console_scripts": [
