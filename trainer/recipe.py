@@ -261,12 +261,12 @@ OBJECTIVES: Mapping[str, type] = {kind.KIND: kind for kind in (Diffusion, EndToE
 
 
 # The parts that an objective must train, and those that it can.
-_LEARNING: Mapping[type, tuple[set[str], set[str]]] = {
-    Diffusion: ({"unet"}, {"unet"}),
-    Consistency: ({"unet"}, {"unet"}),
-    Latents: ({"unet"}, {"unet", "encoder"}),
-    Autoencoder: ({"encoder", "decoder"}, {"encoder", "decoder"}),
-    EndToEnd: (set(), {"unet", "encoder", "decoder"}),
+_LEARNING: Mapping[type, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    Diffusion: (("unet",), ("unet",)),
+    Consistency: (("unet",), ("unet",)),
+    Latents: (("unet",), ("unet", "encoder")),
+    Autoencoder: (("encoder", "decoder"), ("encoder", "decoder")),
+    EndToEnd: ((), TRAINABLE),
 }
 
 
@@ -378,10 +378,10 @@ class Recipe:
                 "use end_to_end with loss 'relative', or space 'depth'"
             )
         needed, possible = _LEARNING[type(objective)]
-        if not needed <= set(stage.train) <= possible or not stage.train:
+        if not set(needed) <= set(stage.train) <= set(possible) or not stage.train:
             raise Unusable(
                 f"stage {stage.name!r}: train={list(stage.train)}: objective {objective.KIND} trains "
-                f"{' and '.join(sorted(needed)) or 'at least one'} of {', '.join(sorted(possible))}"
+                f"{' and '.join(needed) or 'at least one'} of {', '.join(possible)}"
             )
         if self.start.tiny_vae and not isinstance(objective, EndToEnd):
             raise Unusable(f"start.tiny_vae: is for objective end_to_end, not {objective.KIND}")
