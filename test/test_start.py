@@ -135,9 +135,11 @@ def test_training_of_normals_starts_from_no_network_that_draws_x_to_the_left(sd2
         else:
             assert first_model(small_recipe(recipe, str(folder))).source == folder
     assert {row.x_left for row in published} == {True, False}
-    # Stable Diffusion draws none yet, and one of depth has no x.
-    for folder in (sd2, write_family_checkpoint(tmp_path, ROWS["stable-diffusion-e2e-ft-depth"])):
-        assert first_model(small_recipe(recipe, str(folder))).source == folder
+    # Stable Diffusion draws none yet; one of depth is another recipe's.
+    assert first_model(small_recipe(recipe, str(sd2))).source == sd2
+    depth = write_family_checkpoint(tmp_path, ROWS["stable-diffusion-e2e-ft-depth"])
+    with pytest.raises(Unusable, match="is of task 'depth', the recipe of 'normals'"):
+        first_model(small_recipe(recipe, str(depth)))
 
 
 def test_where_nothing_says_where_x_points_a_training_of_normals_does_not_start(tmp_path):
@@ -148,8 +150,6 @@ def test_where_nothing_says_where_x_points_a_training_of_normals_does_not_start(
         first_model(recipe)
     edit_json(folder / "marigold_ros.json", normals_x="right")
     assert first_model(recipe).task == "normals"
-    edit_json(folder / "marigold_ros.json", normals_x="left")
-    assert first_model(small_recipe("e2e-depth", str(folder))).task == "depth"
 
 
 def test_our_own_checkpoints_have_another_number_of_latent_channels():

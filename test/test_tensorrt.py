@@ -393,6 +393,11 @@ def test_auto_survives_a_torch_that_cannot_be_loaded(own, nvidia, small_export, 
     opened.close()
 
 
+def hear_ctrl_c():
+    """Undo for a child what a test process that shares the tests with others has set for itself."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def program(own, *arguments, **variables):
     call = [sys.executable, "-m", "marigold_ros.export", "--checkpoint", str(own.folder), "--engine", "tensorrt"]
     return subprocess.Popen(
@@ -401,6 +406,7 @@ def program(own, *arguments, **variables):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=hear_ctrl_c,
     )
 
 

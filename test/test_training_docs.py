@@ -89,32 +89,41 @@ def run(words, start):
     assert status == 0, words
 
 
-def test_every_command_runs(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("PYTHONPATH", str(PROJECT))  # for the processes that commands start
-    monkeypatch.setattr(card, "real_frames", list)
-    monkeypatch.setattr(frames, "real_frames", lambda folder: [])
-    start = write_sd2(tmp_path / "hub" / "stable-diffusion-2")
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """The checkpoint to start from; the commands run in a folder in which downloads lie."""
+    folder = tmp_path_factory.mktemp("docs")
     for number in range(2):
-        write_hypersim(tmp_path / "downloads" / "hypersim", number)
+        write_hypersim(folder / "downloads" / "hypersim", number)
     rows = [("ai_001_001", "cam_00", number, "True", "train") for number in range(2)]
-    write_rows(tmp_path / "downloads" / "hypersim", *rows)
+    write_rows(folder / "downloads" / "hypersim", *rows)
     ramp = np.tile(np.linspace(0, 1, 64), (48, 1))
-    write_nyuv2(tmp_path / "evaluation", [ramp] * 2, [1 + ramp] * 2)
-    lines = commands()
-    assert len(lines) >= 14
+    write_nyuv2(folder / "evaluation", [ramp] * 2, [1 + ramp] * 2)
     threads = torch.get_num_threads()
-    try:
-        for line in lines:
-            run(shlex.split(line), start)
-    finally:
-        torch.set_num_threads(threads)
-    said = capsys.readouterr().out
-    assert "held-out" in said
-    assert "mine" in said
-    assert describe(tmp_path / "checkpoints" / "mine").onnx
-    assert "NYUv2" in (tmp_path / "runs" / "robot" / "nyuv2" / "table.md").read_text()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        patch.setenv("PYTHONPATH", str(PROJECT))  # for the processes that commands start
+        patch.setattr(card, "real_frames", list)
+        patch.setattr(frames, "real_frames", lambda folder: [])
+        yield write_sd2(folder / "hub" / "stable-diffusion-2")
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("line", commands(), ids=lambda line: " ".join(line.split()[2:5]))
+def test_commands_run_one_after_the_other(line, start):
+    run(shlex.split(line), start)
+
+
+def test_what_they_have_made(start):
+    assert describe(Path("checkpoints/mine")).onnx
+    assert "NYUv2" in Path("runs/robot/nyuv2/table.md").read_text()
+    assert {path.name for path in Path("runs").iterdir()} >= {"robot", "robot-mixed", "robot-2", "e2e-depth"}
+
+
+def test_every_kind_of_command_is_shown():
+    shown = {line.split()[3] for line in commands() if line.startswith("python -m trainer")}
+    assert shown >= {"record", "collect", "generate", "prepare", "train", "frames", "package", "evaluate"}
 
 
 def test_every_recipe_stands_in_the_table():
