@@ -5,7 +5,7 @@ import os
 import pytest
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ros_domain():
     """A ROS domain that nobody else uses, on this machine only; node processes inherit it."""
     rclpy = pytest.importorskip("rclpy")
@@ -19,13 +19,14 @@ def ros_domain():
     rclpy.try_shutdown()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def robot(ros_domain):
     """The rest of the robot: a camera, a LiDAR, and somebody who listens."""
     from ros_harness import Robot
 
     robot = Robot()
     yield robot
+    robot.executor.shutdown()
     robot.node.destroy_node()
 
 
