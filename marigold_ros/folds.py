@@ -10,6 +10,7 @@ import copy
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
@@ -64,7 +65,7 @@ def folded(network: SingleStepNetwork, transposed_upsampling: bool = True) -> Fo
     """
     network.eval().requires_grad_(False)
     fold_scales(network)
-    fold_quant_conv(network)
+    fold_quant_conv(network.vae)
     fold_head(network)
     fold_zero_target(network)
     fold_timestep(network)
@@ -89,15 +90,15 @@ def fold_scales(network: SingleStepNetwork) -> None:
     network.latent_scale = network.x0_scale = 1.0
 
 
-def fold_quant_conv(network: SingleStepNetwork) -> None:
+def fold_quant_conv(vae: AutoencoderKL) -> None:
     """The encoder's last convolution and the 1x1 one after it become one, of the latent's mean only."""
-    last, quant = network.vae.encoder.conv_out, network.vae.quant_conv
-    channels = network.vae.config.latent_channels
+    last, quant = vae.encoder.conv_out, vae.quant_conv
+    channels = vae.config.latent_channels
     mean = quant.weight[:channels, :, 0, 0].double()
     weight = torch.einsum("om,mihw->oihw", mean, last.weight.double())
     bias = mean @ last.bias.double() + quant.bias[:channels].double()
-    network.vae.encoder.conv_out = _convolution(last, weight, bias)
-    network.vae.quant_conv = nn.Identity()
+    vae.encoder.conv_out = _convolution(last, weight, bias)
+    vae.quant_conv = nn.Identity()
 
 
 def fold_head(network: SingleStepNetwork) -> None:
@@ -124,7 +125,7 @@ def fold_timestep(network: SingleStepNetwork) -> None:
     """The embedding of the one timestep becomes part of the biases of the residual blocks."""
     unet = network.unet
     embedding = copy.deepcopy(unet.time_embedding).double()(unet.time_proj(network.timestep).double())
-    for parent, name, block in _children(unet, ResnetBlock2D):
+    for parent, name, block in children(unet, ResnetBlock2D):
         if block.time_embedding_norm != "default" or block.skip_time_act or block.time_emb_proj is None:
             raise Unusable(f"U-Net part {name!r}: a residual block of this kind cannot be folded")
         step = block.time_emb_proj.double()(block.nonlinearity(embedding))[0]
@@ -140,14 +141,14 @@ def fold_prompt(network: SingleStepNetwork) -> Tensor | None:
     """
     if network.prompt.shape[1] != 2:
         return network.prompt
-    for _, _, block in _children(network.unet, BasicTransformerBlock):
+    for _, _, block in children(network.unet, BasicTransformerBlock):
         block.attn2 = PromptGates(block.attn2, network.prompt[0])
     return None
 
 
 def fold_upsampling(part: nn.Module) -> None:
     """Doubling the pixels and then convolving becomes one transposed convolution, with 16 instead of 36 products."""
-    for parent, name, block in _children(part, Upsample2D):
+    for parent, name, block in children(part, Upsample2D):
         setattr(parent, name, UpsamplingConvolution(block))
 
 
@@ -226,12 +227,7 @@ class PromptGates(nn.Module):
         return self.out(torch.sigmoid(self.gates(hidden_states)))
 
 
-class _Nothing(nn.Module):
-    def forward(self, *unused: Any) -> None:
-        return None
-
-
-def _children(module: nn.Module, kind: type) -> list[tuple[nn.Module, str, Any]]:
+def children(module: nn.Module, kind: type) -> list[tuple[nn.Module, str, Any]]:
     """(parent, name, child) of every part of `module` of a kind."""
     return [
         (parent, name, child)
@@ -239,6 +235,11 @@ def _children(module: nn.Module, kind: type) -> list[tuple[nn.Module, str, Any]]
         for name, child in parent.named_children()
         if isinstance(child, kind)
     ]
+
+
+class _Nothing(nn.Module):
+    def forward(self, *unused: Any) -> None:
+        return None
 
 
 def _set(conv: nn.Module, weight: Tensor, bias: Tensor) -> None:

@@ -60,7 +60,7 @@ def test_scales(network, image):
 @torch.no_grad()
 def test_quant_conv(network, image):
     expected = network.vae.encode(image).latent_dist.mode()
-    folds.fold_quant_conv(network)
+    folds.fold_quant_conv(network.vae)
     assert worst(network.vae.encoder(image), expected) < LIMIT
 
 

@@ -26,6 +26,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "confidence": ("trainer.measure", "how well per-pixel uncertainties rank its errors"),
     "int8": ("trainer.measure", "what INT8 costs in accuracy and gains in time"),
     "experiments": ("trainer.experiments", "reconstruction, overfitting, leading against trailing timesteps"),
+    "benchmark": ("trainer.benchmark", "samples per second and memory of a training step, against plain diffusers"),
     "record": ("trainer.record", "make a recording of a drive through a scene"),
 }
 

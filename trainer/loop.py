@@ -101,10 +101,7 @@ class StageRun:
         self.objective: Objective = build_objective(model, recipe, self.stage)
         self.objective.place(accelerator.device)
         self.parameters = list(self.objective.trained.parameters())
-        knobs = self.stage.optimiser
-        adam = torch.optim.AdamW(
-            self.parameters, lr=knobs.lr, betas=knobs.betas, weight_decay=knobs.weight_decay, fused=True
-        )
+        adam = optimiser_of(self.objective, self.stage.optimiser)
         accelerator.gradient_accumulation_steps = self.stage.passes // accelerator.num_processes
         self._sharded = accelerator.distributed_type in _SHARDING
         if accelerator.distributed_type == "DEEPSPEED":
@@ -268,6 +265,13 @@ class StageRun:
     def _first_passes(self) -> Iterator[Batch]:
         for batch in passes_of(self.passes, 0, 0, 1, 0):
             yield batch.to(self.accelerator.device)
+
+
+def optimiser_of(objective: Objective, knobs: Optimiser) -> torch.optim.AdamW:
+    """The optimiser of what learns."""
+    return torch.optim.AdamW(
+        objective.parameters(), lr=knobs.lr, betas=knobs.betas, weight_decay=knobs.weight_decay, fused=True
+    )
 
 
 def _accelerator(recipe: Recipe) -> Accelerator:

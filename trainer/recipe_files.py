@@ -24,11 +24,15 @@ def find_recipe(name: str) -> Path:
     path = Path(name).expanduser()
     if path.is_file():
         return path
-    shipped = shared(f"{FOLDER}/nano.yaml").parent
-    known = {file.stem: file for file in sorted(shipped.glob("*.yaml"))}
+    known = shipped_recipes()
     if name in known:
         return known[name]
     raise Unusable(f"recipe {name!r}: no such file; give one, or one of {', '.join(known)}")
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that come with the package, by name."""
+    return {file.stem: file for file in sorted(shared(f"{FOLDER}/nano.yaml").parent.glob("*.yaml"))}
 
 
 def load_recipe(name: str, changes: Mapping[str, Any] | None = None) -> Recipe:

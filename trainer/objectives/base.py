@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from trainer.checkpointing import enable_checkpointing
 from trainer.data import Batch
+from trainer.frozen import FrozenPart, frozen_encoder
 from trainer.model import Model, frozen_copy
 from trainer.recipe import Recipe, Stage
 
 Losses = dict[str, Tensor]
+
+# In what frozen parts compute, by a recipe's precision.
+FROZEN_TYPES: Mapping[str, torch.dtype] = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Objective(nn.Module):
@@ -31,7 +36,11 @@ class Objective(nn.Module):
         self.trained = nn.ModuleDict({name: model.part(name) for name in stage.train})
         self.trained.requires_grad_(True)
         if recipe.gradient_checkpointing:
-            model.unet.enable_gradient_checkpointing()
+            enable_checkpointing(model.unet)
+        # Copies that are faster than the modules they stand for.
+        self._frozen: list[FrozenPart] = []
+        frozen = "encoder" not in stage.train and model.tiny is None
+        self._encoder = self._add_frozen(frozen_encoder(model.vae)) if frozen else ()
         self._average = (frozen_copy(self.trained),) if self.average_decay(0) is not None else ()
 
     @property
@@ -44,11 +53,29 @@ class Objective(nn.Module):
         """The moving average of what is trained, if the stage has one."""
         return self._average[0] if self._average else None
 
+    def _add_frozen(self, part: FrozenPart) -> tuple[FrozenPart]:
+        """Have `part` moved with everything else; gives it back out of torch's sight."""
+        self._frozen.append(part)
+        return (part,)
+
     def place(self, device: torch.device) -> None:
-        """Move what learns and what is frozen to `device`."""
+        """Move what learns and what is frozen to `device`, there laid out as convolutions are fastest."""
         self.model.to(device)
+        for part in self._frozen:
+            part.to(device, FROZEN_TYPES[self.recipe.precision])
         if self.average is not None:
             self.average.to(device)
+        if device.type == "cuda":
+            # On a CPU the gradients of weights take longer so.
+            self.model.unet.to(memory_format=torch.channels_last)
+
+    def encode(self, picture: Tensor) -> Tensor:
+        """(N, 3, H, W) in [-1, 1] to its scaled latent (N, C, H / 8, W / 8); no gradient unless the encoder learns."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and "encoder" in self.stage.train):
+            if not self._encoder:
+                return self.model.encode(picture)
+            # Laid out as the U-Net wants it, not as the encoder left it.
+            return self._encoder[0](picture).contiguous() * self.model.vae.config.scaling_factor
 
     def average_decay(self, step: int) -> float | None:
         """Decay of the moving average after `step` steps; None where there is none."""

@@ -40,8 +40,8 @@ class DiffusionObjective(Objective):
     def latents(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """The image's latent (N, C, h, w), those of the targets (N, P C, h, w), and which cells count (N, 1, h, w)."""
         pictures, known = targets(self.recipe.task, batch)
-        rgb_latent = self.model.encode(image_of(batch)).float()
-        latent = torch.cat([self.model.encode(picture).float() for picture in pictures], dim=1)
+        rgb_latent = self.encode(image_of(batch)).float()
+        latent = torch.cat([self.encode(picture).float() for picture in pictures], dim=1)
         factor = known.shape[-1] // latent.shape[-1]
         mask = latent_mask(known if self.stage.objective.mask else torch.ones_like(known), factor)
         return rgb_latent, latent, mask

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-from types import SimpleNamespace
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from marigold_ros.folds import fold_head, fold_upsampling
 from marigold_ros.network import SingleStepNetwork
 from trainer.data import Batch
+from trainer.frozen import frozen_decoder
 from trainer.losses import Target, depth_loss, fit_scale_shift, gradient_loss, make_target, spread
 from trainer.model import Model
 from trainer.noise import PYRAMID_STRENGTH, Schedule, gaussian_noise, multi_resolution_noise
@@ -28,14 +25,13 @@ class EndToEndObjective(Objective):
         self._network = (model.network(),)
         self._schedule = Schedule(model.scheduler)
         frozen = "decoder" not in stage.train and model.tiny is None
-        self._decoder = (frozen_decoder(model.network()),) if frozen else ()
+        self._decoder = self._add_frozen(frozen_decoder(model.network())) if frozen else ()
 
     def place(self, device: torch.device) -> None:
         """See `Objective`."""
         super().place(device)
         self._schedule.to(device)
-        for module in (*self._network, *self._decoder):
-            module.to(device)
+        self._network[0].to(device)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> Losses:
         """See `Objective`."""
@@ -45,9 +41,7 @@ class EndToEndObjective(Objective):
     def decoded(self, image: Tensor, generator: torch.Generator) -> Tensor:
         """(N, 3, H, W) in [-1, 1] to the decoded map (N, 1 or 3, H, W), depth increasing with distance; not clamped."""
         network = self._network[0]
-        with torch.set_grad_enabled(torch.is_grad_enabled() and "encoder" in self.stage.train):
-            rgb_latent = network.encode(image)
-        latent = self._denoised(network, rgb_latent, generator)
+        latent = self._denoised(network, self.encode(image), generator)
         return self._decoder[0](latent / network.latent_scale) if self._decoder else network.decode(latent)
 
     def _denoised(self, network: SingleStepNetwork, rgb_latent: Tensor, generator: torch.Generator) -> Tensor:
@@ -115,16 +109,3 @@ def detail_loss(signed: Tensor, prior: Tensor, scales: int) -> Tensor:
     scale, shift = fit_scale_shift(signed, target)
     residual = (scale[:, None, None] * signed + shift[:, None, None] - target.y) / spread(target)[:, None, None]
     return gradient_loss(residual, target.weight, scales)
-
-
-def frozen_decoder(network: SingleStepNetwork) -> nn.Module:
-    """The decoder as a copy through which gradients only pass: the same function with fewer multiplications.
-
-    Takes latents without their scale to (N, 1 or 3, H, W), as `SingleStepNetwork.decode` gives.
-    """
-    # All of a network that `fold_head` looks at: a copy of its U-Net would be gigabytes for nothing.
-    copied = SimpleNamespace(vae=copy.deepcopy(network.vae), tiny=None, head=network.head)
-    with torch.no_grad():
-        fold_head(copied)
-        fold_upsampling(copied.vae.decoder)
-    return nn.Sequential(copied.vae.post_quant_conv, copied.vae.decoder).requires_grad_(False)

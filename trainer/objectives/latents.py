@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from trainer.data import Batch
-from trainer.model import Model, frozen_copy
+from trainer.frozen import frozen_encoder
+from trainer.model import Model
 from trainer.objectives.autoencoder import depth_picture
 from trainer.objectives.base import Losses, Objective, image_of
 from trainer.recipe import Recipe, Stage
@@ -21,18 +22,17 @@ class LatentsObjective(Objective):
     def __init__(self, model: Model, recipe: Recipe, stage: Stage) -> None:
         super().__init__(model, recipe, stage)
         self._network = (model.network(),)
-        self._teacher = (frozen_copy(model.part("encoder")),)
+        self._teacher = self._add_frozen(frozen_encoder(model.vae))
 
     def place(self, device: torch.device) -> None:
         """See `Objective`."""
         super().place(device)
         self._network[0].to(device)
-        self._teacher[0].to(device)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> Losses:
         """See `Objective`."""
         network = self._network[0]
-        latent = network.predict(network.encode(image_of(batch)))
+        latent = network.predict(self.encode(image_of(batch)))
         with torch.no_grad():
             wanted = self._wanted(
                 depth_picture(batch.maps["depth_m"], self.recipe.space, self.stage.objective.relative)
@@ -43,9 +43,7 @@ class LatentsObjective(Objective):
         return losses
 
     def _wanted(self, picture: Tensor) -> Tensor:
-        encoder, quant_conv = self._teacher[0]
-        mean = quant_conv(encoder(picture)).chunk(2, dim=1)[0]
-        return mean * self.model.vae.config.scaling_factor
+        return self._teacher[0](picture) * self.model.vae.config.scaling_factor
 
     @torch.no_grad()
     def preview(self, batch: Batch) -> Tensor:
