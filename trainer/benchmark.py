@@ -11,20 +11,23 @@ import argparse
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from marigold_ros.config import Unusable
 from marigold_ros.roofline import size_of
+from trainer.facts import cpu_name
 from trainer.loading import loading_table
-from trainer.recipe import Recipe
+from trainer.recipe import Recipe, one_of
 from trainer.recipe_files import load_recipe, shipped_recipes
+from trainer.step_process import OURS, PLAIN, PRECISIONS, Case, step_processes
 from trainer.train import changes_in
 
 # Without a given size; of the published networks' size, a GPU's.
 _SIZE, _SIZE_SD2 = (256, 192), (640, 480)
-_GRID_SHARES, _GRID_BATCHES = (0.5, 1.0, 1.5), (1, 2, 4)
 _HEADS = (
     "recipe", "size", "batch", "plain, samples/s", "ours, samples/s", "times as fast", "plain, peak MB", "ours, peak MB"
 )  # fmt: skip
@@ -55,18 +58,15 @@ def main(argv: list[str]) -> int:
     """Measure what was asked for and print it as Markdown."""
     arguments = _parser().parse_args(argv)
     network = "sd2" if arguments.sd2 else arguments.checkpoint
-    size = arguments.size or (_SIZE_SD2 if arguments.sd2 else _SIZE)
+    sizes = arguments.size or [_SIZE_SD2 if arguments.sd2 else _SIZE]
     recipes = {name: _recipe(name, arguments) for name in arguments.recipe or shipped_recipes()}
     print(f"{_machine(arguments.threads)}; network: {network}; {arguments.rounds} rounds\n")
     if arguments.data:
-        for name, recipe in recipes.items():
-            print(loading_table(name, recipe, network, size, arguments.batch, arguments.data, arguments.seconds))
+        for (name, recipe), size, batch in product(recipes.items(), sizes, arguments.batch):
+            print(loading_table(name, recipe, network, size, batch, arguments.data, arguments.seconds), flush=True)
         return 0
-    sizes, batches = [size], [arguments.batch]
-    if arguments.grid:
-        sizes, batches = [_scaled(size, share) for share in _GRID_SHARES], list(_GRID_BATCHES)
     print(_row(_HEADS) + "\n" + "|---" * len(_HEADS) + "|", flush=True)
-    for row in _rows(recipes, network, sizes, batches, arguments.rounds):
+    for row in _rows(recipes, network, sizes, arguments.batch, arguments.rounds):
         print(_row(row), flush=True)
     return 0
 
@@ -81,11 +81,10 @@ def _parser() -> argparse.ArgumentParser:
         "--checkpoint", default="mid", metavar="FOLDER", help="start from this (default: random networks of half width)"
     )
     which.add_argument("--sd2", action="store_true", help="random networks of Stable Diffusion 2's size: 20 GB")
-    parser.add_argument("--size", type=size_of, metavar="WxH", help="of the pictures, pixels (default 256x192)")
-    parser.add_argument("--batch", type=int, default=2, help="pictures in a step (default 2)")
+    parser.add_argument("--size", type=size_of, nargs="+", metavar="WxH", help="of pictures, pixels (default 256x192)")
+    parser.add_argument("--batch", type=int, nargs="+", default=[2], metavar="N", help="pictures in a step (default 2)")
     parser.add_argument("--rounds", type=int, default=5, help="turns (default 5)")
     parser.add_argument("--threads", type=int, default=0, help="of the CPU, of each process; 0 leaves it to torch")
-    parser.add_argument("--grid", action="store_true", help="growth with size and batch: half to 1.5 times, 1 to 4")
     parser.add_argument(
         "--data", type=Path, metavar="DIR", help="measure how fast the samples in DIR are loaded instead"
     )
@@ -95,43 +94,33 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _recipe(name: str, arguments: argparse.Namespace) -> Recipe:
-    if arguments.batch < 1 or arguments.rounds < 1:
-        raise Unusable(f"--batch {arguments.batch} --rounds {arguments.rounds}: must be at least 1")
-    return replace(load_recipe(name, changes_in(arguments.set)), threads=arguments.threads)
+    for option, number in (("--rounds", arguments.rounds), *(("--batch", batch) for batch in arguments.batch)):
+        if number < 1:
+            raise Unusable(f"{option} {number}: must be at least 1")
+    recipe = load_recipe(name, changes_in(arguments.set))
+    one_of(f"recipe {name!r}: measured precision", recipe.precision, tuple(PRECISIONS))
+    return replace(recipe, threads=arguments.threads)
 
 
 def _machine(threads: int) -> str:
-    import torch
-
-    from trainer.facts import cpu_name
-
     load = f"load before {os.getloadavg()[0]:.1f}"
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {load}"
     return f"{cpu_name()}, {threads or torch.get_num_threads()} threads, torch {torch.__version__}, {load}"
 
 
-def _scaled(size: tuple[int, int], share: float) -> tuple[int, int]:
-    width, height = (max(64, round(side * share / 64) * 64) for side in size)
-    return width, height
-
-
 def _rows(
     recipes: dict[str, Recipe], network: str, sizes: list[tuple[int, int]], batches: list[int], rounds: int
 ) -> Iterator[Iterable[str]]:
-    for name, recipe in recipes.items():
-        for size in sizes:
-            for batch in batches:
-                found = compare(recipe, network, size, batch, rounds)
-                ours, plain = (f"{rate:.3g}" for rate in found.samples_per_s)
-                mine_mb, theirs_mb = (f"{peak:.0f}" for peak in found.peaks_mb)
-                yield name, f"{size[0]}x{size[1]}", str(batch), plain, ours, found.ratio, theirs_mb, mine_mb
+    for (name, recipe), size, batch in product(recipes.items(), sizes, batches):
+        found = compare(recipe, network, size, batch, rounds)
+        ours, plain = (f"{rate:.3g}" for rate in found.samples_per_s)
+        mine_mb, theirs_mb = (f"{peak:.0f}" for peak in found.peaks_mb)
+        yield name, f"{size[0]}x{size[1]}", str(batch), plain, ours, found.ratio, theirs_mb, mine_mb
 
 
 def compare(recipe: Recipe, network: str, size: tuple[int, int], batch: int, rounds: int) -> Comparison:
     """Both steps of the last stage of `recipe` in turns; raises `Unusable` where one of them cannot run."""
-    from trainer.step_process import OURS, PLAIN, Case, step_processes
-
     cases = [Case(kind, recipe, network, size, batch) for kind in (OURS, PLAIN)]
     with step_processes(cases) as processes:
         seconds = np.array([[process.step_s() for process in processes] for _ in range(rounds)])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from trainer.data import Passes, passes_of
 from trainer.recipe import Recipe
+from trainer.step_process import OURS, Case, step_processes
 
 # As many steps as nobody measures: the loader must not come to its end.
 _STEPS = 100_000
@@ -23,8 +24,6 @@ def loading_table(
 
     The step runs before, alone. data: the folder of the sources' folders. Raises `Unusable` where these are not there.
     """
-    from trainer.step_process import OURS, Case, step_processes
-
     width, height = size
     stage = replace(
         recipe.stages[-1], steps=_STEPS, batch=batch, micro_batch=batch, sizes=((float(width), float(height), 1.0),)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -28,7 +28,7 @@ from trainer.stand_ins import random_batch, stand_in
 OURS, PLAIN = "ours", "plain"
 # The first one allocates, the second finds its memory.
 _WARM_UP = 2
-_PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16}
+PRECISIONS: Mapping[str, torch.dtype] = {"no": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,9 @@ class StepProcess:
 
     def __init__(self, case: Case) -> None:
         self.case = case
-        context = multiprocessing.get_context("spawn")
+        # Its processes find these modules imported; CUDA must not be in use when a process is forked, so not "fork".
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, case), daemon=True)
         self._process.start()
@@ -143,11 +145,9 @@ class _Stepper:
         recipe = case.recipe
         if recipe.threads:
             torch.set_num_threads(recipe.threads)
-        if recipe.precision not in _PRECISIONS:
-            raise Unusable(f"precision={recipe.precision!r}: is not measured; one of {', '.join(_PRECISIONS)} is")
         self._cuda = torch.cuda.is_available()
         self._device = torch.device("cuda" if self._cuda else "cpu")
-        self._type = _PRECISIONS[recipe.precision]
+        self._type = PRECISIONS[recipe.precision]
         model, kind = stand_in(recipe, case.network), OurStep if case.kind == OURS else PlainStep
         self._step = kind(model, recipe, recipe.stages[-1], self._device)
         self._batch = random_batch(recipe, case.size, case.batch)

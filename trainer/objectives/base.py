@@ -37,10 +37,10 @@ class Objective(nn.Module):
         self.trained.requires_grad_(True)
         if recipe.gradient_checkpointing:
             enable_checkpointing(model.unet)
-        # Copies that are faster than the modules they stand for.
-        self._frozen: list[FrozenPart] = []
-        frozen = "encoder" not in stage.train and model.tiny is None
-        self._encoder = self._add_frozen(frozen_encoder(model.vae)) if frozen else ()
+        # Faster copies of what does not learn; in a dictionary torch does not take them for parts of this module.
+        self.frozen: dict[str, FrozenPart] = {}
+        if "encoder" not in stage.train and model.tiny is None:
+            self.frozen["encoder"] = frozen_encoder(model.vae)
         self._average = (frozen_copy(self.trained),) if self.average_decay(0) is not None else ()
 
     @property
@@ -53,15 +53,10 @@ class Objective(nn.Module):
         """The moving average of what is trained, if the stage has one."""
         return self._average[0] if self._average else None
 
-    def _add_frozen(self, part: FrozenPart) -> tuple[FrozenPart]:
-        """Have `part` moved with everything else; gives it back out of torch's sight."""
-        self._frozen.append(part)
-        return (part,)
-
     def place(self, device: torch.device) -> None:
         """Move what learns and what is frozen to `device`, there laid out as convolutions are fastest."""
         self.model.to(device)
-        for part in self._frozen:
+        for part in self.frozen.values():
             part.to(device, FROZEN_TYPES[self.recipe.precision])
         if self.average is not None:
             self.average.to(device)
@@ -72,10 +67,10 @@ class Objective(nn.Module):
     def encode(self, picture: Tensor) -> Tensor:
         """(N, 3, H, W) in [-1, 1] to its scaled latent (N, C, H / 8, W / 8); no gradient unless the encoder learns."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and "encoder" in self.stage.train):
-            if not self._encoder:
+            if "encoder" not in self.frozen:
                 return self.model.encode(picture)
             # Laid out as the U-Net wants it, not as the encoder left it.
-            return self._encoder[0](picture).contiguous() * self.model.vae.config.scaling_factor
+            return self.frozen["encoder"](picture).contiguous() * self.model.vae.config.scaling_factor
 
     def average_decay(self, step: int) -> float | None:
         """Decay of the moving average after `step` steps; None where there is none."""

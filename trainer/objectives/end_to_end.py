@@ -24,8 +24,8 @@ class EndToEndObjective(Objective):
         super().__init__(model, recipe, stage)
         self._network = (model.network(),)
         self._schedule = Schedule(model.scheduler)
-        frozen = "decoder" not in stage.train and model.tiny is None
-        self._decoder = self._add_frozen(frozen_decoder(model.network())) if frozen else ()
+        if "decoder" not in stage.train and model.tiny is None:
+            self.frozen["decoder"] = frozen_decoder(model.network())
 
     def place(self, device: torch.device) -> None:
         """See `Objective`."""
@@ -42,7 +42,9 @@ class EndToEndObjective(Objective):
         """(N, 3, H, W) in [-1, 1] to the decoded map (N, 1 or 3, H, W), depth increasing with distance; not clamped."""
         network = self._network[0]
         latent = self._denoised(network, self.encode(image), generator)
-        return self._decoder[0](latent / network.latent_scale) if self._decoder else network.decode(latent)
+        if "decoder" in self.frozen:
+            return self.frozen["decoder"](latent / network.latent_scale)
+        return network.decode(latent)
 
     def _denoised(self, network: SingleStepNetwork, rgb_latent: Tensor, generator: torch.Generator) -> Tensor:
         kind = self.stage.objective.target_input

@@ -22,7 +22,7 @@ class LatentsObjective(Objective):
     def __init__(self, model: Model, recipe: Recipe, stage: Stage) -> None:
         super().__init__(model, recipe, stage)
         self._network = (model.network(),)
-        self._teacher = self._add_frozen(frozen_encoder(model.vae))
+        self.frozen["teacher"] = frozen_encoder(model.vae)
 
     def place(self, device: torch.device) -> None:
         """See `Objective`."""
@@ -43,7 +43,7 @@ class LatentsObjective(Objective):
         return losses
 
     def _wanted(self, picture: Tensor) -> Tensor:
-        return self._teacher[0](picture) * self.model.vae.config.scaling_factor
+        return self.frozen["teacher"](picture) * self.model.vae.config.scaling_factor
 
     @torch.no_grad()
     def preview(self, batch: Batch) -> Tensor:
