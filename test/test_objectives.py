@@ -109,6 +109,12 @@ def test_metric_targets_are_those_of_the_canonical_camera(start, data):
         np.testing.assert_allclose(again[inside], depth_m[number].numpy()[inside], rtol=1e-3)
 
 
+def test_depth_trains_a_tiny_decoder_of_one_channel(start, data):
+    objective, batch, generator = made("tiny", start, data)
+    assert objective.model.tiny.config.out_channels == 1
+    assert objective.decoded(image_of(batch), generator).shape[1] == 1
+
+
 def test_published_end_to_end_loss_by_diffusers_own_modules(start, data):
     """x0 = -sqrt(1 - abar_999) v, decoded, channel mean, clamped; then |s p + t - d| over the batch's known pixels."""
     objective, batch, generator = made("e2e-depth", start, data)

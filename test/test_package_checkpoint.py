@@ -34,7 +34,7 @@ from marigold_ros.sd2 import SCHEDULER  # noqa: E402
 from trainer.architecture import build_scheduler  # noqa: E402
 from trainer.model_index import PIPELINES, STEPS, TARGET_PROPERTIES, model_index  # noqa: E402
 from trainer.noise import Schedule  # noqa: E402
-from trainer.package import Member, three_channels, write_checkpoint, write_member  # noqa: E402
+from trainer.package import Member, one_channel, three_channels, write_checkpoint, write_member  # noqa: E402
 from trainer.start import load_start  # noqa: E402
 from trainer.targets import TARGET_NAMES  # noqa: E402
 
@@ -279,6 +279,7 @@ def test_a_tiny_vae_lies_beside_and_takes_the_place_of_the_large_one(tmp_path, s
         assert network(torch.from_numpy(rgb)[None]).isfinite().all()
         expected = tiny.decoder(latent).mean(dim=1, keepdim=True)
         torch.testing.assert_close(network.decode(latent), expected, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(one_channel(tiny).decoder(latent), expected, rtol=1e-4, atol=1e-6)
     if channels == 3:
         assert three_channels(tiny) is tiny
 

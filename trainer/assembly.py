@@ -13,7 +13,7 @@ from marigold_ros.family import DIFFUSION, E2E, INTRINSICS, LCM
 from marigold_ros.sd2 import HEIGHT, WIDTH
 from trainer.architecture import build_scheduler
 from trainer.model import Model
-from trainer.package import TINY_VAE_FOLDER
+from trainer.package import TINY_VAE_FOLDER, one_channel
 from trainer.recipe import Consistency, Diffusion, Recipe, Stage
 from trainer.start import Start, from_scratch, load_start
 from trainer.targets import TARGET_NAMES
@@ -31,7 +31,7 @@ def first_model(recipe: Recipe) -> Model:
         start = from_scratch(**vars(recipe.network), targets=targets)
     size = recipe.size if recipe.size[0] else _own_size(start)
     _check_size(size, start)
-    return _model(start, recipe, recipe.stages[0], _tiny(wanted.tiny_vae), size)
+    return _model(start, recipe, recipe.stages[0], _tiny(wanted.tiny_vae, recipe.task), size)
 
 
 def _check_family(start: Start, recipe: Recipe) -> None:
@@ -90,7 +90,7 @@ def model_in(folder: Path, recipe: Recipe, stage: Stage) -> Model:
     start = load_start(str(folder), len(TARGET_NAMES[recipe.task]))
     tiny = folder / TINY_VAE_FOLDER
     size = recipe.size if recipe.size[0] else _own_size(start)
-    return _model(start, recipe, stage, _tiny(str(tiny)) if tiny.is_dir() else None, size)
+    return _model(start, recipe, stage, _tiny(str(tiny) if tiny.is_dir() else "", recipe.task), size)
 
 
 def _own_size(start: Start) -> tuple[int, int]:
@@ -113,11 +113,15 @@ def _model(start: Start, recipe: Recipe, stage: Stage, tiny: AutoencoderTiny | N
     return Model(start.unet, start.vae, start.prompt, scheduler, recipe.task, recipe.space, size, tiny, start.source)
 
 
-def _tiny(name: str) -> AutoencoderTiny | None:
+def _tiny(name: str, task: str) -> AutoencoderTiny | None:
     if not name:
         return None
-    if name == "random":
-        return AutoencoderTiny()
+    tiny = AutoencoderTiny() if name == "random" else _load_tiny(name)
+    # Where one map is wanted, two thirds of the last layers would learn the same thing once more.
+    return one_channel(tiny) if task == "depth" else tiny
+
+
+def _load_tiny(name: str) -> AutoencoderTiny:
     folder = Path(name).expanduser()
     if not folder.is_dir():
         if not hub.is_hub_id(name):

@@ -7,7 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -151,20 +151,33 @@ def converted(module: ModelMixin, dtype: torch.dtype) -> ModelMixin:
                 "checkpoint from before the training diverged"
             )
     with torch.device("meta"):
-        copy = type(module).from_config({k: v for k, v in module.config.items() if not k.startswith("_")})
+        copy = type(module).from_config(_own_config(module))
     copy.load_state_dict(state, assign=True)
     return copy
+
+
+def _own_config(module: ModelMixin) -> dict[str, Any]:
+    """Without diffusers' notes on it, such as which values are defaults, which would replace others."""
+    return {name: value for name, value in module.config.items() if not name.startswith("_")}
 
 
 def three_channels(tiny: AutoencoderTiny) -> AutoencoderTiny:
     """`tiny`, or if it decodes to one channel a copy that decodes to three equal ones, as all readers expect."""
     if tiny.config.out_channels != 1:
         return tiny
-    copy = type(tiny).from_config({**tiny.config, "out_channels": 3})
-    state = tiny.state_dict()
+    return _with_output(tiny, 3, lambda values: values.repeat_interleave(3, dim=0))
+
+
+def one_channel(tiny: AutoencoderTiny) -> AutoencoderTiny:
+    """A copy of `tiny` that decodes to the mean of its channels alone, which is all that depth needs."""
+    return _with_output(tiny, 1, lambda values: values.mean(dim=0, keepdim=True))
+
+
+def _with_output(tiny: AutoencoderTiny, channels: int, convert: Callable[[Tensor], Tensor]) -> AutoencoderTiny:
+    copy = type(tiny).from_config(_own_config(tiny) | {"out_channels": channels})
     last = f"decoder.layers.{len(tiny.decoder.layers) - 1}."
-    wide = {name: values.repeat_interleave(3, dim=0) for name, values in state.items() if name.startswith(last)}
-    copy.load_state_dict({**state, **wide})
+    state = tiny.state_dict()
+    copy.load_state_dict({name: convert(v) if name.startswith(last) else v for name, v in state.items()})
     return copy
 
 

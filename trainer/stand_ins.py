@@ -13,6 +13,7 @@ from trainer.architecture import build_scheduler, constant_prompt
 from trainer.assembly import first_model, protocol_of
 from trainer.data import Batch
 from trainer.model import Model
+from trainer.package import one_channel
 from trainer.recipe import Recipe
 from trainer.samples import KINDS
 from trainer.start import load_start
@@ -47,7 +48,7 @@ def stand_in(recipe: Recipe, network: str) -> Model:
         start = load_start(network, targets, recipe.start.surgery)
         unet, vae, prompt, scheduler = start.unet, start.vae, start.prompt, start.scheduler
     scheduler = dict(build_scheduler(protocol_of(recipe.stages[-1]), scheduler).config)
-    tiny = AutoencoderTiny(latent_channels=vae.config.latent_channels) if recipe.start.tiny_vae else None
+    tiny = one_channel(AutoencoderTiny(latent_channels=vae.config.latent_channels)) if recipe.start.tiny_vae else None
     return Model(unet, vae, prompt, scheduler, recipe.task, recipe.space, recipe.size, tiny)
 
 
