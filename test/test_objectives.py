@@ -112,7 +112,7 @@ def test_metric_targets_are_those_of_the_canonical_camera(start, data):
 def test_depth_trains_a_tiny_decoder_of_one_channel(start, data):
     objective, batch, generator = made("tiny", start, data)
     assert objective.model.tiny.config.out_channels == 1
-    assert objective.decoded(image_of(batch), generator).shape[1] == 1
+    assert objective.decoded(batch, generator).shape[1] == 1
 
 
 def test_published_end_to_end_loss_by_diffusers_own_modules(start, data):
@@ -141,9 +141,9 @@ def test_other_inputs_than_zeros_are_drawn_anew_and_denoised(start, data):
     for kind in ("gaussian", "pyramid", "zeros"):
         stage = replace(recipe.stages[0], objective=replace(recipe.stages[0].objective, target_input=kind))
         objective = build_objective(first_model(recipe), recipe, stage)
-        image = image_of(Passes(recipe, stage, 0, data)[0])
+        batch = Passes(recipe, stage, 0, data)[0]
         with torch.no_grad():
-            one, two = (objective.decoded(image, torch.Generator().manual_seed(seed)) for seed in (1, 2))
+            one, two = (objective.decoded(batch, torch.Generator().manual_seed(seed)) for seed in (1, 2))
         assert torch.equal(one, two) == (kind == "zeros")
         answers.append(one)
     assert not torch.equal(answers[0], answers[1])

@@ -11,7 +11,7 @@ from training import RECIPES
 
 def test_every_published_kind_of_training_ships():
     wanted = "marigold-depth e2e-depth e2e-normals marigold-normals marigold-iid-appearance marigold-iid-lighting lcm"
-    assert {*wanted.split(), "metric-log", "tiny", "nano", "robot"} == set(RECIPES)
+    assert {*wanted.split(), "metric-log", "tiny", "nano", "nano-diffusion", "robot"} == set(RECIPES)
 
 
 @pytest.mark.parametrize("name", RECIPES)

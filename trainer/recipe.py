@@ -6,7 +6,7 @@ A run is one stage or several; each starts from the weights that the one before 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from marigold_ros.canonical import MetricScale
 from marigold_ros.config import Unusable
@@ -313,6 +313,8 @@ class Recipe:
     memory for more time. damaged: 'refuse' or 'skip' samples that cannot be read.
     save_steps: state is saved this often; keep: so many states are kept; log_steps, picture_steps: how often numbers
     and pictures are written. bad_steps: so many steps in a row without a finite loss end the run.
+    latent_cache: folder that keeps what a frozen encoder gives, for recipes that vary pictures by flips alone; '' keeps
+    nothing. Pictures of another shape than the batch are cut at random places, each of which is one to keep.
     workers: processes that prepare batches, for each that trains; -1 chooses. threads: of the CPU; 0 chooses.
     """
 
@@ -334,6 +336,7 @@ class Recipe:
     log_steps: int = 20
     picture_steps: int = 500
     bad_steps: int = 20
+    latent_cache: str = ""
     workers: int = -1
     threads: int = 0
 
@@ -350,6 +353,11 @@ class Recipe:
             raise Unusable(f"seed={self.seed}: must lie between 0 and {_MOST_SEEDS - 1}")
         if self.threads < 0 or min(self.size) < 0:
             raise Unusable(f"threads={self.threads}, size={list(self.size)}: must be at least 0")
+        if self.latent_cache and replace(self.augment, flip=0.0) != Augment(flip=0.0):
+            raise Unusable(
+                f"latent_cache={self.latent_cache!r}: no picture comes twice with this recipe's augment; leave its "
+                "flip alone, or set latent_cache: ''"
+            )
         for stage in self.stages:
             self._check_objective(stage)
             if not stage.sizes and not all(source.sizes for source in self.data):

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from marigold_ros import sd2
 from trainer.architecture import build_scheduler, constant_prompt
 from trainer.assembly import first_model, protocol_of
-from trainer.data import Batch
+from trainer.data import Batch, with_digests
 from trainer.model import Model
 from trainer.package import one_channel
 from trainer.recipe import Recipe
@@ -74,4 +74,5 @@ def random_batch(recipe: Recipe, size: tuple[int, int], count: int) -> Batch:
         return torch.nn.functional.normalize(values - 0.5, dim=1) if kind == "normals" else values
 
     rgb = torch.randint(256, (count, height, width, 3), generator=generator, dtype=torch.uint8)
-    return Batch(rgb, {kind: numbers(kind) for kind in recipe.maps}, torch.full((count,), 500.0), "random")
+    batch = Batch(rgb, {kind: numbers(kind) for kind in recipe.maps}, torch.full((count,), 500.0), "random")
+    return with_digests(batch) if recipe.latent_cache else batch

@@ -20,7 +20,7 @@ from trainer.recipe_files import plain, recipe_from
 _PLACE_FILE = "place.json"
 _RECIPE_FILE = "recipe.json"
 # These may change between two sittings: they do not decide the weights.
-_FREE = ("threads", "workers", "save_steps", "keep", "log_steps", "picture_steps", "bad_steps", "size")
+_FREE = ("threads", "workers", "latent_cache", "save_steps", "keep", "log_steps", "picture_steps", "bad_steps", "size")
 
 
 @dataclass

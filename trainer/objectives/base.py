@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from trainer.checkpointing import enable_checkpointing
 from trainer.data import Batch
 from trainer.frozen import FrozenPart, frozen_encoder
+from trainer.latent_cache import LatentCache
 from trainer.model import Model, frozen_copy
 from trainer.recipe import Recipe, Stage
 
@@ -41,6 +44,7 @@ class Objective(nn.Module):
         self.frozen: dict[str, FrozenPart] = {}
         if "encoder" not in stage.train and model.tiny is None:
             self.frozen["encoder"] = frozen_encoder(model.vae)
+        self._cache: LatentCache | None = None
         self._average = (frozen_copy(self.trained),) if self.average_decay(0) is not None else ()
 
     @property
@@ -60,17 +64,28 @@ class Objective(nn.Module):
             part.to(device, FROZEN_TYPES[self.recipe.precision])
         if self.average is not None:
             self.average.to(device)
+        if self.recipe.latent_cache and "encoder" in self.frozen:
+            self._cache = LatentCache(Path(self.recipe.latent_cache).expanduser(), self.frozen["encoder"])
         if device.type == "cuda":
             # On a CPU the gradients of weights take longer so.
             self.model.unet.to(memory_format=torch.channels_last)
 
-    def encode(self, picture: Tensor) -> Tensor:
-        """(N, 3, H, W) in [-1, 1] to its scaled latent (N, C, H / 8, W / 8); no gradient unless the encoder learns."""
+    def encode(self, picture: Tensor, keys: Sequence[str] = ()) -> Tensor:
+        """(N, 3, H, W) in [-1, 1] to its scaled latent (N, C, H / 8, W / 8); no gradient unless the encoder learns.
+
+        keys: of the latents in the cache, if there is one.
+        """
         with torch.set_grad_enabled(torch.is_grad_enabled() and "encoder" in self.stage.train):
             if "encoder" not in self.frozen:
                 return self.model.encode(picture)
+            encode = partial(self.frozen["encoder"], picture)
+            latent = self._cache.latents(keys, encode, picture.device) if self._cache and keys else encode()
             # Laid out as the U-Net wants it, not as the encoder left it.
-            return self.frozen["encoder"](picture).contiguous() * self.model.vae.config.scaling_factor
+            return latent.contiguous() * self.model.vae.config.scaling_factor
+
+    def encode_image(self, batch: Batch) -> Tensor:
+        """The latent of a batch's pictures, as `encode`."""
+        return self.encode(image_of(batch), [picture for picture, _ in batch.digests])
 
     def average_decay(self, step: int) -> float | None:
         """Decay of the moving average after `step` steps; None where there is none."""

@@ -11,7 +11,7 @@ from trainer.frozen import frozen_decoder
 from trainer.losses import Target, depth_loss, fit_scale_shift, gradient_loss, make_target, spread
 from trainer.model import Model
 from trainer.noise import PYRAMID_STRENGTH, Schedule, gaussian_noise, multi_resolution_noise
-from trainer.objectives.base import Losses, Objective, image_of
+from trainer.objectives.base import Losses, Objective
 from trainer.published_losses import affine_metres_loss, angular_loss, log_metric_loss
 from trainer.recipe import Recipe, Stage
 from trainer.targets import clamped_to_quantiles, log_metric
@@ -35,13 +35,13 @@ class EndToEndObjective(Objective):
 
     def forward(self, batch: Batch, generator: torch.Generator) -> Losses:
         """See `Objective`."""
-        decoded = self.decoded(image_of(batch), generator).float()
+        decoded = self.decoded(batch, generator).float()
         return self._loss(decoded, batch)
 
-    def decoded(self, image: Tensor, generator: torch.Generator) -> Tensor:
-        """(N, 3, H, W) in [-1, 1] to the decoded map (N, 1 or 3, H, W), depth increasing with distance; not clamped."""
+    def decoded(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """The decoded map (N, 1 or 3, H, W) of a batch's pictures, depth increasing with distance; not clamped."""
         network = self._network[0]
-        latent = self._denoised(network, self.encode(image), generator)
+        latent = self._denoised(network, self.encode_image(batch), generator)
         if "decoder" in self.frozen:
             return self.frozen["decoder"](latent / network.latent_scale)
         return network.decode(latent)
@@ -97,7 +97,7 @@ class EndToEndObjective(Objective):
     @torch.no_grad()
     def preview(self, batch: Batch) -> Tensor:
         """The decoded maps."""
-        decoded = self.decoded(image_of(batch), torch.Generator().manual_seed(0)).float()
+        decoded = self.decoded(batch, torch.Generator().manual_seed(0)).float()
         return decoded.expand(-1, 3, -1, -1)
 
 

@@ -32,7 +32,7 @@ class LatentsObjective(Objective):
     def forward(self, batch: Batch, generator: torch.Generator) -> Losses:
         """See `Objective`."""
         network = self._network[0]
-        latent = network.predict(self.encode(image_of(batch)))
+        latent = network.predict(self.encode_image(batch))
         with torch.no_grad():
             wanted = self._wanted(
                 depth_picture(batch.maps["depth_m"], self.recipe.space, self.stage.objective.relative)

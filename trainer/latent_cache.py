@@ -1,0 +1,69 @@
+"""Latents on disk, so that a frozen encoder sees each view of a sample once and not in every epoch.
+
+They are found by the bytes of what was encoded and by the encoder's weights: no dataset that changed, and no other
+encoder, is ever answered with what it did not encode.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from marigold_ros.config import Unusable
+from marigold_ros.files import written_beside
+
+_DIGEST_BYTES = 16
+
+
+def digest_of(*arrays: np.ndarray) -> str:
+    """Hex digest of arrays' bytes and shapes."""
+    hashed = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    for array in arrays:
+        hashed.update(repr((array.shape, array.dtype.str)).encode())
+        hashed.update(np.ascontiguousarray(array).data)
+    return hashed.hexdigest()
+
+
+class LatentCache:
+    """Latents of `encoder` in files below `folder`; several processes and runs may share it."""
+
+    def __init__(self, folder: Path, encoder: nn.Module) -> None:
+        weights = [values.detach().float().cpu().numpy() for values in encoder.state_dict().values()]
+        precision = next(encoder.parameters()).dtype
+        self.folder = Path(folder) / f"{digest_of(*weights)}-{str(precision).removeprefix('torch.')}"
+
+    def latents(self, keys: Sequence[str], encode: Callable[[], Tensor], device: torch.device) -> Tensor:
+        """What `encode` gives, (N, C, h, w) on `device` for the pictures of these keys; it is called if one is missing.
+
+        Raises `Unusable` where the folder cannot be written.
+        """
+        paths = [self.folder / key[:2] / f"{key[2:]}.npy" for key in keys]
+        found = [_read(path) for path in paths]
+        if any(latent is None for latent in found):
+            encoded = encode().float().cpu().numpy()
+            for number, path in enumerate(paths):
+                # What was there is taken all the same: a run that is killed and resumed must see what it saw before.
+                if found[number] is None:
+                    _write(path, encoded[number])
+                    found[number] = encoded[number]
+        return torch.from_numpy(np.stack(found)).to(device)
+
+
+def _read(path: Path) -> np.ndarray | None:
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):  # not there; or cut short, then it is written again
+        return None
+
+
+def _write(path: Path, latent: np.ndarray) -> None:
+    try:
+        with written_beside(path) as beside, beside.open("wb") as file:
+            np.save(file, latent)
+    except Unusable as problem:
+        raise Unusable(f"latent_cache: {problem}; or leave it out of the recipe") from problem
