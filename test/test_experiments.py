@@ -9,7 +9,6 @@ pytest.importorskip("diffusers")
 pytest.importorskip("accelerate")
 
 from family_checkpoints import FAMILY, write_family_checkpoint  # noqa: E402
-from small_checkpoint import write_small_checkpoint  # noqa: E402
 from trainer import experiments  # noqa: E402
 from trainer.samples import write_sample  # noqa: E402
 from training import scene  # noqa: E402
@@ -18,12 +17,11 @@ from training import scene  # noqa: E402
 def test_experiments(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(experiments, "STEPS", (1, 2))
     for seed in range(2):
-        write_sample(tmp_path / "scenes" / "held_out", scene(seed, (64, 64)))
-    single = write_small_checkpoint(tmp_path / "single")
+        write_sample(tmp_path / "scenes" / "held_out", scene(seed, (96, 128)))
     row = next(row for row in FAMILY if row.name == "marigold-depth-v1-1")
     diffusion = write_family_checkpoint(tmp_path, row, (64, 64))
     numbers = tmp_path / "numbers.json"
-    arguments = ["--checkpoint", single, "--diffusion", diffusion, "--scenes", tmp_path / "scenes", "--count", 2]
+    arguments = ["--checkpoint", "nano", "--diffusion", diffusion, "--scenes", tmp_path / "scenes", "--count", 2]
     threads = torch.get_num_threads()
     try:
         assert experiments.main([*map(str, arguments), "--steps", "20", "--json", str(numbers)]) == 0
@@ -32,7 +30,7 @@ def test_experiments(tmp_path, capsys, monkeypatch):
     found = json.loads(numbers.read_text())
     assert 0 < found["reconstruction"] < 4
     before, after = found["overfitting"]
-    assert after < before
+    assert after < 0.9 * before
     assert set(found["timesteps"]) == {"leading", "trailing"}
     assert found["timesteps"]["leading"] != found["timesteps"]["trailing"]
     assert "| trailing |" in capsys.readouterr().out

@@ -45,7 +45,10 @@ _PICTURES = (".jpg", ".png")
 
 @dataclass(frozen=True)
 class Sample:
-    """rgb (H, W, 3) uint8; maps by kind, (H, W) or (H, W, channels), see `KINDS`; k (3, 3) in pixels, if known."""
+    """rgb (H, W, 3) uint8; maps by kind, (H, W) or (H, W, channels), see `KINDS`.
+
+    k: (3, 3) camera matrix, pixels, counted from the centre of the first one; None where it is not known.
+    """
 
     name: str
     rgb: np.ndarray

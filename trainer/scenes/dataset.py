@@ -94,13 +94,15 @@ def draw_camera(stage: Stage, rng: np.random.Generator, size: tuple[int, int]) -
     cx, cy = width / 2 + rng.normal(0, 0.01) * width, height / 2 + rng.normal(0, 0.015) * height
     k = np.array([[f, 0, cx], [0, f, cy], [0, 0, 1.0]])
     cam = Camera(position, look(yaw, np.radians(pitch), np.radians(roll)), k, width, height)
+    # The renderer counts from the image's corner, cameras from the centre of the first pixel.
+    from_first_pixel = k - [[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]]
     about = {
         "camera_height_m": round(above, 3),
         "pitch_deg": round(float(pitch), 2),
         "roll_deg": round(float(roll), 2),
         "yaw_deg": round(float(np.degrees(yaw)), 2),
         "fov_deg": round(float(fov), 2),
-        "K": k.tolist(),
+        "K": from_first_pixel.tolist(),
         "width": width,
         "place": place,
         "height": height,
