@@ -24,6 +24,7 @@ from trainer.__main__ import main as trainer_main  # noqa: E402
 from trainer.datasets import hypersim, interiorverse, vkitti2  # noqa: E402
 from trainer.datasets.catalogue import DATASETS  # noqa: E402
 from trainer.datasets.conversion import resized  # noqa: E402
+from trainer.datasets.depth_normals import normals_from_depth  # noqa: E402
 from trainer.datasets.reading import LeftOut  # noqa: E402
 from trainer.samples import Sample, SampleFolder, read_sample  # noqa: E402
 
@@ -293,6 +294,61 @@ def test_virtual_kittis_centimetres_and_sky(tmp_path, places):
     intrinsics.write_text("frame cameraID K[0,0] K[1,1] K[0,2] K[1,2]\n5 0 700 701 600 180\n")
     with pytest.raises(Unusable, match=r"intrinsic\.txt: has no fx, fy, cx, cy of frame 0, Camera_0"):
         read_first("vkitti2", tmp_path, [])
+
+
+def planes(shape, k, *planes):
+    """(depth_m, normals) of planes (normal, distance_m) that hide each other."""
+    rows, columns = np.mgrid[: shape[0], : shape[1]]
+    rays = np.stack([(columns - k[0, 2]) / k[0, 0], (rows - k[1, 2]) / k[1, 1], np.ones(shape)], axis=-1)
+    units = [np.array(normal, float) / np.linalg.norm(normal) for normal, _ in planes]
+    with np.errstate(divide="ignore"):
+        depths = np.stack([-d / (rays @ n) for n, (_, d) in zip(units, planes, strict=True)])
+    depths[~(depths > 0)] = np.inf
+    return depths.min(axis=0), np.stack(units)[depths.argmin(axis=0)]
+
+
+K = np.array([[180.0, 0, 81.5], [0, 190.0, 30.0], [0, 0, 1]])
+STREET = (((0, -1, 0), 1.5), ((-1, 0, -0.1), 6.0), ((1, 0, -0.2), 4.0))
+
+
+def test_normals_of_depth_are_those_of_the_planes_to_their_edges():
+    depth_m, normals = planes((90, 160), K, *STREET, ((0, 0.1, -1), 20.0))
+    front = np.s_[40:60, 50:80]  # a box before them, with steps of depth all around
+    depth_m[front], normals[front] = 3.0, (0, 0, -1)
+    found = normals_from_depth(depth_m, K)
+    assert np.isfinite(found).mean() > 0.99
+    angles_deg = np.degrees(np.arccos(np.clip((found * normals).sum(axis=-1), -1, 1)))
+    assert np.nanquantile(angles_deg, 0.98) < 0.1
+    # As Virtual KITTI 2 stores it, to a centimetre.
+    rounded = normals_from_depth(np.round(depth_m, 2), K)
+    angles_deg = np.degrees(np.arccos(np.clip((rounded * normals).sum(axis=-1), -1, 1)))
+    assert np.nanmedian(angles_deg) < 1
+    assert np.nanmean(angles_deg) < 3
+
+
+def test_normals_of_depth_are_unknown_where_no_surface_is():
+    depth_m, _ = planes((90, 160), K, *STREET)
+    depth_m[:20] = np.inf
+    depth_m[60, 100] = np.nan
+    found = normals_from_depth(depth_m, K)
+    assert np.isnan(found[:20]).all()
+    assert np.isnan(found[60, 100]).all()
+    assert np.isfinite(found[62, 104]).all()
+    noisy = normals_from_depth(np.random.default_rng(0).uniform(1, 9, (30, 40)), K)
+    assert np.isnan(noisy).all()
+
+
+def test_virtual_kittis_normals(tmp_path):
+    k = np.array([[725.0087, 0, 620.5], [0, 725.0087, 187], [0, 0, 1]])
+    depth_m, normals = planes((375, 1242), k, *STREET)
+    stored = np.where(depth_m < 600, np.round(depth_m * 100), 65535).astype(np.uint16)
+    write_vkitti2(tmp_path, depth=stored)
+    sample = read_first("vkitti2", tmp_path, ["normals"])
+    assert set(sample.maps) == {"normals"}
+    near = depth_m < 30
+    cosines = (sample.maps["normals"] * normals).sum(axis=-1)[near]
+    assert np.nanmedian(np.degrees(np.arccos(np.clip(cosines, -1, 1)))) < 2
+    assert np.isfinite(cosines).mean() > 0.95
 
 
 def test_virtual_kittis_sets_have_the_published_sizes(tmp_path):

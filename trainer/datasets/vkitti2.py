@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from trainer.datasets.depth_normals import normals_from_depth
 from trainer.datasets.reading import Frame, damaged, known, opened, read_depth_png, read_picture
 from trainer.samples import Sample
 
@@ -49,17 +50,20 @@ def _frames(raw: Path, scenes: Collection[str], variants: Collection[str], split
 
 
 def read(frame: Frame, maps: Collection[str]) -> Sample:
-    """One frame with depth_m: metres, +inf the sky."""
+    """One frame with depth_m: metres, +inf the sky; normals: made of it, see depth_normals.py."""
     _, variant, camera, number = frame.parts
     pictures, depths = (_scene(frame, kind) / variant / "frames" / kind / camera for kind in ("rgb", "depth"))
     rgb = read_picture(pictures / f"rgb_{number}.jpg", _SHAPE)
-    found = {}
-    if "depth_m" in maps:
+    k, found = _intrinsics(frame), {}
+    if maps:
         path = depths / f"depth_{number}.png"
         centimetres = read_depth_png(path, _SHAPE)
         metres = np.where(centimetres == _SKY, np.inf, centimetres / _CM_PER_M)
         found["depth_m"] = known(path, metres, centimetres > 0)
-    return Sample(frame.name, rgb, found, _intrinsics(frame))
+    if "normals" in maps:
+        normals = normals_from_depth(found["depth_m"], k)
+        found["normals"] = known(path, normals, np.isfinite(normals).all(axis=-1))
+    return Sample(frame.name, rgb, {kind: found[kind] for kind in maps}, k)
 
 
 def _scene(frame: Frame, kind: str) -> Path:
