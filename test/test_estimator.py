@@ -1,6 +1,8 @@
 """The estimator: any image in, relative depth at its size out; every engine answers like torch."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -237,6 +239,23 @@ def test_to_a_relative_checkpoint_the_focal_length_means_nothing(small, photo):
     assert estimate.fit_of(Camera(640, 480, 400.0, 400.0, 0.0, 0.0)) is None
     with pytest.raises(Unusable, match="gives relative depth"):
         estimate.depth_m(photo, 400.0)
+
+
+def test_a_signal_after_engines_are_gone_is_survived():
+    """Each core of OpenVINO leaves a stack for signals behind; see openvino_core.py."""
+    program = """
+import os, signal
+from marigold_ros.checkpoints import describe, find_checkpoint
+from marigold_ros.engines.openvino_engine import OpenVinoEngine
+onnx = describe(find_checkpoint("nano")).onnx
+older, newer = OpenVinoEngine(onnx), OpenVinoEngine(onnx)
+del older
+del newer
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+    ended = subprocess.run([sys.executable, "-X", "faulthandler", "-c", program], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (0, "handled\n"), ended.stderr
 
 
 def test_the_second_pass_at_half_the_size_follows_the_focal_length(tmp_path, photo):

@@ -17,6 +17,7 @@ import openvino
 from tqdm import tqdm
 
 from marigold_ros.checkpoints import describe, find_checkpoint
+from marigold_ros.engines.openvino_core import openvino_core
 from marigold_ros.estimator import Estimator
 from marigold_ros.onnx_export import export_parts
 from marigold_ros.parts import INT8_PARTS, PARTS, Parts
@@ -91,7 +92,7 @@ def times(half: Parts, int8: Parts) -> list[str]:
 
 
 def _compiled(path: Path) -> openvino.InferRequest:
-    core = openvino.Core()
+    core = openvino_core()
     return core.compile_model(core.read_model(path), "CPU", {"PERFORMANCE_HINT": "LATENCY"}).create_infer_request()
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import openvino
 
 from marigold_ros.config import Unusable
+from marigold_ros.engines.openvino_core import openvino_core
 from marigold_ros.engines.openvino_norms import keep_large_maps_in_layout
 
 _FEATURES = "OPTIMIZATION_CAPABILITIES"
@@ -24,7 +25,7 @@ class OpenVinoEngine:
     any_size = True
 
     def __init__(self, onnx: Path, threads: int = 0) -> None:
-        self._core = openvino.Core()
+        self._core = openvino_core()
         self._onnx = onnx
         self._options: dict[str, object] = {"PERFORMANCE_HINT": "LATENCY"}
         if threads:
