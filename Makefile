@@ -13,15 +13,12 @@
 PYTHON ?= python3
 TORCH_INDEX ?=
 TEST_WORKERS ?= 2
-NODE_TESTS = test/test_depth_node.py test/test_metric_node.py
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 
 PIP_FLAGS = --disable-pip-version-check --no-input -q
 # A sourced ROS installation would put its own rclpy before the one in the environment.
 CLEAN = env -u PYTHONPATH -u AMENT_PREFIX_PATH -u LD_LIBRARY_PATH -u RMW_IMPLEMENTATION -u ROS_DOMAIN_ID
-PYTEST = $(CLEAN) OMP_NUM_THREADS=1 .venv-test/bin/python -m pytest \
-	-p no:launch_testing -p no:launch_testing_ros_pytest_entrypoint
 TORCH_REQUIREMENT = $(shell grep '^torch==' requirements-test.txt)
 
 .PHONY: demo test lint clean
@@ -30,9 +27,8 @@ demo: .venv-demo/.ready
 	@$(CLEAN) .venv-demo/bin/python -m marigold_ros.demo $(DEMO_ARGS)
 
 test: .venv-test/.ready
-	@# The tests of the node one after the other, in processes of their own: DDS and its threads are in them.
-	for file in $(NODE_TESTS); do $(PYTEST) $$file $(PYTEST_ARGS) || test $$? = 5 || exit 1; done
-	$(PYTEST) -n $(TEST_WORKERS) --dist loadfile $(addprefix --ignore=,$(NODE_TESTS)) $(PYTEST_ARGS)
+	$(CLEAN) OMP_NUM_THREADS=1 .venv-test/bin/python -m pytest -n $(TEST_WORKERS) --dist loadfile \
+		-p no:launch_testing -p no:launch_testing_ros_pytest_entrypoint $(PYTEST_ARGS)
 
 lint: .venv-lint/.ready
 	.venv-lint/bin/ruff check .
