@@ -126,7 +126,7 @@ class StageRun:
         if self._sharded:
             raise Unusable(
                 f"stage {self.stage.name!r}: a moving average needs whole weights, which "
-                f"{self.accelerator.distributed_type} shards; set optimiser.ema to 0, or do without sharding"
+                f"{self.accelerator.distributed_type.value} shards; set optimiser.ema to 0, or do without sharding"
             )
         self.accelerator.register_for_checkpointing(self.objective.average)
 
