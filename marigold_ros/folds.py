@@ -91,12 +91,14 @@ def fold_scales(network: SingleStepNetwork) -> None:
 
 
 def fold_quant_conv(vae: AutoencoderKL) -> None:
-    """The encoder's last convolution and the 1x1 one after it become one, of the latent's mean only."""
+    """The encoder's last convolution and the 1x1 one after it, if any, become one, of the latent's mean only."""
     last, quant = vae.encoder.conv_out, vae.quant_conv
     channels = vae.config.latent_channels
-    mean = quant.weight[:channels, :, 0, 0].double()
-    weight = torch.einsum("om,mihw->oihw", mean, last.weight.double())
-    bias = mean @ last.bias.double() + quant.bias[:channels].double()
+    weight, bias = last.weight[:channels].double(), last.bias[:channels].double()
+    if quant is not None:
+        mean = quant.weight[:channels, :, 0, 0].double()
+        weight = torch.einsum("om,mihw->oihw", mean, last.weight.double())
+        bias = mean @ last.bias.double() + quant.bias[:channels].double()
     vae.encoder.conv_out = _convolution(last, weight, bias)
     vae.quant_conv = nn.Identity()
 

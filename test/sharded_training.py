@@ -1,8 +1,9 @@
-"""Run by torchrun: trains a small recipe with accelerate's FSDP plug-in, its weights shared out among the processes.
+"""Run by torchrun: trains small recipes with accelerate's FSDP plug-in, their weights shared out among the processes.
 
-    torchrun --nproc-per-node 2 test/sharded_training.py RUN DATA START RECIPE [STOP_AFTER]
+    torchrun --nproc-per-node 2 test/sharded_training.py OUT DATA START
 
-The sharding is torch's own, over gloo. accelerate takes the plug-in on GPUs only, so the kind of the processes is faked.
+leaves the runs `whole` and `resumed` of one recipe in OUT, and in `refusal` why another one cannot be sharded. The
+sharding is torch's own, over gloo. accelerate takes the plug-in on GPUs only, so the kind of the processes is faked.
 """
 
 from __future__ import annotations
@@ -14,20 +15,33 @@ from pathlib import Path
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType
 
+from marigold_ros.config import Unusable
 from trainer import loop
+from trainer.recipe import Recipe
 from training import small_recipe
 
 
-def main(run: Path, data: Path, start: str, name: str, stop_after: int | None) -> None:
-    """Train `stop_after` steps, or to the end."""
+def sharding(recipe: Recipe) -> Accelerator:
+    """An accelerator that shards; each stage makes one."""
+    return Accelerator(mixed_precision=recipe.precision)
+
+
+def main(out: Path, data: Path, start: str) -> None:
+    """Train."""
     os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "NO_WRAP"}
     os.environ |= {"FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}
     PartialState(cpu=True)
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-    loop._accelerator = lambda recipe: Accelerator(mixed_precision=recipe.precision)
-    loop.train(small_recipe(name, start, steps=3), run, data, stop_after)
+    loop._accelerator = sharding
+    for run, stops in (("whole", (None,)), ("resumed", (2, None))):
+        for stop_after in stops:
+            loop.train(small_recipe("e2e-depth", start, steps=3), out / run, data, stop_after)
     assert Accelerator().distributed_type == DistributedType.FSDP
+    try:
+        loop.train(small_recipe("nano", start), out / "nano", data)
+    except Unusable as problem:
+        (out / "refusal").write_text(str(problem))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:5], int(sys.argv[5]) if len(sys.argv) > 5 else None)
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

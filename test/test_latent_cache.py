@@ -103,8 +103,11 @@ def test_a_run_that_is_resumed_sees_what_it_saw(tmp_path, start, data):
 
 def test_pictures_that_never_come_twice_are_not_kept(start):
     recipe = small_recipe("e2e-depth", start)
-    with pytest.raises(Unusable, match="latent_cache='latents': no picture comes twice"):
+    with pytest.raises(Unusable, match=r"latent_cache='latents': with .*augment.* no picture comes twice"):
         replace(recipe, latent_cache="latents", augment=Augment(colour=0.5))
+    for name, reason in (("metric-log", "the zoom of metric depth"), ("tiny", "no stage has a frozen encoder")):
+        with pytest.raises(Unusable, match=reason):
+            small_recipe(name, start, latent_cache="latents", augment=Augment())
 
 
 def test_a_folder_that_cannot_be_written(tmp_path, start, data):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
@@ -23,13 +24,15 @@ from trainer.facts import cpu_name
 from trainer.loading import loading_table
 from trainer.recipe import Recipe, one_of
 from trainer.recipe_files import load_recipe, shipped_recipes
+from trainer.stand_ins import network_name
 from trainer.step_process import OURS, PLAIN, PRECISIONS, Case, step_processes
 from trainer.train import changes_in
 
 # Without a given size; of the published networks' size, a GPU's.
 _SIZE, _SIZE_SD2 = (256, 192), (640, 480)
 _HEADS = (
-    "recipe", "size", "batch", "plain, samples/s", "ours, samples/s", "times as fast", "plain, peak MB", "ours, peak MB"
+    "recipe", "network", "size", "batch",
+    "plain, samples/s", "ours, samples/s", "times as fast", "plain, peak MB", "ours, peak MB",
 )  # fmt: skip
 
 
@@ -60,7 +63,7 @@ def main(argv: list[str]) -> int:
     network = "sd2" if arguments.sd2 else arguments.checkpoint
     sizes = arguments.size or [_SIZE_SD2 if arguments.sd2 else _SIZE]
     recipes = {name: _recipe(name, arguments) for name in arguments.recipe or shipped_recipes()}
-    print(f"{_machine(arguments.threads)}; network: {network}; {arguments.rounds} rounds\n")
+    print(f"{_machine(arguments.threads)}; {arguments.rounds} rounds\n")
     if arguments.data:
         for (name, recipe), size, batch in product(recipes.items(), sizes, arguments.batch):
             print(loading_table(name, recipe, network, size, batch, arguments.data, arguments.seconds), flush=True)
@@ -113,10 +116,16 @@ def _rows(
     recipes: dict[str, Recipe], network: str, sizes: list[tuple[int, int]], batches: list[int], rounds: int
 ) -> Iterator[Iterable[str]]:
     for (name, recipe), size, batch in product(recipes.items(), sizes, batches):
-        found = compare(recipe, network, size, batch, rounds)
+        case = (name, network_name(recipe, network), f"{size[0]}x{size[1]}", str(batch))
+        try:
+            found = compare(recipe, network, size, batch, rounds)
+        except Unusable as problem:  # of a table, all but this row may be had
+            print(f"{name}: {problem}", file=sys.stderr)
+            yield *case, *"-----"
+            continue
         ours, plain = (f"{rate:.3g}" for rate in found.samples_per_s)
         mine_mb, theirs_mb = (f"{peak:.0f}" for peak in found.peaks_mb)
-        yield name, f"{size[0]}x{size[1]}", str(batch), plain, ours, found.ratio, theirs_mb, mine_mb
+        yield *case, plain, ours, found.ratio, theirs_mb, mine_mb
 
 
 def compare(recipe: Recipe, network: str, size: tuple[int, int], batch: int, rounds: int) -> Comparison:

@@ -20,7 +20,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from marigold_ros.config import Unusable
 from trainer.augment import Cut, cut, vary
-from trainer.latent_cache import digest_of
 from trainer.recipe import Augment, Recipe, Source, Stage
 from trainer.samples import Sample, SampleFolder
 
@@ -33,8 +32,7 @@ class Batch:
     """What one pass takes.
 
     rgb: (N, H, W, 3) uint8; maps: by kind, (N, H, W) or (N, C, H, W) float32, see trainer/samples.py; focal_px: (N,)
-    focal length at this size, NaN unknown; source: name of the dataset; skipped: samples that could not be read;
-    digests: of each picture's and its maps' bytes, if the recipe has a latent_cache.
+    focal length at this size, NaN unknown; source: name of the dataset; skipped: samples that could not be read.
     """
 
     rgb: Tensor
@@ -42,20 +40,12 @@ class Batch:
     focal_px: Tensor
     source: str
     skipped: tuple[str, ...] = ()
-    digests: tuple[tuple[str, str], ...] = ()
 
     def to(self, device: torch.device) -> Batch:
         """The same on `device`."""
         maps = {kind: values.to(device, non_blocking=True) for kind, values in self.maps.items()}
         rgb = self.rgb.to(device, non_blocking=True)
         return replace(self, rgb=rgb, maps=maps, focal_px=self.focal_px.to(device))
-
-
-def with_digests(batch: Batch) -> Batch:
-    """`batch`, on the CPU, with its digests."""
-    maps = [batch.maps[kind].numpy() for kind in sorted(batch.maps)]
-    digests = ((digest_of(rgb), digest_of(*own)) for rgb, *own in zip(batch.rgb.numpy(), *maps, strict=True))
-    return replace(batch, digests=tuple(digests))
 
 
 @dataclass(frozen=True)
@@ -113,8 +103,7 @@ class Passes(Dataset):
         rgbs, maps, focals = zip(*taken, strict=True)
         stacked = {kind: _stacked([own[kind] for own in maps]) for kind in self.recipe.maps}
         rgb = torch.from_numpy(np.stack(rgbs))
-        batch = Batch(rgb, stacked, torch.tensor(focals, dtype=torch.float32), bucket.source.name, tuple(skipped))
-        return with_digests(batch) if self.recipe.latent_cache else batch
+        return Batch(rgb, stacked, torch.tensor(focals, dtype=torch.float32), bucket.source.name, tuple(skipped))
 
     def _sample_number(self, index: int, position: int) -> int:
         """The sample that is drawn as number `position` from bucket `index`: a new order in each epoch."""

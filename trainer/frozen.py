@@ -33,6 +33,13 @@ class FrozenPart(nn.Module):
         self.modules_in_order = nn.Sequential(*modules)
         self.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
+    def place(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Move to `device` and `dtype`, but for the normalisations, whose statistics then stay in float32."""
+        self.to(device, dtype)
+        for block in self.modules():
+            for norm in block.norms if isinstance(block, (FrozenResidualBlock, FrozenOutput)) else ():
+                norm.to(torch.promote_types(dtype, torch.float32))
+
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
         dtype = next(self.parameters()).dtype
@@ -43,9 +50,8 @@ class FrozenPart(nn.Module):
 def frozen_encoder(vae: AutoencoderKL) -> FrozenPart:
     """A copy of the encoder: (N, 3, H, W) in [-1, 1] to the latent's mean (N, C, H / 8, W / 8), without its scale."""
     vae = copy.deepcopy(vae)
-    if vae.quant_conv is not None:
-        with torch.no_grad():
-            fold_quant_conv(vae)
+    with torch.no_grad():
+        fold_quant_conv(vae)
     _lean(vae.encoder)
     return FrozenPart(vae.encoder)
 
@@ -96,6 +102,11 @@ class FrozenResidualBlock(nn.Module):
         self.norm2, self.conv2 = block.norm2, block.conv2
         self.conv_shortcut = block.conv_shortcut
 
+    @property
+    def norms(self) -> tuple[nn.GroupNorm, ...]:
+        """Its normalisations."""
+        return self.norm1, self.norm2
+
     def forward(self, x: Tensor, temb: None = None) -> Tensor:
         """(N, C, h, w) to (N, C', h, w)."""
         return _Residual.apply(x, self)
@@ -107,6 +118,11 @@ class FrozenOutput(nn.Module):
     def __init__(self, norm: nn.GroupNorm, conv: nn.Conv2d) -> None:
         super().__init__()
         self.norm, self.conv = norm, conv
+
+    @property
+    def norms(self) -> tuple[nn.GroupNorm, ...]:
+        """Its normalisation."""
+        return (self.norm,)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, h, w) to (N, C', h, w)."""
@@ -197,6 +213,8 @@ def _convolved_back(gradient: Tensor, like: Tensor, conv: nn.Conv2d) -> Tensor:
 
 def _norm_silu(x: Tensor, norm: nn.GroupNorm) -> tuple[Tensor, Tensor, Tensor]:
     """(SiLU of the normalised map, mean and 1 / deviation (N, groups))."""
+    if not x.is_cpu:
+        return _norm_silu_in_layout(x, norm)
     images, channels, height, width = x.shape
     normalised, mean, rstd = _aten.native_group_norm(
         x, norm.weight, norm.bias, images, channels, height * width, norm.num_groups, norm.eps
@@ -204,31 +222,48 @@ def _norm_silu(x: Tensor, norm: nn.GroupNorm) -> tuple[Tensor, Tensor, Tensor]:
     return functional.silu(normalised, inplace=True), mean, rstd
 
 
+def _norm_silu_in_layout(x: Tensor, norm: nn.GroupNorm) -> tuple[Tensor, Tensor, Tensor]:
+    """The same where torch's operator refuses maps that lie channels last, as it does on GPUs."""
+    precise = x.to(torch.promote_types(x.dtype, torch.float32))
+    variance, mean = torch.var_mean(precise.unflatten(1, (norm.num_groups, -1)), dim=(2, 3, 4), correction=0)
+    rstd = torch.rsqrt(variance + norm.eps)
+    factor, offset = _factor_offset(norm, mean, rstd)
+    return functional.silu(torch.addcmul(offset, precise, factor), inplace=True).to(x.dtype), mean, rstd
+
+
+def _factor_offset(norm: nn.GroupNorm, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, C, 1, 1) each: the normalisation as factor * x + offset."""
+    each = norm.num_channels // norm.num_groups
+    factor = rstd.repeat_interleave(each, dim=1) * norm.weight.to(rstd)
+    offset = norm.bias.to(rstd) - factor * mean.repeat_interleave(each, dim=1)
+    return factor[..., None, None], offset[..., None, None]
+
+
 def _norm_silu_back(gradient: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, norm: nn.GroupNorm) -> Tensor:
     """The gradient of `x` (N, C, h, w) from that of `_norm_silu`.
 
     With y = (x - mean) / deviation, z = w y + b, SiLU's gradient d of z, and over the n numbers of a group the sums
     S = sum w d and T = sum w d y, it is (w d - (S + T y) / n) / deviation.
-    torch's own backward pass is several times slower on maps that lie channels last, and needs z to be kept.
+    torch's own backward pass is several times slower on maps that lie channels last, and needs z to be kept. All is
+    computed in the type of the statistics: where the mean is large, what it cancels in half precision is gone.
     """
     images, channels, height, width = x.shape
     size = channels // norm.num_groups
-    precise = torch.promote_types(x.dtype, torch.float32)
+    weight, given = norm.weight.to(rstd), x.dtype
+    x = x.to(rstd.dtype)
 
     def each(values: Tensor) -> Tensor:
         return values.repeat_interleave(size, dim=1).view(images, channels, 1, 1)
 
     def summed(values: Tensor) -> Tensor:
-        return (values.sum(dim=(2, 3), dtype=precise) * weight).view(images, -1, size).sum(dim=2)
+        return (values.sum(dim=(2, 3)) * weight).view(images, -1, size).sum(dim=2)
 
-    mean, rstd, weight = mean.to(precise), rstd.to(precise), norm.weight.to(precise)
-    factor = each(rstd) * weight.view(1, -1, 1, 1)
-    offset = norm.bias.to(precise).view(1, -1, 1, 1) - factor * each(mean)
-    scaled = torch.addcmul(offset.to(x.dtype), x, factor.to(x.dtype))
-    inner = _aten.silu_backward.grad_input(gradient, scaled, grad_input=scaled)
+    factor, offset = _factor_offset(norm, mean, rstd)
+    scaled = torch.addcmul(offset, x, factor)
+    inner = _aten.silu_backward.grad_input(gradient.to(rstd.dtype), scaled, grad_input=scaled)
     count = size * height * width
     plain = summed(inner)
     along = (summed(inner * x) - mean * plain) * rstd
     slope = -rstd.square() * along / count
     constant = -rstd * plain / count - slope * mean
-    return torch.addcmul(each(constant).to(x.dtype), x, each(slope).to(x.dtype)).addcmul_(inner, factor.to(x.dtype))
+    return torch.addcmul(each(constant), x, each(slope)).addcmul_(inner, factor).to(given)

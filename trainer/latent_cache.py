@@ -1,13 +1,12 @@
 """Latents on disk, so that a frozen encoder sees each view of a sample once and not in every epoch.
 
-They are found by the bytes of what was encoded and by the encoder's weights: no dataset that changed, and no other
-encoder, is ever answered with what it did not encode.
+They are found by the bytes of the picture that was encoded and by the encoder's weights: no dataset that changed, no
+target that is drawn in another way and no other encoder is ever answered with what it did not encode.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,38 +19,38 @@ from marigold_ros.files import written_beside
 _DIGEST_BYTES = 16
 
 
-def digest_of(*arrays: np.ndarray) -> str:
-    """Hex digest of arrays' bytes and shapes."""
-    hashed = hashlib.blake2b(digest_size=_DIGEST_BYTES)
-    for array in arrays:
-        hashed.update(repr((array.shape, array.dtype.str)).encode())
-        hashed.update(np.ascontiguousarray(array).data)
-    return hashed.hexdigest()
-
-
 class LatentCache:
-    """Latents of `encoder` in files below `folder`; several processes and runs may share it."""
+    """Latents of `encoder`, (N, 3, H, W) to (N, C, h, w), in files below `folder`; processes and runs may share it."""
 
     def __init__(self, folder: Path, encoder: nn.Module) -> None:
         weights = [values.detach().float().cpu().numpy() for values in encoder.state_dict().values()]
-        precision = next(encoder.parameters()).dtype
-        self.folder = Path(folder) / f"{digest_of(*weights)}-{str(precision).removeprefix('torch.')}"
+        self._encoder, self._dtype = encoder, next(encoder.parameters()).dtype
+        self.folder = Path(folder) / f"{_digest(*weights)}-{str(self._dtype).removeprefix('torch.')}"
 
-    def latents(self, keys: Sequence[str], encode: Callable[[], Tensor], device: torch.device) -> Tensor:
-        """What `encode` gives, (N, C, h, w) on `device` for the pictures of these keys; it is called if one is missing.
+    def __call__(self, picture: Tensor) -> Tensor:
+        """What the encoder gives for `picture`; it is asked only if one of the pictures is new.
 
         Raises `Unusable` where the folder cannot be written.
         """
-        paths = [self.folder / key[:2] / f"{key[2:]}.npy" for key in keys]
+        names = [_digest(values) for values in picture.detach().float().cpu().numpy()]
+        paths = [self.folder / name[:2] / f"{name[2:]}.npy" for name in names]
         found = [_read(path) for path in paths]
         if any(latent is None for latent in found):
-            encoded = encode().float().cpu().numpy()
+            encoded = self._encoder(picture).float().cpu().numpy()
             for number, path in enumerate(paths):
                 # What was there is taken all the same: a run that is killed and resumed must see what it saw before.
                 if found[number] is None:
                     _write(path, encoded[number])
                     found[number] = encoded[number]
-        return torch.from_numpy(np.stack(found)).to(device)
+        return torch.from_numpy(np.stack(found)).to(picture.device, self._dtype)
+
+
+def _digest(*arrays: np.ndarray) -> str:
+    hashed = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    for array in arrays:
+        hashed.update(repr((array.shape, array.dtype.str)).encode())
+        hashed.update(np.ascontiguousarray(array).data)
+    return hashed.hexdigest()
 
 
 def _read(path: Path) -> np.ndarray | None:

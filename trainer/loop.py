@@ -56,6 +56,7 @@ def train(recipe: Recipe, run: Path, data: Path, stop_after: int | None = None) 
     if recipe.precision == "fp16" and not torch.cuda.is_available():
         raise Unusable("precision='fp16': needs a GPU, whose loss scaling it rests on; set it to 'bf16' or 'no'")
     accelerator = _accelerator(recipe)
+    _check_processes(recipe, accelerator.num_processes)
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -94,7 +95,6 @@ class StageRun:
         self.recipe, self.place, self.run = recipe, place, run
         self.accelerator, self.states = accelerator, states
         self.stage: Stage = recipe.stages[place.stage]
-        self._check_processes()
         self.passes = Passes(recipe, self.stage, place.stage, data)
         set_seed(recipe.seed)
         model = _first(recipe, run, place)
@@ -111,14 +111,6 @@ class StageRun:
         self.prepared, self.adam = accelerator.prepare(self.objective, adam)
         self._register_average()
         self._bad_in_a_row = 0
-
-    def _check_processes(self) -> None:
-        count = self.accelerator.num_processes
-        if self.stage.passes % count:
-            raise Unusable(
-                f"stage {self.stage.name!r}: batch={self.stage.batch} with micro_batch={self.stage.micro_batch} makes "
-                f"{self.stage.passes} passes, which {count} processes cannot share; change micro_batch"
-            )
 
     def _register_average(self) -> None:
         if self.objective.average is None:
@@ -265,6 +257,15 @@ class StageRun:
     def _first_passes(self) -> Iterator[Batch]:
         for batch in passes_of(self.passes, 0, 0, 1, 0):
             yield batch.to(self.accelerator.device)
+
+
+def _check_processes(recipe: Recipe, count: int) -> None:
+    for stage in recipe.stages:
+        if stage.passes % count:
+            raise Unusable(
+                f"stage {stage.name!r}: batch={stage.batch} with micro_batch={stage.micro_batch} makes {stage.passes} "
+                f"passes, which {count} processes cannot share; change micro_batch"
+            )
 
 
 def optimiser_of(objective: Objective, knobs: Optimiser) -> torch.optim.AdamW:

@@ -18,7 +18,7 @@ from trainer.data import Batch
 from trainer.losses import depth_loss, make_target
 from trainer.model import Model
 from trainer.noise import PYRAMID_STRENGTH, annealed_strength, multi_resolution_noise
-from trainer.objectives.base import image_of
+from trainer.objectives.base import FROZEN_TYPES, image_of
 from trainer.objectives.diffusion import targets
 from trainer.objectives.end_to_end import detail_loss
 from trainer.published_losses import affine_metres_loss, angular_loss, log_metric_loss, pseudo_huber, velocity_loss
@@ -45,6 +45,8 @@ class PlainStep:
         for module in (model.unet, model.vae, model.tiny):
             if module is not None:
                 module.requires_grad_(False)
+        if stage.train == ("unet",):
+            model.vae.to(FROZEN_TYPES[recipe.precision])  # as the published scripts do in mixed precision
         self.trained = nn.ModuleList(model.part(name) for name in stage.train).requires_grad_(True).train()
         if recipe.gradient_checkpointing:
             model.unet.enable_gradient_checkpointing()
@@ -98,7 +100,7 @@ class PlainStep:
         knobs = self.stage.objective
         if knobs.loss == "angular":
             normals = batch.maps["normals"] * decoded.new_tensor((1.0, -1.0, -1.0)).view(3, 1, 1)
-            return angular_loss(decoded.clamp(-1, 1), normals.nan_to_num(0.0), normals.isfinite().all(dim=1))
+            return angular_loss(decoded, normals.nan_to_num(0.0), normals.isfinite().all(dim=1))
         depth_m, drawn = batch.maps["depth_m"], decoded.mean(dim=1)
         known = torch.isfinite(depth_m) & (depth_m > 0)
         # Networks that are affine in inverse depth draw near things bright.
@@ -188,7 +190,7 @@ class PlainStep:
     def _decode(self, latent: Tensor) -> Tensor:
         if self.model.tiny is not None:
             return self.model.tiny.decode(latent).sample
-        return self.model.vae.decode(latent / self.model.vae.config.scaling_factor).sample
+        return self.model.vae.decode((latent / self.model.vae.config.scaling_factor).to(self.model.vae.dtype)).sample
 
     def _unet(self, unet: nn.Module, rgb_latent: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
         prompt = self.model.prompt.to(noisy.dtype).repeat(len(noisy), 1, 1)

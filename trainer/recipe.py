@@ -353,11 +353,8 @@ class Recipe:
             raise Unusable(f"seed={self.seed}: must lie between 0 and {_MOST_SEEDS - 1}")
         if self.threads < 0 or min(self.size) < 0:
             raise Unusable(f"threads={self.threads}, size={list(self.size)}: must be at least 0")
-        if self.latent_cache and replace(self.augment, flip=0.0) != Augment(flip=0.0):
-            raise Unusable(
-                f"latent_cache={self.latent_cache!r}: no picture comes twice with this recipe's augment; leave its "
-                "flip alone, or set latent_cache: ''"
-            )
+        if self.latent_cache:
+            self._check_cache()
         for stage in self.stages:
             self._check_objective(stage)
             if not stage.sizes and not all(source.sizes for source in self.data):
@@ -368,6 +365,14 @@ class Recipe:
                 f"metric={self.metric} with space={self.space!r}: metric depth needs the section metric, space "
                 "'log_depth' and the loss 'log_metric', all three"
             )
+
+    def _check_cache(self) -> None:
+        """Raises `Unusable` where a latent would hardly be asked for twice, or no encoder is frozen."""
+        if replace(self.augment, flip=0.0) != Augment(flip=0.0) or self.metric is not None:
+            what = "the zoom of metric depth" if self.metric is not None else "this recipe's augment (but its flip)"
+            raise Unusable(f"latent_cache={self.latent_cache!r}: with {what} no picture comes twice; set it to ''")
+        if self.start.tiny_vae or all("encoder" in stage.train for stage in self.stages):
+            raise Unusable(f"latent_cache={self.latent_cache!r}: no stage has a frozen encoder; set it to ''")
 
     def _check_objective(self, stage: Stage) -> None:
         """Raises `Unusable` for an objective that means nothing to the task or the space."""

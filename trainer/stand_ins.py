@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from marigold_ros import sd2
 from trainer.architecture import build_scheduler, constant_prompt
 from trainer.assembly import first_model, protocol_of
-from trainer.data import Batch, with_digests
+from trainer.data import Batch
 from trainer.model import Model
 from trainer.package import one_channel
 from trainer.recipe import Recipe
@@ -38,7 +38,7 @@ def stand_in(recipe: Recipe, network: str) -> Model:
     network: 'mid', 'sd2' or a checkpoint's folder, for recipes that start from published weights; the others start from
     what they name. Raises `Unusable` for a folder that does not fit.
     """
-    if recipe.start.checkpoint in ("", "nano"):
+    if _is_own(recipe):
         return first_model(recipe)
     targets = len(TARGET_NAMES[recipe.task])
     scheduler: Mapping[str, Any] = sd2.SCHEDULER
@@ -50,6 +50,15 @@ def stand_in(recipe: Recipe, network: str) -> Model:
     scheduler = dict(build_scheduler(protocol_of(recipe.stages[-1]), scheduler).config)
     tiny = one_channel(AutoencoderTiny(latent_channels=vae.config.latent_channels)) if recipe.start.tiny_vae else None
     return Model(unet, vae, prompt, scheduler, recipe.task, recipe.space, recipe.size, tiny)
+
+
+def network_name(recipe: Recipe, network: str) -> str:
+    """What `stand_in` gives, in a word."""
+    return "its own" if _is_own(recipe) else network
+
+
+def _is_own(recipe: Recipe) -> bool:
+    return recipe.start.checkpoint in ("", "nano")
 
 
 def _random(network: str, targets: int) -> tuple[UNet2DConditionModel, AutoencoderKL, torch.Tensor]:
@@ -74,5 +83,4 @@ def random_batch(recipe: Recipe, size: tuple[int, int], count: int) -> Batch:
         return torch.nn.functional.normalize(values - 0.5, dim=1) if kind == "normals" else values
 
     rgb = torch.randint(256, (count, height, width, 3), generator=generator, dtype=torch.uint8)
-    batch = Batch(rgb, {kind: numbers(kind) for kind in recipe.maps}, torch.full((count,), 500.0), "random")
-    return with_digests(batch) if recipe.latent_cache else batch
+    return Batch(rgb, {kind: numbers(kind) for kind in recipe.maps}, torch.full((count,), 500.0), "random")

@@ -6,6 +6,7 @@ In one process the one would find the memory that the other has left.
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import time
 from collections.abc import Iterator, Mapping
@@ -58,8 +59,7 @@ class OurStep:
     def learn(self, loss: Tensor) -> None:
         """What follows from the loss."""
         loss.backward()
-        if self._clip_norm:
-            nn.utils.clip_grad_norm_(self.objective.parameters(), self._clip_norm)
+        float(nn.utils.clip_grad_norm_(self.objective.parameters(), self._clip_norm or math.inf))
         self.adam.step()
         self.objective.update_average(self._steps)
         self.adam.zero_grad(set_to_none=True)
@@ -71,9 +71,10 @@ class StepProcess:
 
     def __init__(self, case: Case) -> None:
         self.case = case
-        # Its processes find these modules imported; CUDA must not be in use when a process is forked, so not "fork".
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__])
+        # A server's processes find these modules imported; but CUDA, which diffusers looks for, cannot be forked.
+        context = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "forkserver")
+        if not torch.cuda.is_available():
+            context.set_forkserver_preload([__name__])
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, case), daemon=True)
         self._process.start()
@@ -134,7 +135,7 @@ def _serve(pipe: Connection, case: Case) -> None:
             pipe.send(step.seconds() if pipe.recv() == "step" else step.peak_mb())
     except (EOFError, BrokenPipeError):
         pass
-    except (Unusable, RuntimeError, MemoryError) as problem:  # a GPU's memory that is full is a RuntimeError
+    except Exception as problem:  # whatever it was, the table says so in this cell and goes on
         pipe.send(one_line(problem))
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -60,32 +59,30 @@ class Objective(nn.Module):
     def place(self, device: torch.device) -> None:
         """Move what learns and what is frozen to `device`, there laid out as convolutions are fastest."""
         self.model.to(device)
+        for name in self.frozen.keys() & {"encoder", "decoder"}:
+            # Only the faster copy is asked.
+            getattr(self.model.vae, name).to("cpu")
         for part in self.frozen.values():
-            part.to(device, FROZEN_TYPES[self.recipe.precision])
-        if self.average is not None:
-            self.average.to(device)
+            part.place(device, FROZEN_TYPES[self.recipe.precision])
         if self.recipe.latent_cache and "encoder" in self.frozen:
             self._cache = LatentCache(Path(self.recipe.latent_cache).expanduser(), self.frozen["encoder"])
-        if device.type == "cuda":
-            # On a CPU the gradients of weights take longer so.
-            self.model.unet.to(memory_format=torch.channels_last)
+        for module in (self.model.unet, *self._average, *self._teachers()):
+            # On a CPU the gradients of weights take longer channels last.
+            layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+            module.to(device, memory_format=layout)
 
-    def encode(self, picture: Tensor, keys: Sequence[str] = ()) -> Tensor:
-        """(N, 3, H, W) in [-1, 1] to its scaled latent (N, C, H / 8, W / 8); no gradient unless the encoder learns.
+    def _teachers(self) -> tuple[nn.Module, ...]:
+        """Frozen networks beside the one that learns."""
+        return ()
 
-        keys: of the latents in the cache, if there is one.
-        """
+    def encode(self, picture: Tensor) -> Tensor:
+        """(N, 3, H, W) in [-1, 1] to its scaled latent (N, C, H / 8, W / 8); no gradient unless the encoder learns."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and "encoder" in self.stage.train):
             if "encoder" not in self.frozen:
                 return self.model.encode(picture)
-            encode = partial(self.frozen["encoder"], picture)
-            latent = self._cache.latents(keys, encode, picture.device) if self._cache and keys else encode()
+            latent = (self._cache or self.frozen["encoder"])(picture)
             # Laid out as the U-Net wants it, not as the encoder left it.
             return latent.contiguous() * self.model.vae.config.scaling_factor
-
-    def encode_image(self, batch: Batch) -> Tensor:
-        """The latent of a batch's pictures, as `encode`."""
-        return self.encode(image_of(batch), [picture for picture, _ in batch.digests])
 
     def average_decay(self, step: int) -> float | None:
         """Decay of the moving average after `step` steps; None where there is none."""

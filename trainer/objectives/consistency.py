@@ -27,10 +27,9 @@ class ConsistencyObjective(DiffusionObjective):
         super().__init__(model, recipe, stage)
         self._teacher = (frozen_copy(model.unet),)
 
-    def place(self, device: torch.device) -> None:
+    def _teachers(self) -> tuple[nn.Module, ...]:
         """See `Objective`."""
-        super().place(device)
-        self._teacher[0].to(device)
+        return self._teacher
 
     def average_decay(self, step: int) -> float:
         """Decay of the network that is to be agreed with, and which ships."""

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from trainer.data import Batch
 from trainer.model import Model
 from trainer.noise import Schedule, annealed_strength, gaussian_noise, multi_resolution_noise
-from trainer.objectives.base import Losses, Objective
+from trainer.objectives.base import Losses, Objective, image_of
 from trainer.published_losses import velocity_loss
 from trainer.recipe import Recipe, Stage
-from trainer.targets import TARGET_NAMES, latent_mask, picture_of, pictures_of, quantile_normalised
+from trainer.targets import latent_mask, picture_of, pictures_of, quantile_normalised
 
 
 class DiffusionObjective(Objective):
@@ -40,15 +40,8 @@ class DiffusionObjective(Objective):
     def latents(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """The image's latent (N, C, h, w), those of the targets (N, P C, h, w), and which cells count (N, 1, h, w)."""
         pictures, known = targets(self.recipe.task, batch)
-        rgb_latent = self.encode_image(batch).float()
-        names = TARGET_NAMES[self.recipe.task]
-        latent = torch.cat(
-            [
-                self.encode(picture, [f"{maps}-{name}" for _, maps in batch.digests]).float()
-                for name, picture in zip(names, pictures, strict=True)
-            ],
-            dim=1,
-        )
+        rgb_latent = self.encode(image_of(batch)).float()
+        latent = torch.cat([self.encode(picture).float() for picture in pictures], dim=1)
         factor = known.shape[-1] // latent.shape[-1]
         mask = latent_mask(known if self.stage.objective.mask else torch.ones_like(known), factor)
         return rgb_latent, latent, mask

@@ -11,7 +11,7 @@ from trainer.frozen import frozen_decoder
 from trainer.losses import Target, depth_loss, fit_scale_shift, gradient_loss, make_target, spread
 from trainer.model import Model
 from trainer.noise import PYRAMID_STRENGTH, Schedule, gaussian_noise, multi_resolution_noise
-from trainer.objectives.base import Losses, Objective
+from trainer.objectives.base import Losses, Objective, image_of
 from trainer.published_losses import affine_metres_loss, angular_loss, log_metric_loss
 from trainer.recipe import Recipe, Stage
 from trainer.targets import clamped_to_quantiles, log_metric
@@ -41,7 +41,7 @@ class EndToEndObjective(Objective):
     def decoded(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """The decoded map (N, 1 or 3, H, W) of a batch's pictures, depth increasing with distance; not clamped."""
         network = self._network[0]
-        latent = self._denoised(network, self.encode_image(batch), generator)
+        latent = self._denoised(network, self.encode(image_of(batch)), generator)
         if "decoder" in self.frozen:
             return self.frozen["decoder"](latent / network.latent_scale)
         return network.decode(latent)

@@ -22,7 +22,7 @@ class LatentsObjective(Objective):
     def __init__(self, model: Model, recipe: Recipe, stage: Stage) -> None:
         super().__init__(model, recipe, stage)
         self._network = (model.network(),)
-        self.frozen["teacher"] = frozen_encoder(model.vae)
+        self.frozen["teacher"] = self.frozen.get("encoder") or frozen_encoder(model.vae)
 
     def place(self, device: torch.device) -> None:
         """See `Objective`."""
@@ -32,7 +32,7 @@ class LatentsObjective(Objective):
     def forward(self, batch: Batch, generator: torch.Generator) -> Losses:
         """See `Objective`."""
         network = self._network[0]
-        latent = network.predict(self.encode_image(batch))
+        latent = network.predict(self.encode(image_of(batch)))
         with torch.no_grad():
             wanted = self._wanted(
                 depth_picture(batch.maps["depth_m"], self.recipe.space, self.stage.objective.relative)
