@@ -15,7 +15,6 @@ import cv2
 import numpy as np
 
 from marigold_ros.anchors import Anchors
-from marigold_ros.beams import linear_depth
 from marigold_ros.config import FitConfig, Unusable
 from marigold_ros.metric import (
     MetricFit,
@@ -60,33 +59,51 @@ class Question:
 Method = Callable[[Question], np.ndarray]
 
 
+def own_fit(question: Question) -> MetricFit | Refusal:
+    """The node's robust fit with its default settings."""
+    return fit_metric(question.relative, question.anchors, question.space, FitConfig(), question.own)
+
+
 def ours(question: Question) -> np.ndarray:
-    """The node's robust fit; NaN where it refuses."""
-    fit = fit_metric(question.relative, question.anchors, question.space, FitConfig(), question.own)
-    if isinstance(fit, Refusal):
-        return _unknown(question)
-    return apply_fit(fit, question.at_pixels(), _MAX_DEPTH_M)
+    """What the node makes of its fit; NaN where it refuses."""
+    fit = own_fit(question)
+    return _unknown(question) if isinstance(fit, Refusal) else apply_fit(fit, question.at_pixels(), _MAX_DEPTH_M)
 
 
 def oracle_affine(question: Question, truth_m: np.ndarray) -> np.ndarray:
-    """The scale and shift with the least AbsRel on (M,) `truth_m` itself, by reweighted least squares: a bound.
+    """The scale and shift with the least AbsRel on (M,) `truth_m` itself: a bound to all that fit these two.
 
-    It stands for what the relative depth allows, so unknown depth counts as an error of 100 % when scales compete.
+    Reweighted least squares, then a simplex search. It stands for what the relative depth allows, so unknown depth
+    counts as an error of 100 % when scales compete.
     """
     p, truth_m = question.at_pixels().astype(np.float64), truth_m.astype(np.float64)
     y = to_space(truth_m, question.space)
     slope = log_slope(truth_m, question.space)
-    lowest, best = np.inf, _unknown(question)
+
+    def errors(scale: float, shift: float) -> np.ndarray:
+        return np.nan_to_num(np.abs(_affine(p, question.space, scale, shift) / truth_m - 1.0), nan=1.0)
+
+    tried = []
     for weight in (np.ones_like(y), slope**2):
         for _ in range(_ORACLE_ROUNDS):
             scale, shift = _line(p, y, weight)
-            answer = _affine(question.at_pixels(), question.space, scale, shift)
             # The error in metres, not its linear part in the space: near infinity the two are far apart.
-            error = np.nan_to_num(np.abs(answer / truth_m - 1.0), nan=1.0)
-            if error.mean() < lowest:
-                lowest, best = error.mean(), answer
+            error = errors(scale, shift)
+            tried.append((error.mean(), scale, shift))
             weight = error / np.maximum(np.abs(scale * p + shift - y), 1e-3 / slope) ** 2
-    return best
+    _, scale, shift = min(tried)
+    # The line's ends as unknowns: scale and shift pull at each other.
+    low, high = p.min(), p.max()
+    ends = np.array([scale * low + shift, scale * high + shift])
+
+    def line(ends: np.ndarray) -> tuple[float, float]:
+        scale = (ends[1] - ends[0]) / max(high - low, 1e-12)
+        return scale, ends[0] - scale * low
+
+    found = _needed("scipy.optimize").minimize(
+        lambda ends: errors(*line(ends)).mean(), ends, method="Nelder-Mead", options={"xatol": 1e-6, "fatol": 1e-6}
+    )
+    return _affine(p, question.space, *line(found.x))
 
 
 def least_squares(question: Question) -> np.ndarray:
@@ -161,15 +178,23 @@ def nearest_affine(question: Question) -> np.ndarray:
 
 
 def linear_interpolation(question: Question) -> np.ndarray:
-    """Linear over the anchors' Delaunay triangles, the nearest anchor's outside; the image is not looked at."""
+    """Linear over the anchors' Delaunay triangles, the nearest anchor's outside; the image is not looked at.
+
+    The same as `beams.linear_depth`, which needs no scipy, but many times faster, and for anchors on one line too.
+    """
     pixels = question.anchors.pixels.astype(np.float64)
     if len(pixels) == 0:
         return _unknown(question)
+    depth_m = _unknown(question)
     # A 2D scan is one line, which has no triangles.
-    if np.linalg.matrix_rank(pixels - pixels.mean(axis=0), tol=0.5 * len(pixels) ** 0.5) < 2:
-        _, nearest = _needed("scipy.spatial").cKDTree(pixels).query(question.pixels)
-        return question.anchors.depth_m[nearest]
-    return linear_depth(question.anchors, question.pixels)
+    if np.linalg.matrix_rank(pixels - pixels.mean(axis=0), tol=0.5 * len(pixels) ** 0.5) == 2:
+        depth_m[:] = _needed("scipy.interpolate").LinearNDInterpolator(pixels, question.anchors.depth_m)(
+            question.pixels
+        )
+    outside = np.isnan(depth_m)
+    _, nearest = _needed("scipy.spatial").cKDTree(pixels).query(question.pixels[outside])
+    depth_m[outside] = question.anchors.depth_m[nearest]
+    return depth_m
 
 
 def morphological(question: Question) -> np.ndarray:
