@@ -41,8 +41,8 @@ def pattern_rows(
     pattern: Pattern,
     relative: np.ndarray,
     space: str,
-    own: MetricFit | None = None,
-    faults: tuple[Fault, ...] = FAULTS,
+    own: MetricFit | None,
+    faults: tuple[Fault, ...],
 ) -> Iterator[Row]:
     """The scores of every method on the pattern with each fault; `relative`: (H, W) of the pattern's frame."""
     v, u = np.nonzero(np.isfinite(pattern.truth_m))
@@ -111,7 +111,7 @@ def evaluate(frames: Iterator[Frame], source: Source, space: str) -> list[Row]:
             continue
         print(f"{frame.dataset} {frame.name} ...", file=sys.stderr)
         for pattern in patterns(frame):
-            rows += pattern_rows(pattern, found[0], space, found[1])
+            rows += pattern_rows(pattern, found[0], space, found[1], FAULTS)
     if not rows:
         raise Unusable("--relative degraded: needs frames with dense depth, which only indoor/ has")
     if left_out:

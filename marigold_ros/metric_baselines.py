@@ -119,10 +119,14 @@ def least_squares_elsewhere(question: Question) -> np.ndarray:
 def huber(question: Question) -> np.ndarray:
     """scikit-learn's HuberRegressor with its defaults in the checkpoint's space, y brought to unit deviation."""
     p, y = question.at_anchors(), to_space(question.anchors.depth_m.astype(np.float64), question.space)
-    deviation = y.std()
-    if len(y) < 2 or deviation == 0:
+    if len(y) < 2 or np.ptp(y) == 0:
         return _unknown(question)
-    found = _needed("sklearn.linear_model").HuberRegressor().fit(p[:, None], y / deviation)
+    deviation = y.std()
+    regressor = _needed("sklearn.linear_model").HuberRegressor()
+    try:
+        found = regressor.fit(p[:, None], y / deviation)
+    except ValueError:  # it did not converge
+        return _unknown(question)
     scale, shift = found.coef_[0] * deviation, found.intercept_ * deviation
     return _affine(question.at_pixels(), question.space, scale, shift)
 
@@ -133,8 +137,9 @@ def ransac(question: Question) -> np.ndarray:
     In the checkpoint's space, which in theirs is disparity.
     """
     p, y = question.at_anchors(), to_space(question.anchors.depth_m.astype(np.float64), question.space)
+    regressor = _needed("sklearn.linear_model").RANSACRegressor(random_state=0)
     try:
-        found = _needed("sklearn.linear_model").RANSACRegressor(random_state=0).fit(p[:, None], y).estimator_
+        found = regressor.fit(p[:, None], y).estimator_
     except ValueError:  # too few anchors, or no two of them agree
         return _unknown(question)
     return _affine(question.at_pixels(), question.space, found.coef_[0], found.intercept_)

@@ -79,6 +79,8 @@ def _indoor(folder: Path) -> Iterator[Frame]:
             raise Unusable(f"{depth_path}: is no depth image, uint16 millimetres of the size of {path.name}")
         if depth_mm.shape != _INDOOR_SIZE:
             raise Unusable(f"{depth_path}: is {depth_mm.shape[1]}x{depth_mm.shape[0]}; the camera is that of 640x480")
+        if not depth_mm.any():
+            raise Unusable(f"{depth_path}: depth is unknown everywhere")
         camera = Camera(depth_mm.shape[1], depth_mm.shape[0], **_INDOOR_CAMERA)
         depth_m = np.where(depth_mm > 0, depth_mm.astype(np.float32) / 1000, np.float32(np.nan))
         name = path.stem.removeprefix("color_")

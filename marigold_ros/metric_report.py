@@ -124,8 +124,9 @@ def targets(rows: Sequence[Row]) -> list[Target]:
     for dataset, pattern, factor in _AGAINST_LINEAR:
         what = "never worse than linear interpolation" if factor == 1 else f"at most {factor:g} x linear interpolation"
         for frame in (frame for at, frame in frames if at == dataset):
-            ours, linear = (found.get((dataset, frame, pattern, CLEAN.name, m), math.nan) for m in (OURS, LINEAR))
-            answers.append(_target(what, f"{dataset} {frame}, {pattern}", ours, factor * linear))
+            ours, linear = (found.get((dataset, frame, pattern, CLEAN.name, method)) for method in (OURS, LINEAR))
+            if ours is not None and linear is not None:
+                answers.append(_target(what, f"{dataset} {frame}, {pattern}", ours, factor * linear))
     for dataset in dict.fromkeys(at for at, _ in frames):
         clean = lambda key: (*key[:3], CLEAN.name, OURS)  # noqa: E731
         what = f"30 % wrong anchors: at most {_AGAINST_CLEAN:g} x its own clean error"
