@@ -72,7 +72,7 @@ def _row(
     s, near = score(predicted_m, truth_m), near_rates(predicted_m, truth_m)
     return Row(
         pattern.frame.dataset, pattern.frame.name, pattern.name, fault.name, method, anchors, len(truth_m),
-        s.abs_rel, s.rmse_m, s.mae_m, s.delta1, near.miss, near.phantom, s.coverage,
+        s.abs_rel, s.rmse_m, s.mae_m, s.delta1, near.miss, near.phantom, near.pixels, s.coverage,
         fit_ms if method == OURS else math.nan,
     )  # fmt: skip
 

@@ -44,8 +44,8 @@ class Fault:
 
 
 CLEAN = Fault("clean")
-WRONG = tuple(Fault(f"{share:.0%} wrong", wrong=share) for share in (0.1, 0.3, 0.5))
-TURNED = tuple(Fault(f"yaw {angle:g}°", yaw_deg=angle) for angle in (1.0, 2.0))
+WRONG = (Fault("10 % wrong", wrong=0.1), Fault("30 % wrong", wrong=0.3), Fault("50 % wrong", wrong=0.5))
+TURNED = (Fault("yaw 1°", yaw_deg=1.0), Fault("yaw 2°", yaw_deg=2.0))
 FAULTS = (CLEAN, *WRONG, *TURNED)
 
 

@@ -21,11 +21,13 @@ _HEADINGS = {
     "delta1": "δ1",
     "miss": "miss < 5 m",
     "phantom": "phantom < 5 m",
+    "near_pixels": "pixels < 5 m",
     "coverage": "coverage",
     "fit_ms": "fit, ms",
 }
+_COUNTS = ("anchors", "pixels", "near_pixels")
 _SHARES = ("delta1", "miss", "phantom", "coverage")
-SCORES = tuple(name for name in _HEADINGS if name != "fit_ms")
+SCORES = [name for name in _HEADINGS if name not in ("near_pixels", "fit_ms")]
 # Our AbsRel is to be at most this many times that of linear interpolation, with clean anchors.
 _AGAINST_LINEAR = (
     (KITTI, "16 of 64 beams", 1.0),
@@ -41,7 +43,10 @@ _AGAINST_ORACLE = (((CLEAN, *WRONG), "up to 50 % wrong anchors", 1.2), (TURNED[:
 
 @dataclass(frozen=True)
 class Row:
-    """One method's scores in one case; errors are NaN where it gave nothing. fit_ms: of our fit, else NaN."""
+    """One method's scores in one case; errors are NaN where it gave nothing.
+
+    near_pixels: of the held-out truth nearer than 5 m, on which `miss` and `phantom` rest. fit_ms: of our fit alone.
+    """
 
     dataset: str
     frame: str
@@ -56,6 +61,7 @@ class Row:
     delta1: float
     miss: float
     phantom: float
+    near_pixels: int
     coverage: float
     fit_ms: float = math.nan
 
@@ -84,11 +90,11 @@ def _mean(group: list[Row]) -> Row:
         values = [getattr(row, name) for row in group if not math.isnan(getattr(row, name))]
         return float(np.mean(values)) if values else math.nan
 
-    counts = {name: round(mean(name)) for name in ("anchors", "pixels")}
     first = group[0]
     return Row(
-        first.dataset, f"mean of {len(group)}", first.pattern, first.fault, first.method, **counts,
-        **{name: mean(name) for name in _HEADINGS},
+        first.dataset, f"mean of {len(group)}", first.pattern, first.fault, first.method,
+        **{name: mean(name) for name in _HEADINGS if name not in _COUNTS},
+        **{name: round(mean(name)) for name in _COUNTS},
     )  # fmt: skip
 
 
@@ -184,6 +190,8 @@ def _cell(row: Row, name: str) -> str:
 
 def _number(row: Row, name: str) -> str:
     value = getattr(row, name)
+    if name in _COUNTS:
+        return str(value)
     if name in _SHARES and not math.isnan(value):
         return f"{value:.1%}"
     return _plain(value, 2 if name in ("rmse_m", "mae_m", "fit_ms") else 3)

@@ -308,7 +308,7 @@ def test_misses_and_phantoms_are_those_of_the_definition():
 
 
 def row(abs_rel, method, fault="clean", pattern="16 of 64 beams", frame="a", dataset=KITTI):
-    return Row(dataset, frame, pattern, fault, method, 100, 10, abs_rel, 1.0, 1.0, 0.9, 0.1, 0.1, 1.0, 2.0)
+    return Row(dataset, frame, pattern, fault, method, 100, 10, abs_rel, 1.0, 1.0, 0.9, 0.1, 0.1, 7, 1.0, 2.0)
 
 
 def test_targets_are_judged_by_the_worst_case():
