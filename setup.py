@@ -67,6 +67,7 @@ setup(
             f"player = {NAME}.player:main",
             f"recorder = {NAME}.recorder:main",
             f"kitti = {NAME}.kitti:main",
+            f"evaluate_metric = {NAME}.evaluate_metric:main",
             f"export = {NAME}.export:main",
         ]
     },

@@ -135,7 +135,7 @@ class Watcher(Node):
 def mean_scores(scores: Sequence[Scores]) -> Scores:
     """The mean of the frames' errors; frames where nothing could be compared are left out."""
     compared = [s for s in scores if s.pixels] or list(scores)
-    names = ("abs_rel", "delta1", "rmse_m", "coverage")
+    names = ("abs_rel", "delta1", "rmse_m", "coverage", "mae_m")
     means = {name: float(np.mean([getattr(s, name) for s in compared])) for name in names}
     return Scores(**means, pixels=sum(s.pixels for s in compared))
 

@@ -10,11 +10,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 from rclpy.utilities import remove_ros_args
 
@@ -23,24 +22,13 @@ from marigold_ros.anchors import Anchors, find_anchors
 from marigold_ros.beams import beam_of_each_point, every_nth_beam, linear_depth, plane_depth
 from marigold_ros.config import RangeConfig, Unusable
 from marigold_ros.driver import Driver, driven_node
-from marigold_ros.geometry import Camera, quaternion_from_rotation
-from marigold_ros.kitti_files import read_calibration, read_scan
+from marigold_ros.geometry import quaternion_from_rotation
+from marigold_ros.kitti_files import KittiFrame, read_frames
 from marigold_ros.pictures import Shot, draw
 from marigold_ros.scores import Scores, score
 
 DATA_VARIABLE = "MARIGOLD_ROS_DATA"
 _EVERY_POINT = RangeConfig(max_points=1_000_000)
-
-
-@dataclass(frozen=True)
-class KittiFrame:
-    """One frame: image (H, W, 3) uint8 RGB, scan (N, 3) float32 in the LiDAR's frame, camera and extrinsic."""
-
-    name: str
-    rgb: np.ndarray
-    points: np.ndarray
-    camera: Camera
-    camera_from_lidar: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -64,21 +52,6 @@ def data_folder(given: Path | None) -> Path | None:
     if given is not None:
         raise Unusable(f"--data {given}: has no folder kitti in it; name the folder that holds kitti/000000 and so on")
     return None
-
-
-def read_frames(folder: Path) -> Iterator[KittiFrame]:
-    """The frames of `folder`/kitti in the order of their names; raises `Unusable` when there are none."""
-    paths = [path.parent for path in sorted((folder / "kitti").glob("*/calib.txt"))]
-    if not paths:
-        raise Unusable(f"{folder / 'kitti'}: has no frames; each is a folder with image.png, velodyne.bin, calib.txt")
-    for path in paths:
-        bgr = cv2.imread(str(path / "image.png"))
-        if bgr is None:
-            raise Unusable(f"{path / 'image.png'}: is no image")
-        k, camera_from_lidar = read_calibration(path / "calib.txt")
-        camera = Camera(bgr.shape[1], bgr.shape[0], *map(float, (k[0, 0], k[1, 1], k[0, 2], k[1, 2])))
-        points = read_scan(path / "velodyne.bin")
-        yield KittiFrame(path.name, cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), points, camera, camera_from_lidar)
 
 
 def split(frame: KittiFrame, beams: int) -> tuple[np.ndarray, Anchors, Anchors]:

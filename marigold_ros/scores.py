@@ -1,4 +1,4 @@
-"""How well a metric depth map agrees with the truth: the project's one definition of AbsRel, delta1 and RMSE."""
+"""How well a metric depth map agrees with the truth: the project's one definition of its errors."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ class Scores:
     """Errors over the pixels where both prediction and truth are known.
 
     abs_rel: mean |predicted - true| / true; delta1: share of pixels with max(predicted/true, true/predicted) < 1.25;
-    rmse_m: root of the mean squared error in metres; pixels: how many were compared; coverage: their share of the
-    pixels whose truth is known. All errors are NaN when nothing could be compared.
+    rmse_m: root of the mean squared error in metres; mae_m: mean |predicted - true| in metres; pixels: how many were
+    compared; coverage: their share of the pixels whose truth is known. All errors are NaN when nothing could be
+    compared.
     """
 
     abs_rel: float
@@ -21,6 +22,20 @@ class Scores:
     rmse_m: float
     pixels: int
     coverage: float
+    mae_m: float = np.nan
+
+
+@dataclass(frozen=True)
+class NearRates:
+    """What matters to a robot nearby: over the pixels whose truth is nearer than a limit.
+
+    miss: share of them predicted much too far, or unknown; phantom: share predicted much too near; pixels: how many
+    there are. The rates are NaN when there are none.
+    """
+
+    miss: float
+    phantom: float
+    pixels: int
 
 
 def score(predicted_m: np.ndarray, truth_m: np.ndarray, valid: np.ndarray | None = None) -> Scores:
@@ -45,4 +60,22 @@ def score(predicted_m: np.ndarray, truth_m: np.ndarray, valid: np.ndarray | None
         rmse_m=float(np.sqrt(np.mean(difference**2))),
         pixels=len(truth),
         coverage=len(truth) / asked,
+        mae_m=float(np.mean(difference)),
     )
+
+
+def near_rates(predicted_m: np.ndarray, truth_m: np.ndarray, near_m: float = 5.0, off: float = 0.25) -> NearRates:
+    """Misses and phantoms where `truth_m` < `near_m`: depth off by more than the part `off` of the truth.
+
+    Arrays of one shape in metres; NaN or <= 0 means unknown in both.
+    """
+    with np.errstate(invalid="ignore"):
+        near = (truth_m > 0) & (truth_m < near_m)
+    predicted, truth = predicted_m[near], truth_m[near]
+    if len(truth) == 0:
+        return NearRates(np.nan, np.nan, 0)
+    with np.errstate(invalid="ignore"):
+        known = np.isfinite(predicted) & (predicted > 0)
+        miss = ~known | (predicted > (1 + off) * truth)
+        phantom = known & (predicted < (1 - off) * truth)
+    return NearRates(float(np.mean(miss)), float(np.mean(phantom)), len(truth))

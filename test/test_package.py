@@ -27,6 +27,7 @@ PROGRAMS = (
     "player",
     "recorder",
     "kitti",
+    "evaluate_metric",
     "export",
     "estimate",
     "doctor",

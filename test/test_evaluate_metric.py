@@ -1,0 +1,457 @@
+"""The evaluation of the fit on still frames: methods, cases and the program, on small scenes made by hand."""
+
+import json
+import math
+
+import cv2
+import numpy as np
+import pytest
+
+from marigold_ros import evaluate_metric, metric_baselines, metric_cases
+from marigold_ros.anchors import Anchors
+from marigold_ros.beams import linear_depth
+from marigold_ros.config import Unusable
+from marigold_ros.degraded_truth import degraded, filled
+from marigold_ros.geometry import Camera, project, transformed
+from marigold_ros.metric import to_space
+from marigold_ros.metric_baselines import METHODS, Question, oracle_affine
+from marigold_ros.metric_cases import CLEAN, FAULTS, TURNED, WRONG, Pattern, cases, patterns, with_wrong_depths
+from marigold_ros.metric_frames import DATA_VARIABLE, INDOOR, KITTI, Frame, data_folder, read_frames
+from marigold_ros.metric_report import Row, means, targets
+from marigold_ros.scores import near_rates, score
+
+ROWS, COLUMNS = 96, 128
+EVERY_PIXEL = np.stack(np.meshgrid(np.arange(COLUMNS), np.arange(ROWS)), axis=-1).reshape(-1, 2)
+
+
+def plane_m(shape=(ROWS, COLUMNS)):
+    """Metres that are a plane over the image, from 2 m in one corner to 5.8 m in the other."""
+    v, u = np.indices(shape)
+    return (2.0 + 0.02 * u * 128 / shape[1] + 0.013 * v * 96 / shape[0]).astype(np.float32)
+
+
+def anchors_of(depth_m, count=300, seed=0):
+    random = np.random.default_rng(seed)
+    pixels = EVERY_PIXEL[random.permutation(len(EVERY_PIXEL))[:count]]
+    return Anchors(pixels.astype(np.float32), depth_m[pixels[:, 1], pixels[:, 0]], np.ones(count, np.float32), count)
+
+
+def spoilt(anchors, share=0.3):
+    depth_m = anchors.depth_m.copy()
+    depth_m[: round(share * len(depth_m))] *= 3
+    return Anchors(anchors.pixels, depth_m, anchors.weight, anchors.seen)
+
+
+def relative_of(depth_m, space):
+    """A perfect network's answer: affine in the space, 0 nearest, 1 farthest."""
+    y = to_space(depth_m.astype(np.float64), space)
+    return ((y - y.min()) / np.ptp(y)).astype(np.float32)
+
+
+def question(space="inverse_depth", anchors=None, depth_m=None):
+    depth_m = plane_m() if depth_m is None else depth_m
+    return Question(
+        relative_of(depth_m, space), space, anchors_of(depth_m) if anchors is None else anchors, EVERY_PIXEL
+    )
+
+
+def error(answer, depth_m=None):
+    return score(answer, (plane_m() if depth_m is None else depth_m).ravel())
+
+
+@pytest.mark.parametrize("space", ["depth", "inverse_depth", "log_depth"])
+@pytest.mark.parametrize("name", ["ours", "least squares", "Huber", "RANSAC", "nearest affine"])
+def test_what_fits_in_the_checkpoints_space_is_exact_there(space, name):
+    found = error(METHODS[name](question(space)))
+    assert found.abs_rel < (0.02 if name == "Huber" else 1e-3)  # Huber's defaults shrink the slope a little
+    assert found.coverage == 1
+
+
+def test_least_squares_in_the_wrong_space_is_not():
+    assert error(METHODS["least squares, wrong space"](question("inverse_depth"))).abs_rel > 0.02
+    asked = question("depth")
+    expected = np.polyfit(asked.at_anchors(), -1 / asked.anchors.depth_m.astype(np.float64), 1)
+    np.testing.assert_allclose(
+        METHODS["least squares, wrong space"](asked), -1 / np.polyval(expected, asked.at_pixels()), rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("name", ["ours", "RANSAC"])
+def test_a_third_of_wrong_anchors_is_survived(name):
+    wrong = question(anchors=spoilt(anchors_of(plane_m())))
+    assert error(METHODS[name](wrong)).abs_rel < 0.005
+    assert error(METHODS["least squares"](wrong)).abs_rel > 0.1
+
+
+def test_median_scaling_is_exact_for_pure_scale():
+    depth_m = plane_m()
+    as_depth = Question(depth_m / 10, "depth", anchors_of(depth_m), EVERY_PIXEL)
+    assert error(METHODS["median scaling"](as_depth)).abs_rel < 1e-6
+    as_inverse = Question(1 - 0.5 / depth_m, "inverse_depth", anchors_of(depth_m), EVERY_PIXEL)
+    assert error(METHODS["median scaling"](as_inverse)).abs_rel < 1e-4
+    with_shift = question("inverse_depth")  # 1 nearest, but 0 at 5.8 m instead of at infinity
+    assert error(METHODS["median scaling"](with_shift)).abs_rel > 0.3
+
+
+def test_linear_interpolation_is_exact_on_a_plane_of_depth_and_as_the_other_implementation():
+    depth_m = plane_m()
+    corners = np.array([[0, 0], [COLUMNS - 1, 0], [0, ROWS - 1], [COLUMNS - 1, ROWS - 1]])
+    around = Anchors(corners.astype(np.float32), depth_m[corners[:, 1], corners[:, 0]], np.ones(4, np.float32), 4)
+    assert error(METHODS["linear interpolation"](question(anchors=around))).abs_rel < 1e-6
+    rough = anchors_of(np.random.default_rng(1).uniform(1, 9, (ROWS, COLUMNS)).astype(np.float32), 60)
+    found = METHODS["linear interpolation"](question(anchors=rough))
+    same = np.isclose(found, linear_depth(rough, EVERY_PIXEL), rtol=1e-3)
+    assert same.mean() > 0.998  # outside, some pixels are as near to two anchors
+
+
+def test_linear_interpolation_of_one_line_takes_the_nearest_anchor():
+    line = Anchors(np.float32([[10, 48], [60, 48], [110, 48]]), np.float32([1, 2, 3]), np.ones(3, np.float32), 3)
+    found = METHODS["linear interpolation"](question(anchors=line)).reshape(ROWS, COLUMNS)
+    np.testing.assert_array_equal(found[[0, 48, 95]][:, [0, 12, 50, 127]], np.float32([[1, 1, 2, 3]] * 3))
+
+
+def test_morphological_completion_fills_and_lets_the_nearer_win():
+    flat = anchors_of(np.full((ROWS, COLUMNS), 4, np.float32), 150)
+    found = METHODS["morphological"](question(anchors=flat))
+    np.testing.assert_allclose(found, 4, rtol=1e-5)  # everywhere: no hole is wider than the largest kernel
+    two = Anchors(np.float32([[60, 48], [63, 48]]), np.float32([2, 8]), np.ones(2, np.float32), 2)
+    found = METHODS["morphological"](question(anchors=two)).reshape(ROWS, COLUMNS)
+    assert found[48, 62] < 5  # linear interpolation has 6 there
+    assert np.isnan(found[90, 5])
+
+
+def test_nearest_affine_follows_a_bend_that_one_line_cannot():
+    depth_m = plane_m()
+    bent = depth_m * np.where(np.arange(COLUMNS) < 64, 1.0, 1.5)[None].astype(np.float32)
+    asked = Question(relative_of(depth_m, "inverse_depth"), "inverse_depth", anchors_of(bent, 600), EVERY_PIXEL)
+    assert error(METHODS["nearest affine"](asked), bent).abs_rel < 0.03
+    assert error(METHODS["least squares"](asked), bent).abs_rel > 0.05
+
+
+@pytest.mark.parametrize("space", ["depth", "inverse_depth", "log_depth"])
+def test_the_oracle_is_a_bound_to_every_line(space):
+    depth_m = plane_m() * np.exp(0.2 * np.random.default_rng(0).standard_normal((ROWS, COLUMNS))).astype(np.float32)
+    asked = Question(relative_of(plane_m(), space), space, anchors_of(depth_m, 2000), EVERY_PIXEL)
+    best = error(oracle_affine(asked, depth_m.ravel()), depth_m)
+    assert best.coverage == 1
+    for name in ("ours", "least squares", "least squares, wrong space", "Huber", "RANSAC"):
+        assert error(METHODS[name](asked), depth_m).abs_rel >= best.abs_rel - 1e-6
+    # By brute force, around its own line.
+    y = to_space(oracle_affine(asked, depth_m.ravel()).astype(np.float64), space)
+    for scale in (0.97, 1.0, 1.03):
+        for shift in (-0.02, 0.0, 0.02):
+            other = metric_baselines._metres(scale * (y - y.mean()) + y.mean() * (1 + shift), space)
+            assert error(other, depth_m).abs_rel >= best.abs_rel - 1e-6
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+@pytest.mark.parametrize("name", list(METHODS))
+def test_no_method_breaks_on_next_to_no_anchors(name, count):
+    found = METHODS[name](question(anchors=anchors_of(plane_m(), count)))
+    assert found.shape == (len(EVERY_PIXEL),)
+    assert np.isnan(found).all() or (count and np.nanmin(found) > 0)
+
+
+def test_a_missing_library_is_named(monkeypatch):
+    def missing(name):
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(metric_baselines.importlib, "import_module", missing)
+    with pytest.raises(Unusable, match=r"scikit-learn is not installed.*pip install scikit-learn"):
+        METHODS["RANSAC"](question())
+    with pytest.raises(Unusable, match=r"scipy is not installed"):
+        METHODS["nearest affine"](question())
+
+
+def street_frame():
+    """A LiDAR of 64 beams, turned and shifted against the camera, over a road between two walls."""
+    points = []
+    for elevation in np.linspace(0.03, -0.4, 64):
+        azimuth = np.linspace(-np.pi, np.pi, 720, endpoint=False) % (2 * np.pi)
+        azimuth.sort()
+        ray = np.stack([np.cos(azimuth), np.sin(azimuth), np.full(720, np.tan(elevation))], axis=1)
+        road = 1.7 / np.maximum(-ray[:, 2], 1e-6)
+        wall = 4 / np.maximum(np.abs(ray[:, 1]), 1e-6)
+        points.append(ray * np.minimum(np.minimum(road, wall), 40)[:, None])
+    camera_from_lidar = np.eye(4)
+    camera_from_lidar[:3, :3] = [[0, -1, 0], [0, 0, -1], [1, 0, 0]]
+    camera_from_lidar[:3, 3] = 0.06, -0.08, -0.27
+    camera = Camera(400, 192, 230.0, 230.0, 199.5, 80.0)
+    return Frame(
+        KITTI, "street", np.zeros((192, 400, 3), np.uint8), camera, np.concatenate(points).astype(np.float32),
+        camera_from_lidar,
+    )  # fmt: skip
+
+
+def room_frame():
+    """A slanted wall, a box before it, and a strip where the sensor sees nothing."""
+    depth_m = plane_m((480, 640))
+    depth_m[120:360, 200:400] = 1.2
+    depth_m[:, 600:] = np.nan
+    camera = Camera(640, 480, 520.0, 520.0, 319.5, 239.5)
+    return Frame(INDOOR, "room", np.zeros((480, 640, 3), np.uint8), camera, depth_m=depth_m)
+
+
+def pixel_mask(frame, pixels):
+    mask = np.zeros((frame.camera.height, frame.camera.width), bool)
+    u, v = np.rint(pixels).astype(int).T
+    mask[np.clip(v, 0, mask.shape[0] - 1), np.clip(u, 0, mask.shape[1] - 1)] = True
+    return mask
+
+
+@pytest.mark.parametrize("frame", [street_frame(), room_frame()], ids=["street", "room"])
+def test_anchors_and_truth_never_share_pixels(frame):
+    names = []
+    for pattern in patterns(frame):
+        names.append(pattern.name)
+        asked = np.isfinite(pattern.truth_m)
+        assert asked.sum() > 100, pattern.name
+        for case in cases(pattern, (CLEAN, *WRONG)):
+            assert len(case.anchors) > 20, pattern.name
+            assert not (asked & pixel_mask(frame, case.anchors.pixels)).any(), (pattern.name, case.fault)
+            blocks = (np.indices(asked.shape) // 64).sum(axis=0) % 2 == 0
+            if "points" in pattern.name:
+                assert not (asked & blocks).any()
+                assert not (~blocks & pixel_mask(frame, case.anchors.pixels)).any()
+    expected = {
+        KITTI: ["4 of 64 beams", "16 of 64 beams", "32 of 64 beams", "50 points", "200 points", "1000 points"],
+        INDOOR: ["2D scan", "16 lines", "500 points"],
+    }
+    assert names == expected[frame.dataset]
+
+
+def test_rows_near_a_line_are_not_asked_about():
+    by_name = {pattern.name: pattern for pattern in patterns(room_frame())}
+    asked = np.flatnonzero(np.isfinite(by_name["2D scan"].truth_m).any(axis=1))
+    assert np.abs(asked - 240).min() == 8
+    (case,) = cases(by_name["2D scan"], (CLEAN,))
+    np.testing.assert_allclose(case.anchors.pixels[:, 1], 240, atol=1e-3)
+
+
+def test_truth_and_anchors_are_the_scenes_own():
+    frame = room_frame()
+    for pattern in patterns(frame):
+        asked = np.isfinite(pattern.truth_m)
+        np.testing.assert_array_equal(pattern.truth_m[asked], frame.depth_m[asked])
+        (case,) = cases(pattern, (CLEAN,))
+        u, v = np.rint(case.anchors.pixels).astype(int).T
+        np.testing.assert_allclose(case.anchors.depth_m, frame.depth_m[v, u], rtol=1e-5)
+
+
+def test_of_two_held_out_points_in_a_pixel_the_nearer_counts():
+    frame = street_frame()
+    lidar_from_camera = np.linalg.inv(frame.camera_from_lidar)
+    behind = np.array([[0.0, 0.2, 6.0], [0.0, 0.1, 3.0]])  # on one ray of the camera
+    found = metric_cases._pattern(frame, "", frame.points[:0], transformed(behind, lidar_from_camera))
+    assert np.nanmax(found.truth_m) == np.nanmin(found.truth_m) == pytest.approx(3.0)
+
+
+def test_wrong_depths_keep_their_pixels_and_their_shares():
+    frame = street_frame()
+    points = frame.points[transformed(frame.points, frame.camera_from_lidar)[:, 2] > 1][:1000]
+    moved = with_wrong_depths(points, frame.camera_from_lidar, 0.3, np.random.default_rng(0))
+    (before, z), (after, z_moved) = (
+        project(transformed(p.astype(np.float64), frame.camera_from_lidar), frame.camera) for p in (points, moved)
+    )
+    np.testing.assert_allclose(after, before, rtol=1e-3, atol=0.05)
+    ratio = z_moved / z
+    near, far = ratio < 0.99, ratio > 1.01
+    assert (near.sum(), far.sum()) == (180, 120)
+    assert 0.15 <= ratio[near].min() < ratio[near].max() <= 0.7001
+    assert 1.3999 <= ratio[far].min() < ratio[far].max() <= 3.0001
+
+
+def test_a_turned_extrinsic_shifts_anchors_by_the_angle():
+    pattern = next(p for p in patterns(room_frame()) if p.name == "2D scan")
+    clean, turned = cases(pattern, (CLEAN, TURNED[0]))
+    middle = np.abs(clean.anchors.pixels[:, 0] - 319.5).argmin()
+    point = np.abs(turned.anchors.pixels[:, 0] - clean.anchors.pixels[middle, 0] - 520 * np.tan(np.radians(1))).min()
+    assert point < 0.6
+    assert np.ptp(turned.anchors.pixels[:, 1]) < 0.5
+
+
+def test_cases_are_the_same_every_time():
+    pattern = next(patterns(room_frame()))
+    for first, second in zip(cases(pattern), cases(pattern), strict=True):
+        np.testing.assert_array_equal(first.anchors.depth_m, second.anchors.depth_m)
+    assert len({fault.name for fault in FAULTS}) == 6
+
+
+@pytest.mark.parametrize("space", ["depth", "inverse_depth", "log_depth"])
+def test_degraded_truth_is_deterministic_and_a_little_wrong(space):
+    depth_m = room_frame().depth_m
+    relative = degraded(depth_m, space, 3)
+    np.testing.assert_array_equal(relative, degraded(depth_m, space, 3))
+    assert not np.array_equal(relative, degraded(depth_m, space, 4))
+    assert relative.dtype == np.float32
+    assert 0 <= relative.min() < 0.1
+    assert 0.9 < relative.max() <= 1
+    v, u = np.nonzero(np.isfinite(depth_m))
+    none = Anchors(np.empty((0, 2), np.float32), np.empty(0, np.float32), np.empty(0, np.float32), 0)
+    asked = Question(relative, space, none, np.stack([u, v], axis=1))
+    assert 0.02 < score(oracle_affine(asked, depth_m[v, u]), depth_m[v, u]).abs_rel < 0.09
+
+
+def test_unknown_depth_is_filled_with_the_nearest():
+    depth_m = np.full((5, 6), np.nan, np.float32)
+    depth_m[2, 1], depth_m[2, 5] = 1, 3
+    np.testing.assert_array_equal(np.delete(filled(depth_m)[2], 3), [1, 1, 1, 3, 3])  # one is as near to both
+    assert np.isfinite(filled(depth_m)).all()
+
+
+def test_misses_and_phantoms_are_those_of_the_definition():
+    truth = np.array([1.0, 2.0, 4.0, 4.0, 4.9, 9.0, np.nan])
+    found = near_rates(np.array([1.2, np.nan, 5.1, 2.9, 4.9, 90.0, 1.0]), truth)
+    assert (found.miss, found.phantom, found.pixels) == (2 / 5, 1 / 5, 5)
+    assert math.isnan(near_rates(truth, truth + 10).miss)
+    assert score(np.array([1.0, 3.0]), np.array([2.0, 6.0])).mae_m == 2.0
+
+
+def row(abs_rel, method, fault="clean", pattern="16 of 64 beams", frame="a", dataset=KITTI):
+    return Row(dataset, frame, pattern, fault, method, 100, 10, abs_rel, 1.0, 1.0, 0.9, 0.1, 0.1, 7, 1.0, 2.0)
+
+
+def test_targets_are_judged_by_the_worst_case():
+    faults = ["clean", *(fault.name for fault in WRONG), TURNED[0].name]
+    rows = [row(0.10, "oracle affine", fault) for fault in faults]
+    rows += [row(error, "ours", fault) for fault, error in zip(faults, (0.11, 0.11, 0.13, math.nan, 0.13), strict=True)]
+    rows += [row(0.12, "linear interpolation", fault) for fault in faults]
+    rows += [row(0.11, name, pattern="200 points") for name in ("ours", "oracle affine", "linear interpolation")]
+    found = [(t.what.split(":")[0].split(",")[0], t.measured, pytest.approx(t.allowed), t.met) for t in targets(rows)]
+    assert found[:2] == [
+        ("never worse than linear interpolation", 0.11, 0.12, True),
+        ("at most 0.85 x linear interpolation", 0.11, 0.0935, False),
+    ]
+    assert found[2] == ("30 % wrong anchors", 0.13, 0.1265, False)
+    assert found[3][0] == "up to 50 % wrong anchors"
+    assert math.isnan(found[3][1])  # refused: worse than any error
+    assert not found[3][3]
+    assert "3 of 5 cases" in targets(rows)[3].where
+    assert found[4] == ("extrinsic off by 1°", 0.13, 0.13, True)
+
+
+def test_means_leave_out_what_is_unknown():
+    (found,) = means([row(0.1, "ours"), row(0.3, "ours", frame="b"), row(math.nan, "ours", frame="c")])
+    assert (found.abs_rel, found.frame) == (pytest.approx(0.2), "mean of 3")
+
+
+def test_every_method_is_scored_in_every_case():
+    frame = room_frame()
+    truth_m = frame.depth_m.copy()
+    truth_m[:, ::2] = np.nan
+    pattern = Pattern(frame, "columns", next(patterns(frame)).points, truth_m)
+    rows = list(
+        evaluate_metric.pattern_rows(pattern, degraded(frame.depth_m, "depth", 0), "depth", None, (CLEAN, WRONG[1]))
+    )
+    assert len(rows) == 2 * (len(METHODS) + 1)
+    ours = [r for r in rows if r.method == "ours"]
+    assert all(r.fit_ms > 0 and r.abs_rel < 0.1 and r.pixels == np.isfinite(truth_m).sum() for r in ours)
+    assert all(math.isnan(r.fit_ms) for r in rows if r.method != "ours")
+    oracle = {r.abs_rel for r in rows if r.method == "oracle affine"}
+    assert len(oracle) == 1
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """One RGB-D frame on disk."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "indoor").mkdir()
+    frame = room_frame()
+    cv2.imwrite(str(folder / "indoor" / "color_07.jpg"), frame.rgb)
+    depth_mm = np.nan_to_num(frame.depth_m * 1000).round().astype(np.uint16)
+    cv2.imwrite(str(folder / "indoor" / "depth_07.png"), depth_mm)
+    return folder
+
+
+def test_the_program_prints_its_tables_and_writes_the_numbers(folder, tmp_path, capsys):
+    out = tmp_path / "scores.json"
+    arguments = ["--data", str(folder), "--relative", "degraded", "--json", str(out), "--scores", "abs_rel", "miss"]
+    assert evaluate_metric.main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "## Targets" in said
+    assert "| never worse than linear interpolation | indoor 07, 16 lines |" in said
+    assert "### AbsRel, indoor 07" in said
+    assert "### miss < 5 m, indoor 07" in said
+    assert "| 2D scan | yaw 2° |" in said
+    assert "### All scores, indoor, clean anchors" in said
+    content = json.loads(out.read_text())
+    assert len(content["rows"]) == 3 * len(FAULTS) * (len(METHODS) + 1)
+    clean = [r for r in content["rows"] if r["method"] == "ours" and r["fault"] == "clean"]
+    assert all(r["abs_rel"] < 0.1 for r in clean)
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_frames_are_read_as_they_were_measured(folder):
+    (frame,) = read_frames(folder)
+    assert (frame.dataset, frame.name, frame.rgb.shape) == (INDOOR, "07", (480, 640, 3))
+    np.testing.assert_allclose(frame.depth_m, room_frame().depth_m, atol=1e-3)
+    assert frame.camera.fx == 525
+
+
+def test_the_network_is_run_once_per_frame(folder, monkeypatch):
+    calls = []
+    (frame,) = read_frames(folder)
+    relative = degraded(frame.depth_m, "depth", 0)
+
+    def source(asked):
+        calls.append(asked.name)
+        return relative, None
+
+    monkeypatch.setattr(evaluate_metric, "FAULTS", (CLEAN,))
+    assert evaluate_metric.evaluate(iter([frame]), source, "depth")
+    assert calls == ["07"]
+
+
+def failure(capsys, *arguments):
+    assert evaluate_metric.main([str(a) for a in arguments]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("evaluate_metric: ") == 1
+    return said.err
+
+
+def test_missing_data_is_one_clear_error(tmp_path, capsys, monkeypatch):
+    assert f"--data or {DATA_VARIABLE}" in failure(capsys, "--data", tmp_path)
+    monkeypatch.setenv(DATA_VARIABLE, str(tmp_path / "typo"))
+    assert str(tmp_path / "typo") in failure(capsys)
+
+
+def test_bad_input_is_named(folder, tmp_path, capsys):
+    assert "is a folder" in failure(capsys, "--data", folder, "--json", tmp_path)
+    assert "kitti: has no frames" in failure(capsys, "--data", folder, "--relative", "degraded", "--on", "kitti")
+    assert "no_such" in failure(capsys, "--data", folder, "--relative", "no_such")
+    (tmp_path / "indoor").mkdir()
+    assert "indoor: has no frames" in failure(capsys, "--data", tmp_path, "--relative", "degraded")
+    cv2.imwrite(str(tmp_path / "indoor" / "color_1.jpg"), np.zeros((480, 640, 3), np.uint8))
+    assert "depth_1.png: is no depth image" in failure(capsys, "--data", tmp_path, "--relative", "degraded")
+    cv2.imwrite(str(tmp_path / "indoor" / "depth_1.png"), np.zeros((480, 640), np.uint16))
+    assert "depth is unknown everywhere" in failure(capsys, "--data", tmp_path, "--relative", "degraded")
+    with pytest.raises(SystemExit):
+        evaluate_metric.main(["--on", "nyu"])
+
+
+def test_json_is_written_whole_or_not_at_all(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(evaluate_metric, "FAULTS", (CLEAN,))
+    monkeypatch.setattr(evaluate_metric, "_as_json", lambda *_: "\ud800")  # cannot be encoded
+    with pytest.raises(UnicodeEncodeError):
+        evaluate_metric.main(["--data", str(folder), "--relative", "degraded", "--json", str(tmp_path / "a.json")])
+    assert not list(tmp_path.iterdir())
+
+
+def real_data():
+    try:
+        folder = data_folder(None)
+    except Unusable:
+        return None
+    return folder if (folder / KITTI).is_dir() else None
+
+
+@pytest.mark.skipif(real_data() is None, reason=f"no KITTI frames; set {DATA_VARIABLE}")
+def test_linear_interpolation_of_sixteen_beams_is_as_good_as_it_was_measured():
+    frame = next(read_frames(real_data(), [KITTI]))
+    pattern = next(p for p in patterns(frame) if p.name == "16 of 64 beams")
+    v, u = np.nonzero(np.isfinite(pattern.truth_m))
+    (case,) = cases(pattern, (CLEAN,))
+    asked = Question(np.zeros(pattern.truth_m.shape, np.float32), "depth", case.anchors, np.stack([u, v], axis=1))
+    found = score(METHODS["linear interpolation"](asked), pattern.truth_m[v, u])
+    assert found.abs_rel == pytest.approx(0.060, abs=0.004)
