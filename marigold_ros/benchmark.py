@@ -32,6 +32,7 @@ from marigold_ros.config import FitConfig, ModelConfig, RangeConfig, Unusable
 from marigold_ros.driver import Driver, cloud_message, driven_node
 from marigold_ros.estimator import load_estimator
 from marigold_ros.export import cache_folder
+from marigold_ros.field import corrected
 from marigold_ros.geometry import Camera, Rectifier, backproject, pixel_rays, resize
 from marigold_ros.metric import MetricFit, apply_fit, fit_metric, from_space, to_space
 from marigold_ros.roofline import (
@@ -162,6 +163,7 @@ def measure_stages(estimator: Any, scene: Scene, repeats: int) -> dict[str, Timi
         "anchors": lambda: find_anchors(scene.points, pose, camera, limits),
         "fit": lambda: fit_metric(relative, anchors, estimator.space, fitting),
         "apply": lambda: apply_fit(fit, relative, fitting.max_depth_m),
+        "correct": lambda: corrected(depth_m, anchors, fitting.correction_limit, fitting.max_depth_m),
         "messages out (depth, info, cloud)": out,
     }
     samples = {name: measure(work, repeats) for name, work in stages.items()}

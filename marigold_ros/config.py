@@ -252,6 +252,12 @@ class FitConfig:
         "checkpoint's own scale serves.",
         low=0.0, high=60.0,
     )  # fmt: skip
+    correction_limit: float = setting(
+        2.0,
+        "Where anchors contradict the one scale and shift of the image, depth is brought to them smoothly, by at most "
+        "this factor; 1 leaves it as it is.",
+        low=1.0, high=4.0,
+    )  # fmt: skip
     max_depth_m: float = setting(120.0, "Farther than this is unknown (NaN), never a wall.", low=1.0, high=10000.0)
     seed: int = setting(0, "Seed of the random hypotheses of the robust fit.", low=0, high=2**31 - 1)
 

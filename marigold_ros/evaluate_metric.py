@@ -23,7 +23,7 @@ from marigold_ros.degraded_truth import degraded
 from marigold_ros.estimator import load_estimator
 from marigold_ros.files import written_beside
 from marigold_ros.metric import SPACES, MetricFit
-from marigold_ros.metric_baselines import METHODS, ORACLE, OURS, Question, oracle_affine, own_fit
+from marigold_ros.metric_baselines import GLOBAL, METHODS, ORACLE, OURS, Question, oracle_affine, own_fit
 from marigold_ros.metric_cases import FAULTS, SEED, Fault, Pattern, cases, patterns
 from marigold_ros.metric_frames import DATA_VARIABLE, DATASETS, Frame, data_folder, read_frames
 from marigold_ros.metric_report import SCORES, Row, Target, case_tables, means, overview, targets, targets_table
@@ -73,7 +73,7 @@ def _row(
     return Row(
         pattern.frame.dataset, pattern.frame.name, pattern.name, fault.name, method, anchors, len(truth_m),
         s.abs_rel, s.rmse_m, s.mae_m, s.delta1, near.miss, near.phantom, near.pixels, s.coverage,
-        fit_ms if method == OURS else math.nan,
+        fit_ms if method == GLOBAL else math.nan,
     )  # fmt: skip
 
 

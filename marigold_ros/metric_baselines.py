@@ -16,6 +16,7 @@ import numpy as np
 
 from marigold_ros.anchors import Anchors
 from marigold_ros.config import FitConfig, Unusable
+from marigold_ros.field import corrected
 from marigold_ros.metric import (
     MetricFit,
     Refusal,
@@ -27,7 +28,8 @@ from marigold_ros.metric import (
     to_space,
 )
 
-OURS, ORACLE, LINEAR = "ours", "oracle affine", "linear interpolation"
+OURS, GLOBAL = "ours", "ours, no correction"
+ORACLE, LINEAR = "oracle affine", "linear interpolation"
 _NEIGHBOURS = 5
 _ORACLE_ROUNDS = 20
 _PACKAGES = {"sklearn": "scikit-learn", "scipy": "scipy"}
@@ -64,10 +66,20 @@ def own_fit(question: Question) -> MetricFit | Refusal:
     return fit_metric(question.relative, question.anchors, question.space, FitConfig(), question.own)
 
 
-def ours(question: Question) -> np.ndarray:
-    """What the node makes of its fit; NaN where it refuses."""
+def ours_without_correction(question: Question) -> np.ndarray:
+    """The node's scale and shift alone; NaN where it refuses."""
     fit = own_fit(question)
     return _unknown(question) if isinstance(fit, Refusal) else apply_fit(fit, question.at_pixels(), _MAX_DEPTH_M)
+
+
+def ours(question: Question) -> np.ndarray:
+    """What the node publishes: its fit, corrected where anchors contradict it; NaN where it refuses."""
+    fit = own_fit(question)
+    if isinstance(fit, Refusal):
+        return _unknown(question)
+    depth_m = apply_fit(fit, question.relative, _MAX_DEPTH_M)
+    depth_m = corrected(depth_m, question.anchors, FitConfig().correction_limit, _MAX_DEPTH_M)
+    return depth_m[question.pixels[:, 1], question.pixels[:, 0]]
 
 
 def oracle_affine(question: Question, truth_m: np.ndarray) -> np.ndarray:
@@ -228,6 +240,7 @@ def morphological(question: Question) -> np.ndarray:
 
 METHODS: dict[str, Method] = {
     OURS: ours,
+    GLOBAL: ours_without_correction,
     "least squares": least_squares,
     "least squares, wrong space": least_squares_elsewhere,
     "Huber": huber,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from marigold_ros.metric_baselines import LINEAR, ORACLE, OURS
+from marigold_ros.metric_baselines import GLOBAL, LINEAR, ORACLE, OURS
 from marigold_ros.metric_cases import CLEAN, TURNED, WRONG
 from marigold_ros.metric_frames import INDOOR, KITTI
 
@@ -38,6 +38,7 @@ _AGAINST_LINEAR = (
     (INDOOR, "500 points", 0.85),
 )
 _AGAINST_CLEAN = 1.15
+_AGAINST_GLOBAL, _CORRECTED = 0.8, ("16 of 64 beams", "16 lines")
 _AGAINST_ORACLE = (((CLEAN, *WRONG), "up to 50 % wrong anchors", 1.2), (TURNED[:1], "extrinsic off by 1°", 1.3))
 
 
@@ -136,11 +137,16 @@ def targets(rows: Sequence[Row]) -> list[Target]:
     for dataset in dict.fromkeys(at for at, _ in frames):
         clean = lambda key: (*key[:3], CLEAN.name, OURS)  # noqa: E731
         what = f"30 % wrong anchors: at most {_AGAINST_CLEAN:g} x its own clean error"
-        answers += _worst(found, dataset, [WRONG[1].name], what, _AGAINST_CLEAN, clean)
+        answers += _worst(found, dataset, OURS, [WRONG[1].name], what, _AGAINST_CLEAN, clean)
         for faults, words, factor in _AGAINST_ORACLE:
             oracle = lambda key: (*key[:4], ORACLE)  # noqa: E731
-            what = f"{words}: at most {factor:g} x the best affine fit"
-            answers += _worst(found, dataset, [fault.name for fault in faults], what, factor, oracle)
+            what = f"global fit, {words}: at most {factor:g} x the best affine fit"
+            answers += _worst(found, dataset, GLOBAL, [fault.name for fault in faults], what, factor, oracle)
+        for pattern in _CORRECTED:
+            alone = lambda key: (*key[:4], GLOBAL)  # noqa: E731
+            those = {key: value for key, value in found.items() if key[2] == pattern}
+            what = f"correction, {pattern}: at most {_AGAINST_GLOBAL:g} x the global fit"
+            answers += _worst(those, dataset, OURS, [CLEAN.name], what, _AGAINST_GLOBAL, alone)
     return answers
 
 
@@ -151,16 +157,17 @@ def _target(what: str, where: str, measured: float, allowed: float) -> Target:
 def _worst(
     found: dict[tuple, float],
     dataset: str,
+    method: str,
     faults: Sequence[str],
     what: str,
     factor: float,
     reference: Callable[[tuple], tuple],
 ) -> list[Target]:
-    """The target in the case where our fit comes off worst; of refusals the first."""
+    """The target in the case where `method` comes off worst; of refusals the first."""
     answers = [
         _target(what, f"{key[1]}, {key[2]}, {key[3]}", measured, factor * found.get(reference(key), math.nan))
         for key, measured in found.items()
-        if key[0] == dataset and key[3] in faults and key[4] == OURS
+        if key[0] == dataset and key[3] in faults and key[4] == method
     ]
     if not answers:
         return []

@@ -17,6 +17,7 @@ import numpy as np
 from marigold_ros.anchors import Anchors, find_anchors
 from marigold_ros.config import Config, Unusable
 from marigold_ros.disagreement import confidence_of
+from marigold_ros.field import corrected
 from marigold_ros.geometry import Camera, Rectifier, rectifier
 from marigold_ros.metric import FitHolder, MetricFit, Refusal, apply_fit, fit_metric
 
@@ -117,13 +118,23 @@ class Pipeline:
                 new, problem = None, new.reason
             fit = self._fits.update(stamp_ns, new, config.fit.hold_s) or self._own
             depth_m = None if fit is None else apply_fit(fit, relative, config.fit.max_depth_m)
-            if depth_m is not None and self._own is not None:
-                # The end of a metric checkpoint's range means that far or farther, and is no wall.
-                depth_m[relative > _SATURATED] = np.nan
-            if depth_m is not None and self._unseen is not None:
-                depth_m[self._unseen] = np.nan
+        with _timed(stage_s, "correct"):
+            # By anchors that this image was fitted to alone: a fit that is held was refused the new ones.
+            if new is not None and config.fit.correction_limit > 1.0:
+                depth_m = corrected(depth_m, anchors, config.fit.correction_limit, config.fit.max_depth_m)
+        if depth_m is not None:
+            self._forget_unknown(depth_m, relative)
         age_s = self._fits.age_s()
         return FrameDepth(rgb, camera, relative, depth_m, fit, age_s, anchors, problem, stage_s, sure)
+
+    def _forget_unknown(self, depth_m: np.ndarray, relative: np.ndarray) -> None:
+        """Set to NaN what is no depth: the end of a metric checkpoint's range, which means that far or farther and is
+        no wall, and what the lens did not see.
+        """
+        if self._own is not None:
+            depth_m[relative > _SATURATED] = np.nan
+        if self._unseen is not None:
+            depth_m[self._unseen] = np.nan
 
     def _look(self, rgb: np.ndarray, camera: Camera, method: str) -> tuple[np.ndarray, np.ndarray | None]:
         """Relative depth and, unless `method` is 'none', its confidence: 0 where the lens did not see."""

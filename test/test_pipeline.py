@@ -58,7 +58,7 @@ def test_relative_depth_becomes_metres():
 
 def test_every_stage_is_timed():
     frame = Pipeline(Scene())(RGB, CAMERA, 0, scan, CONFIG)
-    assert set(frame.stage_s) == {"rectify", "network", "anchors", "fit"}
+    assert set(frame.stage_s) == {"rectify", "network", "anchors", "fit", "correct"}
     assert all(seconds >= 0 for seconds in frame.stage_s.values())
 
 

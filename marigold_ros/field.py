@@ -1,0 +1,135 @@
+"""A smooth, bounded correction of metric depth where anchors contradict the global fit.
+
+A network's errors vary over the image: the slope of the floor, a far field that is bent. The logarithm of measured over
+fitted depth at the anchors is spread over a grid of column, row and log depth, from coarse to fine, and read back at
+every pixel. Log depth as the third axis keeps a correction on its side of an edge of depth. Nodes without anchors near
+them stay at zero: nothing is corrected where nothing was measured, and what changes changes smoothly. (A bilateral
+grid, Chen et al., SIGGRAPH 2007, filled by normalised convolution of what the coarser levels left over.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import cv2
+import numpy as np
+
+from marigold_ros.anchors import Anchors
+from marigold_ros.metric import sample
+
+# Columns, rows and steps of log depth.
+_NODES = (61, 46, 6)
+
+
+# Coarse to fine: how far anchors reach, in passes of a [1 2 1] / 4 filter; the weight of anchors at which a node goes
+# half of the way; and beyond what difference to the levels before, in ln, an anchor is wrong and not the network. What
+# is wrong is told from what is bent by the anchors around, once they have had their say.
+_LEVELS = ((100, 0.001, 1.0), (30, 0.001, 0.8), (8, 0.005, 0.6), (3, 0.02, 0.4), (1, 0.05, 0.3))
+
+
+@dataclass(frozen=True)
+class Field:
+    """`log_factor` (steps, rows, columns) float32: ln of the factor on depth at nodes from `low` to `high` ln m."""
+
+    log_factor: np.ndarray
+    low: float
+    high: float
+
+
+def correction_field(depth_m: np.ndarray, anchors: Anchors, limit: float) -> Field | None:
+    """The field that brings (H, W) `depth_m`, NaN unknown, to the anchors; None where no anchor lies on known depth.
+
+    limit: the largest factor on depth, and one over it the smallest.
+    """
+    predicted_m = sample(depth_m, anchors.pixels).astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        residual = np.log(anchors.depth_m / predicted_m)
+    known = np.abs(residual) < _LEVELS[0][2]
+    if not known.any():
+        return None
+    residual, weight, log_m = residual[known], anchors.weight[known].astype(np.float64), np.log(predicted_m[known])
+    low, high = float(log_m.min()), max(float(log_m.max()), float(log_m.min()) + 0.1)
+    index, share = _corners(_places(anchors.pixels[known], depth_m.shape, (log_m - low) / (high - low)))
+    log_factor = np.zeros(np.prod(_NODES))
+    for passes, half_weight, gross in _LEVELS:
+        left = residual - np.einsum("cn,cn->n", log_factor[index], share)
+        judged = weight * np.maximum(1.0 - (left / gross) ** 2, 0.0) ** 2
+        sums, weights = (_spread(_at_nodes(index, share * v), passes) for v in (judged * left, judged))
+        log_factor += (sums / (weights + half_weight)).ravel()
+    bound = np.log(limit)
+    return Field(np.clip(log_factor, -bound, bound).astype(np.float32).reshape(_NODES[::-1]), low, high)
+
+
+def corrected(depth_m: np.ndarray, anchors: Anchors, limit: float, max_depth_m: float) -> np.ndarray:
+    """(H, W) float32 metres brought to the anchors, see `correction_field`; beyond `max_depth_m` NaN."""
+    field = correction_field(depth_m, anchors, limit)
+    if field is None:
+        return depth_m
+    depth_m = apply_field(field, depth_m)
+    depth_m[depth_m > max_depth_m] = np.nan
+    return depth_m
+
+
+def apply_field(field: Field, depth_m: np.ndarray) -> np.ndarray:
+    """(H, W) float32 metres, corrected; NaN stays NaN."""
+    steps = len(field.log_factor)
+    place = cv2.log(depth_m)
+    place -= np.float32(field.low)
+    place *= np.float32((steps - 1) / (field.high - field.low))
+    np.clip(place, 0, steps - 1, out=place)
+    log_factor, tent = np.zeros_like(place), np.empty_like(place)
+    for step, plane in enumerate(field.log_factor):
+        # 1 - |place - step|, where that is positive: linear between the steps.
+        cv2.absdiff(place, float(step), tent)
+        cv2.subtract(1.0, tent, tent)
+        np.maximum(tent, 0, out=tent)
+        tent *= cv2.resize(plane, depth_m.shape[::-1], interpolation=cv2.INTER_LINEAR)
+        log_factor += tent
+    corrected = cv2.exp(log_factor, log_factor)
+    corrected *= depth_m
+    return corrected
+
+
+def _places(pixels: np.ndarray, shape: tuple[int, int], height: np.ndarray) -> np.ndarray:
+    """(3, N) where pixels (N, 2) lie in the grid, in nodes; `height` in [0, 1] along the third axis.
+
+    As `cv2.resize` enlarges: the nodes are the centres of equal cells of the image.
+    """
+    across = (pixels[:, 0] + 0.5) * (_NODES[0] / shape[1]) - 0.5
+    down = (pixels[:, 1] + 0.5) * (_NODES[1] / shape[0]) - 0.5
+    last = np.array(_NODES)[:, None] - 1.0
+    return np.clip(np.stack([across, down, height * (_NODES[2] - 1)]), 0.0, last)
+
+
+def _corners(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(8, N) flat numbers of the nodes around `places` (3, N), and the share of each."""
+    first = np.minimum(places.astype(np.intp), np.array(_NODES)[:, None] - 2)
+    rest = places - first
+    ends = np.stack([1.0 - rest, rest])  # (2, 3, N)
+    share = np.einsum("kn,jn,in->kjin", ends[:, 2], ends[:, 1], ends[:, 0]).reshape(8, -1)
+    steps = np.array([0, 1])
+    strides = np.array([1, _NODES[0], _NODES[0] * _NODES[1]])
+    offsets = (steps[:, None, None] * strides[2] + steps[:, None] * strides[1] + steps * strides[0]).ravel()
+    return strides @ first + offsets[:, None], share
+
+
+def _at_nodes(index: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """(steps, rows, columns): the sums of `values` by node."""
+    return np.bincount(index.ravel(), values.ravel(), np.prod(_NODES)).reshape(_NODES[::-1])
+
+
+def _spread(grid: np.ndarray, passes: int) -> np.ndarray:
+    """`grid` smoothed along all axes."""
+    steps, rows, columns = (_smoothing(count, passes) for count in grid.shape)
+    smooth = rows @ (grid @ columns)
+    return (steps @ smooth.reshape(len(steps), -1)).reshape(grid.shape)
+
+
+@lru_cache
+def _smoothing(count: int, passes: int) -> np.ndarray:
+    """(count, count): as many passes of a [1 2 1] / 4 filter, the ends reflected; symmetric."""
+    once = np.eye(count) / 2 + np.eye(count, k=1) / 4 + np.eye(count, k=-1) / 4
+    once[0, 0] += 0.25
+    once[-1, -1] += 0.25
+    return np.linalg.matrix_power(once, passes)

@@ -1,0 +1,89 @@
+"""The correction brings depth to the anchors, smoothly, within its bound, and nowhere without them."""
+
+import numpy as np
+import pytest
+
+from marigold_ros.anchors import Anchors
+from marigold_ros.field import apply_field, corrected, correction_field
+
+SHAPE = (480, 640)
+ROWS, COLUMNS = np.mgrid[: SHAPE[0], : SHAPE[1]]
+FLOOR_M = (300.0 / (ROWS + 40.0)).astype(np.float32)  # from 7.5 m at the top to 0.6 m
+BEND = (0.12 * np.sin(COLUMNS / 120.0) + 0.1 * np.cos(ROWS / 90.0)).astype(np.float32)  # ln of the network's error
+
+
+def anchors_on(truth_m, rows=slice(15, None, 30), columns=slice(4, None, 8), wrong=0.0):
+    v, u = (axis[rows, columns].ravel() for axis in (ROWS, COLUMNS))
+    depth_m = truth_m[v, u].astype(np.float32)
+    random = np.random.default_rng(0)
+    spoilt = random.random(len(depth_m)) < wrong
+    depth_m[spoilt] *= np.where(random.random(spoilt.sum()) < 0.6, 0.4, 2.2)
+    return Anchors(
+        np.stack([u, v], axis=1).astype(np.float32), depth_m, np.ones(len(depth_m), np.float32), len(depth_m)
+    )
+
+
+def error(depth_m, truth_m):
+    return float(np.nanmean(np.abs(depth_m / truth_m - 1)))
+
+
+@pytest.mark.parametrize("wrong", [0.0, 0.3, 0.5])
+def test_a_bent_floor_is_brought_to_the_anchors(wrong):
+    fitted_m = FLOOR_M * np.exp(BEND)
+    found = corrected(fitted_m, anchors_on(FLOOR_M, wrong=wrong), 2.0, 120.0)
+    assert error(found, FLOOR_M) < (0.2 if wrong < 0.5 else 0.4) * error(fitted_m, FLOOR_M)
+
+
+def test_an_edge_stays_where_it_is_and_each_side_gets_its_own_correction():
+    truth_m, fitted_m = np.full(SHAPE, 8.0, np.float32), np.full(SHAPE, 8.8, np.float32)
+    box = np.s_[150:330, 200:440]
+    truth_m[box], fitted_m[box] = 2.0, 1.85
+    found = corrected(fitted_m, anchors_on(truth_m), 2.0, 120.0)
+    errors = np.abs(np.log(found / truth_m))
+    assert errors.max() < 0.04
+    assert errors.mean() < 0.003
+
+
+def test_nothing_changes_without_anchors_and_nothing_jumps_beside_them():
+    fitted_m = np.full(SHAPE, 5.0, np.float32)
+    field = correction_field(fitted_m, anchors_on(fitted_m * 1.2, columns=slice(0, 160, 8)), 2.0)
+    factor = np.log(apply_field(field, fitted_m) / fitted_m)
+    assert factor[:, :100] == pytest.approx(np.log(1.2), abs=0.02)
+    steps = np.abs(np.diff(factor, axis=1))
+    assert steps.max() < 0.01  # 1 % from pixel to pixel
+    assert np.all(np.diff(factor[:, 160:], axis=1) < 1e-4)  # and it fades
+    far = correction_field(fitted_m, anchors_on(fitted_m * 1.2, slice(0, 30, 8), slice(0, 40, 8)), 2.0)
+    assert np.abs(np.log(apply_field(far, fitted_m) / fitted_m))[300:, 500:].max() < 0.01
+
+
+def test_its_bound():
+    fitted_m = np.full(SHAPE, 5.0, np.float32)
+    anchors = anchors_on(fitted_m * 1.5)
+    assert error(corrected(fitted_m, anchors, 2.0, 120.0), fitted_m * 1.5) < 0.01
+    np.testing.assert_allclose(corrected(fitted_m, anchors, 1.25, 120.0), 6.25, rtol=1e-5)
+
+
+def test_what_is_unknown_or_too_far_is_so_afterwards():
+    fitted_m = np.full(SHAPE, 5.0, np.float32)
+    fitted_m[:100] = np.nan
+    found = corrected(fitted_m, anchors_on(np.full(SHAPE, 6.0)), 2.0, 120.0)
+    assert np.isnan(found[:100]).all()
+    np.testing.assert_allclose(found[110:], 6.0, rtol=0.01)
+    assert np.isnan(corrected(fitted_m, anchors_on(np.full(SHAPE, 6.0)), 2.0, 5.5)).all()
+
+
+def test_where_no_anchor_lies_on_known_depth_it_is_left_alone():
+    unknown = np.full(SHAPE, np.nan, np.float32)
+    assert correction_field(unknown, anchors_on(FLOOR_M), 2.0) is None
+    nobody = Anchors(np.zeros((0, 2), np.float32), np.zeros(0, np.float32), np.zeros(0, np.float32), 0)
+    assert corrected(FLOOR_M, nobody, 2.0, 120.0) is FLOOR_M
+    far_off = anchors_on(FLOOR_M * 10)
+    assert corrected(FLOOR_M, far_off, 2.0, 120.0) is FLOOR_M
+
+
+def test_a_single_anchor_and_a_small_image():
+    fitted_m = np.full((48, 64), 5.0, np.float32)
+    one = Anchors(np.array([[10, 20]], np.float32), np.array([5.5], np.float32), np.ones(1, np.float32), 1)
+    found = corrected(fitted_m, one, 2.0, 120.0)
+    assert found[20, 10] > 5.2
+    assert found[40, 60] == pytest.approx(5.0, abs=0.05)
