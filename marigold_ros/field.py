@@ -20,6 +20,8 @@ from marigold_ros.metric import sample
 
 # Columns, rows and steps of log depth.
 _NODES = (61, 46, 6)
+# More anchors than this say nothing new about so few nodes, and take their time.
+_MOST_ANCHORS = 4096
 
 
 # Coarse to fine: how far anchors reach, in passes of a [1 2 1] / 4 filter; the weight of anchors at which a node goes
@@ -45,9 +47,10 @@ def correction_field(depth_m: np.ndarray, anchors: Anchors, limit: float) -> Fie
     predicted_m = sample(depth_m, anchors.pixels).astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         residual = np.log(anchors.depth_m / predicted_m)
-    known = np.abs(residual) < _LEVELS[0][2]
-    if not known.any():
+    known = np.flatnonzero(np.abs(residual) < _LEVELS[0][2])
+    if len(known) == 0:
         return None
+    known = known[:: -(-len(known) // _MOST_ANCHORS)]
     residual, weight, log_m = residual[known], anchors.weight[known].astype(np.float64), np.log(predicted_m[known])
     low, high = float(log_m.min()), max(float(log_m.max()), float(log_m.min()) + 0.1)
     index, share = _corners(_places(anchors.pixels[known], depth_m.shape, (log_m - low) / (high - low)))
@@ -55,8 +58,8 @@ def correction_field(depth_m: np.ndarray, anchors: Anchors, limit: float) -> Fie
     for passes, half_weight, gross in _LEVELS:
         left = residual - np.einsum("cn,cn->n", log_factor[index], share)
         judged = weight * np.maximum(1.0 - (left / gross) ** 2, 0.0) ** 2
-        sums, weights = (_spread(_at_nodes(index, share * v), passes) for v in (judged * left, judged))
-        log_factor += (sums / (weights + half_weight)).ravel()
+        weights, sums = _spread(np.stack([_at_nodes(index, share * v) for v in (judged, judged * left)]), passes)
+        log_factor += (sums / (weights + np.float32(half_weight))).ravel()
     bound = np.log(limit)
     return Field(np.clip(log_factor, -bound, bound).astype(np.float32).reshape(_NODES[::-1]), low, high)
 
@@ -74,27 +77,36 @@ def corrected(depth_m: np.ndarray, anchors: Anchors, limit: float, max_depth_m: 
 def apply_field(field: Field, depth_m: np.ndarray) -> np.ndarray:
     """(H, W) float32 metres, corrected; NaN stays NaN."""
     steps = len(field.log_factor)
+    columns, first_row, enlarging = _maps(depth_m.shape, field.log_factor.shape)
+    # A strip for each row of the image, the steps of log depth below each other: one lookup interpolates along all axes.
+    strips = (enlarging @ field.log_factor.transpose(1, 0, 2).reshape(len(enlarging[0]), -1)).reshape(-1, _NODES[0])
     place = cv2.log(depth_m)
     place -= np.float32(field.low)
     place *= np.float32((steps - 1) / (field.high - field.low))
     np.clip(place, 0, steps - 1, out=place)
-    log_factor, tent = np.zeros_like(place), np.empty_like(place)
-    for step, plane in enumerate(field.log_factor):
-        # 1 - |place - step|, where that is positive: linear between the steps.
-        cv2.absdiff(place, float(step), tent)
-        cv2.subtract(1.0, tent, tent)
-        np.maximum(tent, 0, out=tent)
-        tent *= cv2.resize(plane, depth_m.shape[::-1], interpolation=cv2.INTER_LINEAR)
-        log_factor += tent
-    corrected = cv2.exp(log_factor, log_factor)
-    corrected *= depth_m
-    return corrected
+    place += first_row
+    factor = cv2.remap(strips, columns, place, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return cv2.exp(factor) * depth_m
+
+
+@lru_cache(maxsize=2)
+def _maps(shape: tuple[int, int], nodes: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of an image (H, W): (H, W) each pixel's column in the grid; (H, 1) the first row of its strip; (H, rows) weights
+    that enlarge the grid's rows to the image's.
+    """
+    rows, columns = np.arange(shape[0]), np.arange(shape[1])
+    pixels = np.stack([columns, np.zeros_like(columns)], axis=1)
+    across = _places(pixels, shape, np.zeros(shape[1]))[0].astype(np.float32)
+    down = _places(np.stack([np.zeros_like(rows), rows], axis=1), shape, np.zeros(shape[0]))[1]
+    weights = np.maximum(0.0, 1.0 - np.abs(down[:, None] - np.arange(nodes[1])))
+    first_row = (rows * nodes[0]).astype(np.float32)[:, None]
+    return np.ascontiguousarray(np.broadcast_to(across, shape)), first_row, weights.astype(np.float32)
 
 
 def _places(pixels: np.ndarray, shape: tuple[int, int], height: np.ndarray) -> np.ndarray:
     """(3, N) where pixels (N, 2) lie in the grid, in nodes; `height` in [0, 1] along the third axis.
 
-    As `cv2.resize` enlarges: the nodes are the centres of equal cells of the image.
+    The nodes are the centres of equal cells of the image.
     """
     across = (pixels[:, 0] + 0.5) * (_NODES[0] / shape[1]) - 0.5
     down = (pixels[:, 1] + 0.5) * (_NODES[1] / shape[0]) - 0.5
@@ -115,21 +127,21 @@ def _corners(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _at_nodes(index: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """(steps, rows, columns): the sums of `values` by node."""
-    return np.bincount(index.ravel(), values.ravel(), np.prod(_NODES)).reshape(_NODES[::-1])
+    """(steps, rows, columns) float32: the sums of `values` by node."""
+    return np.bincount(index.ravel(), values.ravel(), np.prod(_NODES)).reshape(_NODES[::-1]).astype(np.float32)
 
 
-def _spread(grid: np.ndarray, passes: int) -> np.ndarray:
-    """`grid` smoothed along all axes."""
-    steps, rows, columns = (_smoothing(count, passes) for count in grid.shape)
-    smooth = rows @ (grid @ columns)
-    return (steps @ smooth.reshape(len(steps), -1)).reshape(grid.shape)
+def _spread(grids: np.ndarray, passes: int) -> np.ndarray:
+    """Grids (n, steps, rows, columns) smoothed along all axes."""
+    steps, rows, columns = (_smoothing(count, passes) for count in grids.shape[1:])
+    smooth = rows @ (grids @ columns)
+    return (steps @ smooth.reshape(len(grids), len(steps), -1)).reshape(grids.shape)
 
 
 @lru_cache
 def _smoothing(count: int, passes: int) -> np.ndarray:
-    """(count, count): as many passes of a [1 2 1] / 4 filter, the ends reflected; symmetric."""
+    """(count, count) float32: as many passes of a [1 2 1] / 4 filter, the ends reflected; symmetric."""
     once = np.eye(count) / 2 + np.eye(count, k=1) / 4 + np.eye(count, k=-1) / 4
     once[0, 0] += 0.25
     once[-1, -1] += 0.25
-    return np.linalg.matrix_power(once, passes)
+    return np.linalg.matrix_power(once, passes).astype(np.float32)
