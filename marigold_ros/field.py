@@ -78,7 +78,7 @@ def apply_field(field: Field, depth_m: np.ndarray) -> np.ndarray:
     """(H, W) float32 metres, corrected; NaN stays NaN."""
     steps = len(field.log_factor)
     columns, first_row, enlarging = _maps(depth_m.shape, field.log_factor.shape)
-    # A strip for each row of the image, the steps of log depth below each other: one lookup interpolates along all axes.
+    # A strip for each row of the image, the steps of log depth below each other: one lookup interpolates along all.
     strips = (enlarging @ field.log_factor.transpose(1, 0, 2).reshape(len(enlarging[0]), -1)).reshape(-1, _NODES[0])
     place = cv2.log(depth_m)
     place -= np.float32(field.low)
