@@ -77,9 +77,11 @@ def corrected(depth_m: np.ndarray, anchors: Anchors, limit: float, max_depth_m: 
 def apply_field(field: Field, depth_m: np.ndarray) -> np.ndarray:
     """(H, W) float32 metres, corrected; NaN stays NaN."""
     steps = len(field.log_factor)
-    columns, first_row, enlarging = _maps(depth_m.shape, field.log_factor.shape)
+    columns, first_row = _maps(depth_m.shape, steps)
     # A strip for each row of the image, the steps of log depth below each other: one lookup interpolates along all.
-    strips = (enlarging @ field.log_factor.transpose(1, 0, 2).reshape(len(enlarging[0]), -1)).reshape(-1, _NODES[0])
+    # Not by a product of matrices: that wakes threads of BLAS, which go on spinning while the network wants the cores.
+    rows = np.ascontiguousarray(field.log_factor.transpose(1, 0, 2)).reshape(_NODES[1], -1)
+    strips = cv2.resize(rows, (rows.shape[1], len(depth_m)), interpolation=cv2.INTER_LINEAR).reshape(-1, _NODES[0])
     place = cv2.log(depth_m)
     place -= np.float32(field.low)
     place *= np.float32((steps - 1) / (field.high - field.low))
@@ -90,23 +92,18 @@ def apply_field(field: Field, depth_m: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=2)
-def _maps(shape: tuple[int, int], nodes: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of an image (H, W): (H, W) each pixel's column in the grid; (H, 1) the first row of its strip; (H, rows) weights
-    that enlarge the grid's rows to the image's.
-    """
-    rows, columns = np.arange(shape[0]), np.arange(shape[1])
-    pixels = np.stack([columns, np.zeros_like(columns)], axis=1)
-    across = _places(pixels, shape, np.zeros(shape[1]))[0].astype(np.float32)
-    down = _places(np.stack([np.zeros_like(rows), rows], axis=1), shape, np.zeros(shape[0]))[1]
-    weights = np.maximum(0.0, 1.0 - np.abs(down[:, None] - np.arange(nodes[1])))
-    first_row = (rows * nodes[0]).astype(np.float32)[:, None]
-    return np.ascontiguousarray(np.broadcast_to(across, shape)), first_row, weights.astype(np.float32)
+def _maps(shape: tuple[int, int], steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of an image (H, W): (H, W) each pixel's column in the grid; (H, 1) the first row of its strip."""
+    across = (np.arange(shape[1], dtype=np.float32) + 0.5) * (_NODES[0] / shape[1]) - 0.5
+    across = np.clip(across, 0, _NODES[0] - 1).astype(np.float32)
+    first_row = (np.arange(shape[0]) * steps).astype(np.float32)[:, None]
+    return np.ascontiguousarray(np.broadcast_to(across, shape)), first_row
 
 
 def _places(pixels: np.ndarray, shape: tuple[int, int], height: np.ndarray) -> np.ndarray:
     """(3, N) where pixels (N, 2) lie in the grid, in nodes; `height` in [0, 1] along the third axis.
 
-    The nodes are the centres of equal cells of the image.
+    The nodes are the centres of equal cells of the image, as `cv2.resize` has them.
     """
     across = (pixels[:, 0] + 0.5) * (_NODES[0] / shape[1]) - 0.5
     down = (pixels[:, 1] + 0.5) * (_NODES[1] / shape[0]) - 0.5
