@@ -48,6 +48,24 @@ def start_node(ros_domain, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def start(tmp_path_factory):
+    """The path of a small Stable Diffusion 2 with random weights, for training to start from; not to be changed."""
+    torch = pytest.importorskip("torch")
+    from family_checkpoints import write_sd2
+
+    torch.manual_seed(3)
+    return str(write_sd2(tmp_path_factory.mktemp("start") / "stable-diffusion-2"))
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """A folder of small datasets with maps of every kind; not to be changed."""
+    from training import write_data
+
+    return write_data(tmp_path_factory.mktemp("data"), count=3)
+
+
+@pytest.fixture(scope="session")
 def small_export(tmp_path_factory):
     """A small random checkpoint's folder, and a cache that holds its export; not to be changed."""
     pytest.importorskip("torch")

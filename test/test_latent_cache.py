@@ -7,7 +7,6 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-from family_checkpoints import write_sd2  # noqa: E402
 from marigold_ros.config import Unusable  # noqa: E402
 from trainer.assembly import first_model  # noqa: E402
 from trainer.data import Passes  # noqa: E402
@@ -17,17 +16,6 @@ from trainer.recipe import Augment  # noqa: E402
 from training import small_recipe, write_data  # noqa: E402
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    torch.manual_seed(3)
-    return str(write_sd2(tmp_path_factory.mktemp("start") / "stable-diffusion-2"))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("data"), count=3)
 
 
 class Counted:

@@ -8,23 +8,12 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-from family_checkpoints import write_sd2  # noqa: E402
 from marigold_ros.canonical import MetricScale  # noqa: E402
 from trainer.assembly import first_model  # noqa: E402
 from trainer.data import Passes  # noqa: E402
 from trainer.objectives import build_objective  # noqa: E402
 from trainer.objectives.base import image_of  # noqa: E402
-from training import small_recipe, write_data  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    return str(write_sd2(tmp_path_factory.mktemp("start") / "stable-diffusion-2"))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("data"), count=3)
+from training import small_recipe  # noqa: E402
 
 
 def made(name, start, data, **changes):

@@ -21,7 +21,6 @@ pytest.importorskip("accelerate")
 from diffusers import DiffusionPipeline  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
-from family_checkpoints import write_sd2  # noqa: E402
 from marigold_ros.checkpoints import describe, load_network  # noqa: E402
 from marigold_ros.config import Unusable  # noqa: E402
 from marigold_ros.multistep import MultiStep, Settings  # noqa: E402
@@ -48,11 +47,6 @@ def threads_of_others():
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return write_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    return str(write_sd2(tmp_path_factory.mktemp("start") / "stable-diffusion-2"))
 
 
 @pytest.fixture(scope="module")

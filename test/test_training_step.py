@@ -12,7 +12,6 @@ pytest.importorskip("diffusers")
 from diffusers import AutoencoderKL  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
-from family_checkpoints import write_sd2  # noqa: E402
 from marigold_ros.checkpoints import describe, load_network  # noqa: E402
 from small_checkpoint import write_small_checkpoint  # noqa: E402
 from trainer import frozen  # noqa: E402
@@ -23,18 +22,7 @@ from trainer.data import Passes  # noqa: E402
 from trainer.frozen import frozen_decoder, frozen_encoder  # noqa: E402
 from trainer.objectives import build_objective  # noqa: E402
 from trainer.plain_step import PlainStep  # noqa: E402
-from training import RECIPES, small_recipe, write_data  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    torch.manual_seed(3)
-    return str(write_sd2(tmp_path_factory.mktemp("start") / "stable-diffusion-2"))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("data"), count=3)
+from training import RECIPES, small_recipe  # noqa: E402
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -21,7 +22,7 @@ Losses = dict[str, Tensor]
 FROZEN_TYPES: Mapping[str, torch.dtype] = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """The loss of a stage, as a module whose parameters are those that learn, and no others.
 
     The frozen modules are kept out of torch's sight (in a tuple), so that nobody saves, shards, averages or broadcasts
@@ -97,9 +98,9 @@ class Objective(nn.Module):
             mine, theirs = list(self.average.parameters()), list(self.trained.parameters())
             torch._foreach_lerp_(mine, theirs, 1 - self.average_decay(step))
 
+    @abstractmethod
     def forward(self, batch: Batch, generator: torch.Generator) -> Losses:
         """The losses of a pass; 'loss' is to be lowered. Whatever is drawn comes from `generator`, on the CPU."""
-        raise NotImplementedError
 
     def preview(self, batch: Batch) -> Tensor | None:
         """(N, 3, H, W) pictures in [-1, 1] of what the network says of a batch now; None: there is nothing to see."""
