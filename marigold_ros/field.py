@@ -2,8 +2,8 @@
 
 A network's errors vary over the image: the slope of the floor, a far field that is bent. The logarithm of measured over
 fitted depth at the anchors is spread over a grid of column, row and log depth, from coarse to fine, and read back at
-every pixel. Log depth as the third axis keeps a correction on its side of an edge of depth. Nodes without anchors near
-them stay at zero: nothing is corrected where nothing was measured, and what changes changes smoothly. (A bilateral
+every pixel. Log depth as the third axis keeps a correction on its side of an edge of depth. Away from the anchors, over
+the image and beyond their depths, it fades, and what changes changes smoothly. (A bilateral
 grid, Chen et al., SIGGRAPH 2007, filled by normalised convolution of what the coarser levels left over.)
 """
 
@@ -27,6 +27,12 @@ _MOST_ANCHORS = 4096
 # Coarse to fine: how far anchors reach, in passes of a [1 2 1] / 4 filter; the weight of anchors at which a node goes
 # half of the way; and beyond what difference to the levels before, in ln, an anchor is wrong and not the network. What
 # is wrong is told from what is bent by the anchors around, once they have had their say.
+# Along log depth, whose nodes are few, they reach less far.
+_STEP_PASSES = 16
+# Beyond the nearest and farthest anchor the correction fades to nothing over this much of ln depth.
+_FADE = 0.5
+# cv2.remap takes no larger pictures, and every row of the image is as many rows there as there are steps of log depth.
+_BAND_ROWS = 4096
 _LEVELS = ((100, 0.001, 1.0), (30, 0.001, 0.8), (8, 0.005, 0.6), (3, 0.02, 0.4), (1, 0.05, 0.3))
 
 
@@ -50,7 +56,9 @@ def correction_field(depth_m: np.ndarray, anchors: Anchors, limit: float) -> Fie
     known = np.flatnonzero(np.abs(residual) < _LEVELS[0][2])
     if len(known) == 0:
         return None
-    known = known[:: -(-len(known) // _MOST_ANCHORS)]
+    if len(known) > _MOST_ANCHORS:
+        # Not every second one: clouds are stored by beams, and whole beams would go.
+        known = np.random.default_rng(0).permutation(known)[:_MOST_ANCHORS]
     residual, weight, log_m = residual[known], anchors.weight[known].astype(np.float64), np.log(predicted_m[known])
     low, high = float(log_m.min()), max(float(log_m.max()), float(log_m.min()) + 0.1)
     index, share = _corners(_places(anchors.pixels[known], depth_m.shape, (log_m - low) / (high - low)))
@@ -81,22 +89,34 @@ def apply_field(field: Field, depth_m: np.ndarray) -> np.ndarray:
     # A strip for each row of the image, the steps of log depth below each other: one lookup interpolates along all.
     # Not by a product of matrices: that wakes threads of BLAS, which go on spinning while the network wants the cores.
     rows = np.ascontiguousarray(field.log_factor.transpose(1, 0, 2)).reshape(_NODES[1], -1)
-    strips = cv2.resize(rows, (rows.shape[1], len(depth_m)), interpolation=cv2.INTER_LINEAR).reshape(-1, _NODES[0])
-    place = cv2.log(depth_m)
+    strips = cv2.resize(rows, (rows.shape[1], len(depth_m)), interpolation=cv2.INTER_LINEAR)
+    log_m = cv2.log(depth_m)
+    place = np.clip(log_m, np.float32(field.low), np.float32(field.high))
+    # In place from here: fresh memory costs more than the arithmetic.
+    fading = cv2.absdiff(log_m, place, log_m)
+    fading *= np.float32(-1.0 / _FADE)
+    fading += np.float32(1.0)
+    np.maximum(fading, np.float32(0), out=fading)
     place -= np.float32(field.low)
     place *= np.float32((steps - 1) / (field.high - field.low))
-    np.clip(place, 0, steps - 1, out=place)
     place += first_row
-    factor = cv2.remap(strips, columns, place, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return cv2.exp(factor) * depth_m
+    corrected_m = np.empty_like(place)
+    for top in range(0, len(depth_m), _BAND_ROWS):
+        band = slice(top, top + _BAND_ROWS)
+        strip = strips[band].reshape(-1, _NODES[0])
+        cv2.remap(strip, columns[band], place[band], cv2.INTER_LINEAR, corrected_m[band], cv2.BORDER_REPLICATE)
+    corrected_m *= fading
+    cv2.exp(corrected_m, corrected_m)
+    corrected_m *= depth_m
+    return corrected_m
 
 
 @lru_cache(maxsize=2)
 def _maps(shape: tuple[int, int], steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of an image (H, W): (H, W) each pixel's column in the grid; (H, 1) the first row of its strip."""
+    """Of an image (H, W): (H, W) each pixel's column in the grid; (H, 1) the first row of its strip in its band."""
     across = (np.arange(shape[1], dtype=np.float32) + 0.5) * (_NODES[0] / shape[1]) - 0.5
     across = np.clip(across, 0, _NODES[0] - 1).astype(np.float32)
-    first_row = (np.arange(shape[0]) * steps).astype(np.float32)[:, None]
+    first_row = (np.arange(shape[0]) % _BAND_ROWS * steps).astype(np.float32)[:, None]
     return np.ascontiguousarray(np.broadcast_to(across, shape)), first_row
 
 
@@ -130,8 +150,9 @@ def _at_nodes(index: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 def _spread(grids: np.ndarray, passes: int) -> np.ndarray:
     """Grids (n, steps, rows, columns) smoothed along all axes."""
-    steps, rows, columns = (_smoothing(count, passes) for count in grids.shape[1:])
-    smooth = rows @ (grids @ columns)
+    rows, columns = (_smoothing(count, passes) for count in grids.shape[2:])
+    steps = _smoothing(grids.shape[1], -(-passes // _STEP_PASSES))
+    smooth = rows @ (grids @ columns)  # each small enough for BLAS to take one thread
     return (steps @ smooth.reshape(len(grids), len(steps), -1)).reshape(grids.shape)
 
 

@@ -56,6 +56,27 @@ def test_nothing_changes_without_anchors_and_nothing_jumps_beside_them():
     assert np.abs(np.log(apply_field(far, fitted_m) / fitted_m))[300:, 500:].max() < 0.01
 
 
+def test_depths_that_no_anchor_has_are_left_alone():
+    """Anchors on the near half alone; the far half begins at the next pixel."""
+    fitted_m = np.full(SHAPE, 2.0, np.float32)
+    fitted_m[:, 320:] = 20.0
+    near = anchors_on(np.full(SHAPE, 3.0), columns=slice(0, 320, 8))
+    found = corrected(fitted_m, near, 2.0, 120.0)
+    assert found[:, :310] == pytest.approx(3.0, rel=0.01)
+    np.testing.assert_array_equal(found[:, 320:], 20.0)
+    one = Anchors(np.array([[600, 10]], np.float32), np.array([20.0], np.float32), np.ones(1, np.float32), 1)
+    both = Anchors(*(np.concatenate([getattr(a, k) for a in (near, one)]) for k in ("pixels", "depth_m", "weight")), 1)
+    found = corrected(fitted_m, both, 2.0, 120.0)
+    assert np.abs(np.log(found[:, 320:] / 20.0)).mean() < 0.12
+
+
+def test_a_very_tall_image():
+    fitted_m = np.full((9000, 8), 5.0, np.float32)
+    v = np.arange(0, 9000, 10, dtype=np.float32)
+    anchors = Anchors(np.stack([np.full_like(v, 4), v], axis=1), np.full_like(v, 6), np.ones_like(v), len(v))
+    np.testing.assert_allclose(corrected(fitted_m, anchors, 2.0, 120.0)[:, 4], 6.0, rtol=0.01)
+
+
 def test_its_bound():
     fitted_m = np.full(SHAPE, 5.0, np.float32)
     anchors = anchors_on(fitted_m * 1.5)

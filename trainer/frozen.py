@@ -34,7 +34,7 @@ class FrozenPart(nn.Module):
         self.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
     def place(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Move to `device` and `dtype`, but for the normalisations, whose statistics then stay in float32."""
+        """Move to `device` and `dtype`; the blocks below compute the statistics of their normalisations in float32."""
         self.to(device, dtype)
         for block in self.modules():
             for norm in block.norms if isinstance(block, (FrozenResidualBlock, FrozenOutput)) else ():
