@@ -16,6 +16,8 @@ _VOTE_TILE_PX = 16
 _NEARER = 1.2
 _VOTE_SHARE = 0.25
 _SUSPECT_WEIGHT = 0.25
+# What a spinning LiDAR that was calibrated with care has; in pixels what is left of extrinsic and timing.
+LIDAR_NOISE_M, LIDAR_NOISE_PX = 0.03, 1.5
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,21 @@ class Anchors:
     """Range measurements in the image: `pixels` (N, 2) u, v; `depth_m` (N,); `weight` (N,) in (0, 1]; all float32.
 
     `seen` counts the finite points of the scan, so that `seen - len(anchors)` fell outside the image or the limits.
+    `noise_m` and `noise_px`, (N,) float32, are one standard deviation of depth and of position in the image; where
+    they are not given, those of a spinning LiDAR.
     """
 
     pixels: np.ndarray
     depth_m: np.ndarray
     weight: np.ndarray
     seen: int
+    noise_m: np.ndarray | None = None
+    noise_px: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        for name, usual in (("noise_m", LIDAR_NOISE_M), ("noise_px", LIDAR_NOISE_PX)):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, np.full(len(self.depth_m), usual, np.float32))
 
     def __len__(self) -> int:
         return len(self.depth_m)

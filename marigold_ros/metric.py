@@ -40,6 +40,7 @@ class MetricFit:
 
     `residual` is the median relative depth error over all anchors, `inliers` how many agree with the fit. A metric
     checkpoint's own scale and shift rest on no anchors; their residual is NaN.
+    `covariance` is that of (scale, shift): variance of the scale, covariance, variance of the shift.
     """
 
     space: str
@@ -48,6 +49,7 @@ class MetricFit:
     anchors: int
     inliers: int
     residual: float
+    covariance: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     @property
     def source(self) -> str:

@@ -55,7 +55,7 @@ class FrameDepth:
     `rgb` and `camera` are those of the rectified image, pixel on pixel with `relative` and `depth_m`, (H, W) float32.
     `confidence`, (H, W) float32 in [0, 1], is None unless it was asked for. `depth_m` is None without a `fit`; a metric
     checkpoint has one of its own for want of another. `problem` says why anchors gave no new one, where they should;
-    `fit_age_s` is the age of one that they gave.
+    `fit_age_s` is the age of one that they gave. `sigma_m`, (H, W) float32, is one standard deviation of `depth_m`.
     """
 
     rgb: np.ndarray
@@ -68,6 +68,7 @@ class FrameDepth:
     problem: str | None = None
     stage_s: dict[str, float] = field(default_factory=dict)
     confidence: np.ndarray | None = None
+    sigma_m: np.ndarray | None = None
 
 
 class Pipeline:
