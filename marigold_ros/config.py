@@ -20,6 +20,10 @@ class Unusable(ValueError):
     """A setting, checkpoint or message that cannot be used; the text names it, its value and the way out."""
 
 
+class Fault(Unusable):
+    """Something that will not pass by itself: it is wrong in how the robot is set up."""
+
+
 def one_line(error: Exception) -> str:
     """What an error of another library says, shortened to one line; its kind where it says nothing."""
     return textwrap.shorten(str(error), 300, placeholder=" …") or type(error).__name__
@@ -235,22 +239,29 @@ class FitConfig:
 
     SECTION = "fit"
 
-    min_anchors: int = setting(20, "Fewer anchors than this give no fit.", low=2, high=100000)
-    min_spread: float = setting(
-        0.1, "Anchors' depths (5th to 95th percentile) must differ by this factor minus one for a fit.",
-        low=0.0, high=10.0,
-    )  # fmt: skip
     min_inliers: float = setting(
-        0.4, "Share of the anchors that must agree with a fit for it to be used.", low=0.0, high=1.0
+        0.3, "Share of the anchors that must agree with a fit for it to be used.", low=0.0, high=1.0
     )
     inlier_error: float = setting(
         0.2, "An anchor agrees with a fit when its relative depth error is at most this.", low=0.01, high=1.0
     )
+    max_sigma: float = setting(
+        0.2,
+        "Metric output stops when the fit alone leaves depth uncertain by more than this, relative, one standard "
+        "deviation, the median over the image.",
+        low=0.01, high=1.0,
+    )  # fmt: skip
     hold_s: float = setting(
         1.0,
-        "How long the last fit serves when no new one can be had, in seconds; then metric output stops, or a metric "
-        "checkpoint's own scale serves.",
+        "How long metres go on without new anchors, in seconds; then metric output stops, or a metric checkpoint's "
+        "own scale serves.",
         low=0.0, high=60.0,
+    )  # fmt: skip
+    speed_m_s: float = setting(
+        1.0,
+        "How fast the camera may move, in metres per second: by so much depth may have changed since anchors were "
+        "last seen.",
+        low=0.0, high=100.0,
     )  # fmt: skip
     correction_limit: float = setting(
         2.0,

@@ -11,6 +11,7 @@ import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
 from marigold_ros.pipeline import FrameDepth
+from marigold_ros.tracker import FAULT
 
 # Rates and percentiles cover this much of the past.
 _WINDOW_S = 10.0
@@ -90,10 +91,11 @@ class Diagnostics:
                 self._metric_off_since_ns = stamp_ns
             since_ns = self._metric_off_since_ns
         if off:
-            self.problem("metric", f"no metric depth since {since_ns * 1e-9:.3f}: {frame.problem}")
+            level = ERROR if frame.state == FAULT else WARN
+            self.problem("metric", f"no metric depth since {since_ns * 1e-9:.3f}: {frame.problem}", level)
         elif metric and frame.problem is not None:
             held = frame.fit_age_s is not None
-            instead = f"the fit is held for {frame.fit_age_s:.2f} s" if held else f"metres from {frame.fit.source}"
+            instead = f"metres held for {frame.fit_age_s:.2f} s" if held else f"metres from {frame.fit.source}"
             self.problem("metric", f"{instead}: {frame.problem}")
         else:
             self.solved("metric")
@@ -145,9 +147,11 @@ class Diagnostics:
         if frame is None or (frame.anchors is None and frame.fit is None):
             return {}
         numbers = {}
+        if frame.metres is not None:
+            numbers = {"metric state": frame.state, "metres started anew": str(frame.metres.jumps)}
         if frame.anchors is not None:
             used = len(frame.anchors)
-            numbers = {"anchors used": str(used), "anchors rejected": str(frame.anchors.seen - used)}
+            numbers |= {"anchors used": str(used), "anchors rejected": str(frame.anchors.seen - used)}
         if self._metric_off_since_ns is not None:
             numbers["metric off since (s)"] = f"{self._metric_off_since_ns * 1e-9:.3f}"
         fit = frame.fit
@@ -164,7 +168,9 @@ class Diagnostics:
         return numbers | {
             "anchors that agree": f"{fit.inliers} of {fit.anchors}",
             "residual (relative)": f"{fit.residual:.4f}",
+            "independent anchors": f"{fit.evidence.effective:.0f}",
             "fit age (s)": f"{frame.fit_age_s:.3f}",
+            "fit uncertainty (relative)": f"{frame.metres.sigma:.4f}",
         }
 
     def _rate(self, event: str) -> float:

@@ -103,6 +103,7 @@ class FrameProcessor:
             config,
             metric=wanted.metric,
             confidence=wanted.confidence,
+            find_motion=lambda then_ns: self._extrinsic.camera_motion(message.header.frame_id, then_ns, image_ns),
         )
         if wanted.anything:
             self._publish(frame, message, image_ns, wanted, config, decode_s=decoded - start)
@@ -126,7 +127,7 @@ class FrameProcessor:
         self._diagnostics.frame(frame, image_ns, latency_s, wanted.metric)
         if wanted.metric and frame.problem is not None:
             if frame.fit_age_s is not None:
-                consequence = "the last fit is held"
+                consequence = "the last metres are held"
             else:
                 consequence = "no metric depth" if frame.fit is None else f"metres from {frame.fit.source}"
             self._complain(self._topics["range"], frame.problem, consequence)

@@ -17,18 +17,28 @@ import numpy as np
 
 from marigold_ros.anchors import Anchors
 from marigold_ros.config import FitConfig, Unusable
+from marigold_ros.robust_fit import Base, Evidence, NoLine, Samples, gather, weigh
 
 SPACES = ("depth", "inverse_depth", "log_depth")
 
-_HYPOTHESES = 96
-_HYPOTHESIS_ANCHORS = 512
-_REFINEMENTS = 8
-# Relative error at which an anchor's influence has fallen to a quarter (Geman-McClure); narrowed to it from 4x.
-_KERNEL = 0.1
-# Neighbouring anchors share the network's error: a cell counts as at most this many independent ones.
-_CELL_PX = 64
+# Scale, shift and the standard deviation of the scale, as a share of it, of a typical scene, the network's answer in
+# [0, 1]: the nearest depth is a thirteenth of the farthest.
+_TYPICAL = {"depth": (1.0, 0.08, 0.6), "inverse_depth": (1.0, -1.08, 0.6), "log_depth": (3.0, 0.0, 0.4)}
+# The same deviation of another frame's line.
+_SHAPE_SIGMA = 0.6
+# Neighbouring anchors share the network's error: a cell, so many along the longer side, counts as at most so many.
+_CELLS = 16
 _CELL_CAP = 2.0
-# A metric checkpoint's own scale is held to be right to this part of it (one sigma), an anchor to `_KERNEL`.
+# Where no more than this share of the anchors agrees, they must fix the scale to so many standard deviations: chance
+# finds many that agree at one depth.
+_MOST, _SIGNIFICANT = 0.45, 3.0
+# The network errs alike at depths that differ by less than this factor, and in squares of this part of the image.
+_ALIKE_FACTOR, _PARTS = 1.2, 4
+# Whether the network answers at all is seen at every so-manieth pixel.
+_GLANCE_PX = 16
+# How steep the network's answer is at an anchor is looked up so many pixels to all sides.
+_STEEP_PX = 2
+# A metric checkpoint's own scale is held to be right to this part of it (one sigma).
 _OWN_SIGMA = 0.2
 # Anchors that ask for more than so many times its metres, or its scale, contradict it: feet would be 3.28 times.
 _OWN_FACTOR = 3.0
@@ -50,6 +60,7 @@ class MetricFit:
     inliers: int
     residual: float
     covariance: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    evidence: Evidence | None = None
 
     @property
     def source(self) -> str:
@@ -59,9 +70,10 @@ class MetricFit:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why no fit could be had: a sentence that names the numbers."""
+    """Why no fit could be had: a sentence that names the numbers; `fault`: it will not pass by itself."""
 
     reason: str
+    fault: bool = False
 
 
 def to_space(depth_m: np.ndarray, space: str) -> np.ndarray:
@@ -94,78 +106,84 @@ def log_slope(depth_m: np.ndarray, space: str) -> np.ndarray:
     return {"depth": 1.0 / depth_m, "inverse_depth": depth_m, "log_depth": np.ones_like(depth_m)}[space]
 
 
-def _solve(p: np.ndarray, y: np.ndarray, weight: np.ndarray, own: MetricFit | None = None) -> tuple[float, float]:
-    """Weighted least squares of y on p, with the scale of `own` as a prior; without, a constant p gives scale 0."""
-    total = weight.sum()
-    p_mean, y_mean = weight @ p / total, weight @ y / total
-    spread, covariance = weight @ (p - p_mean) ** 2, weight @ ((p - p_mean) * (y - y_mean))
-    if own is not None:
-        prior = (_KERNEL / (_OWN_SIGMA * own.scale)) ** 2
-        spread, covariance = spread + prior, covariance + prior * own.scale
-    scale = float(covariance / spread) if spread > 1e-12 * total else 0.0
-    return scale, float(y_mean - scale * p_mean)
-
-
 def sample(image: np.ndarray, pixels: np.ndarray) -> np.ndarray:
     """(N,) bilinear samples of the (H, W) image at (N, 2) pixels u, v; clamped at the border."""
     rows, columns = image.shape
-    u = np.clip(pixels[:, 0], 0, columns - 1)
-    v = np.clip(pixels[:, 1], 0, rows - 1)
-    u0 = np.minimum(u.astype(np.intp), max(columns - 2, 0))
-    v0 = np.minimum(v.astype(np.intp), max(rows - 2, 0))
-    u1, v1 = np.minimum(u0 + 1, columns - 1), np.minimum(v0 + 1, rows - 1)
+    flat = image.ravel()
+    u, v = (np.minimum(np.maximum(pixels[:, i], 0), side - 1) for i, side in enumerate((columns, rows)))
+    u0, v0 = (np.minimum(at.astype(np.intp), max(side - 2, 0)) for at, side in ((u, columns), (v, rows)))
     du, dv = u - u0, v - v0
-    top = image[v0, u0] * (1 - du) + image[v0, u1] * du
-    bottom = image[v1, u0] * (1 - du) + image[v1, u1] * du
+    right, below = min(columns - 1, 1), columns * min(rows - 1, 1)
+    first = v0 * columns + u0
+    top = flat[first] * (1 - du) + flat[first + right] * du
+    bottom = flat[first + below] * (1 - du) + flat[first + (below + right)] * du
     return top * (1 - dv) + bottom * dv
 
 
 def fit_metric(
-    relative: np.ndarray, anchors: Anchors, space: str, config: FitConfig, own: MetricFit | None = None
+    relative: np.ndarray,
+    anchors: Anchors,
+    space: str,
+    config: FitConfig,
+    own: MetricFit | None = None,
+    shape: MetricFit | None = None,
 ) -> MetricFit | Refusal:
     """Robust scale and shift from anchors, or the reason why there is none.
 
-    `relative`: (H, W) float32 of the image the anchors were projected into, affine in `space`. Random two-anchor
-    hypotheses find the scale that most anchors agree with (MSAC on the relative depth error, so half of the anchors
-    may be wrong); reweighted least squares with a shrinking Geman-McClure kernel refines it. Never returns a scale
-    that is not positive.
+    `relative`: (H, W) float32 of the image the anchors were projected into, affine in `space`. Half of the anchors may
+    be wrong. Where they cannot tell scale from shift (one depth, a few anchors) they move a line that is known by a
+    common factor: that of a metric checkpoint (`own`), that of `shape`, such as the last frame's, or a typical scene's;
+    the covariance says so. Never returns a scale that is not positive.
 
-    own: a metric checkpoint's scale and shift for this image. Hypotheses are then single anchors under its scale, the
-    refinement has that scale as a prior, so that anchors may lie at one depth, and what contradicts it is refused.
+    own: a metric checkpoint's scale and shift for this image: anchors that contradict it are refused.
     """
-    count = len(anchors)
-    if count < config.min_anchors:
-        return Refusal(f"{count} anchors in the image: fit.min_anchors={config.min_anchors} are needed")
-    low, high = np.percentile(anchors.depth_m, (5, 95))
-    if own is None and high < low * (1.0 + config.min_spread):
-        return Refusal(
-            f"all anchors lie at about one depth ({low:.2f} to {high:.2f} m): scale and shift cannot be told apart "
-            f"(fit.min_spread={config.min_spread})"
-        )
+    if len(anchors) == 0:
+        return Refusal("no anchor lies in the image: check the extrinsic, and that both sensors look the same way")
     p = sample(relative, anchors.pixels).astype(np.float64)
-    if not np.isfinite(p).all() or (own is None and np.ptp(p) < 1e-6):
-        return Refusal("the network's answer at the anchors is constant or not finite")
+    if not np.isfinite(p).all() or (own is None and np.ptp(relative[::_GLANCE_PX, ::_GLANCE_PX]) < 1e-6):
+        return Refusal("the network's answer is constant or not finite: its engine or checkpoint is broken", fault=True)
     depth_m = anchors.depth_m.astype(np.float64)
-    y, slope = to_space(depth_m, space), log_slope(depth_m, space)
-    weight = anchors.weight * _cell_balance(anchors.pixels)
-
-    start = _best_hypothesis(p, y, slope, weight, config) if own is None else _best_factor(p, y, weight, own, config)
-    if isinstance(start, str):
-        return Refusal(start)
-    scale, shift = _refined(p, y, slope, weight, *start, own)
-    if scale <= 0:
-        return Refusal(f"the best scale is not positive ({scale:.4g}): wrong extrinsic or wrong checkpoint")
-    if own is not None and (contradiction := _contradiction(own, scale, shift, p)):
+    samples = Samples(
+        p=p,
+        y=to_space(depth_m, space),
+        slope=log_slope(depth_m, space),
+        weight=anchors.weight * _cell_balance(anchors.pixels, relative.shape),
+        noise=anchors.noise_m / depth_m,
+        blur=anchors.noise_px * _steepness(relative, anchors.pixels),
+        groups=_alike(anchors, relative.shape),
+    )
+    try:
+        evidence = gather(samples, _base(space, own, shape), config.inlier_error, config.seed, free_scale=own is None)
+        line = weigh(evidence)
+    except NoLine as problem:
+        return Refusal(str(problem), fault=True)
+    if own is not None and (contradiction := _contradiction(own, line.scale, line.shift, p)):
         return Refusal(contradiction)
-    predicted_m = from_space(scale * p + shift, space)
+    predicted_m = from_space(line.scale * p + line.shift, space)
     error = np.nan_to_num(np.abs(predicted_m - depth_m) / depth_m, nan=np.inf)
-    inliers = int(np.count_nonzero(error <= config.inlier_error))
+    count, inliers = len(anchors), int(np.count_nonzero(error <= config.inlier_error))
     if inliers < config.min_inliers * count:
         return Refusal(
             f"only {inliers} of {count} anchors agree with one scale and shift (fit.min_inliers="
             f"{config.min_inliers}): check the extrinsic and the time stamps"
         )
-    return MetricFit(space, scale, shift, count, inliers, float(np.median(error)))
+    if inliers < _MOST * count and line.scale < _SIGNIFICANT * math.sqrt(line.covariance[0]):
+        return Refusal(
+            f"only {inliers} of {count} anchors agree with one scale and shift, and they say little of the scale: "
+            "check the extrinsic and the time stamps"
+        )
+    return MetricFit(space, line.scale, line.shift, count, inliers, float(np.median(error)), line.covariance, evidence)
+
+
+def _base(space: str, own: MetricFit | None, shape: MetricFit | None) -> Base:
+    """The line that anchors move where they cannot tell more."""
+    if own is not None:
+        return Base(own.scale, own.shift, True, _OWN_SIGMA)
+    additive = space == "log_depth"
+    if shape is not None:
+        return Base(shape.scale, shape.shift, additive, _SHAPE_SIGMA)
+    scale, shift, sigma = _TYPICAL[space]
+    return Base(scale, shift, additive, sigma)
 
 
 def _contradiction(own: MetricFit, scale: float, shift: float, p: np.ndarray) -> str | None:
@@ -179,64 +197,34 @@ def _contradiction(own: MetricFit, scale: float, shift: float, p: np.ndarray) ->
     )
 
 
-def _cell_balance(pixels: np.ndarray) -> np.ndarray:
-    """(N,) factors that let the anchors of one image cell count as at most `_CELL_CAP` together."""
-    cells = (np.maximum(pixels, 0) * np.float32(1.0 / _CELL_PX)).astype(np.intp)  # `//` is twenty times slower
-    index = cells[:, 1] * (cells[:, 0].max() + 1) + cells[:, 0]
+def _cell_balance(pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """(N,) factors that let the anchors of one cell of the (H, W) image count as at most `_CELL_CAP` together."""
+    cells = (np.maximum(pixels, 0) * np.float32(_CELLS / max(shape))).astype(np.intp)
+    index = cells[:, 1] * (_CELLS + 1) + cells[:, 0]
     return np.minimum(1.0, _CELL_CAP / np.bincount(index)[index])
 
 
-def _best_hypothesis(
-    p: np.ndarray, y: np.ndarray, slope: np.ndarray, weight: np.ndarray, config: FitConfig
-) -> tuple[float, float] | str:
-    """The scale and shift through two anchors that the weighted rest agrees with best, or why there is none."""
-    random = np.random.default_rng(config.seed)
-    chance = weight / weight.sum()
-    judges = random.choice(len(p), min(len(p), _HYPOTHESIS_ANCHORS), replace=False)
-    first, second = random.choice(len(p), (2, _HYPOTHESES), p=chance)
-    apart = np.abs(p[first] - p[second]) > 0.02 * np.ptp(p)
-    first, second = first[apart], second[apart]
-    scales = (y[first] - y[second]) / (p[first] - p[second])
-    shifts = y[first] - scales * p[first]
-    error = slope[judges] * (scales[:, None] * p[judges] + shifts[:, None] - y[judges])  # (hypotheses, judges)
-    cost = np.minimum(error**2, config.inlier_error**2) @ weight[judges]
-    positive = scales > 0
-    if not positive.any():
-        return "no two anchors give a positive scale: wrong extrinsic, or a checkpoint of another space"
-    best, best_negative = cost[positive].min(), cost[~positive].min(initial=np.inf)
-    if best_negative < 0.5 * best:
-        return "the anchors ask for a negative scale: wrong extrinsic, or a checkpoint of another space"
-    winner = np.flatnonzero(positive)[np.argmin(cost[positive])]
-    return float(scales[winner]), float(shifts[winner])
+def _alike(anchors: Anchors, shape: tuple[int, int]) -> np.ndarray:
+    """(2, N) the same number for anchors at about the same depth, and in the same part of the (H, W) image.
+
+    A network's answer bends over depth, and is off over whole parts of the image.
+    """
+    octave = np.floor(np.log(anchors.depth_m) * (1.0 / math.log(_ALIKE_FACTOR))).astype(np.intp)
+    part = (np.maximum(anchors.pixels, 0) * np.float32(_PARTS / max(shape))).astype(np.intp)
+    return np.stack([octave - octave.min(), part[:, 1] * (_PARTS + 1) + part[:, 0]])
 
 
-def _best_factor(
-    p: np.ndarray, y: np.ndarray, weight: np.ndarray, own: MetricFit, config: FitConfig
-) -> tuple[float, float]:
-    """The scale of `own` and the shift, in log depth a factor on its metres, that most anchors agree with."""
-    random = np.random.default_rng(config.seed)
-    shifts = y - own.scale * p
-    judges = random.choice(len(p), min(len(p), _HYPOTHESIS_ANCHORS), replace=False)
-    tried = random.choice(shifts, _HYPOTHESES, p=weight / weight.sum())
-    cost = np.minimum((tried[:, None] - shifts[judges]) ** 2, config.inlier_error**2) @ weight[judges]
-    return own.scale, float(tried[np.argmin(cost)])
-
-
-def _refined(
-    p: np.ndarray,
-    y: np.ndarray,
-    slope: np.ndarray,
-    weight: np.ndarray,
-    scale: float,
-    shift: float,
-    own: MetricFit | None,
-) -> tuple[float, float]:
-    """Reweighted least squares from a hypothesis, with a Geman-McClure kernel that narrows to `_KERNEL`."""
-    for kernel in _KERNEL * np.geomspace(4.0, 1.0, _REFINEMENTS):
-        error = slope * (scale * p + shift - y)
-        robust = (kernel**2 / (kernel**2 + error**2)) ** 2
-        scale, shift = _solve(p, y, weight * robust * slope**2, own)
-    return scale, shift
+def _steepness(relative: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """(N,) by how much (H, W) `relative` changes over a pixel at `pixels`: the larger of across and down."""
+    rows, columns = relative.shape
+    flat = relative.ravel()
+    u, v = (pixels + np.float32(0.5)).astype(np.int32).T
+    left, right = np.maximum(u - _STEEP_PX, 0), np.minimum(u + _STEEP_PX, columns - 1)
+    above, below = np.maximum(v - _STEEP_PX, 0), np.minimum(v + _STEEP_PX, rows - 1)
+    row, u = np.minimum(v, rows - 1) * columns, np.minimum(u, columns - 1)
+    across = flat[row + right] - flat[row + left]
+    down = flat[below * columns + u] - flat[above * columns + u]
+    return np.maximum(np.abs(across), np.abs(down)) * np.float32(0.5 / _STEEP_PX)
 
 
 def apply_fit(fit: MetricFit, relative: np.ndarray, max_depth_m: float) -> np.ndarray:
@@ -251,27 +239,3 @@ def apply_fit(fit: MetricFit, relative: np.ndarray, max_depth_m: float) -> np.nd
     elif fit.space == "log_depth":
         np.exp(y, out=y)
     return y
-
-
-class FitHolder:
-    """Keeps the last fit for a while when no new one can be had; time going backwards forgets it."""
-
-    def __init__(self) -> None:
-        self._fit: MetricFit | None = None
-        self._fit_ns = 0
-        self._newest_ns = 0
-
-    def update(self, stamp_ns: int, fit: MetricFit | None, hold_s: float) -> MetricFit | None:
-        """The fit to use for the image of `stamp_ns`: the new one, else the last one if at most `hold_s` old."""
-        if stamp_ns < self._newest_ns:
-            self._fit = None
-        self._newest_ns = stamp_ns
-        if fit is not None:
-            self._fit, self._fit_ns = fit, stamp_ns
-        if self._fit is not None and stamp_ns - self._fit_ns > hold_s * 1e9:
-            self._fit = None
-        return self._fit
-
-    def age_s(self) -> float | None:
-        """Seconds of image time between the newest image and the fit in use; None without one."""
-        return None if self._fit is None else (self._newest_ns - self._fit_ns) * 1e-9

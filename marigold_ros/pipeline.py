@@ -15,11 +15,12 @@ from typing import Protocol
 import numpy as np
 
 from marigold_ros.anchors import Anchors, find_anchors
-from marigold_ros.config import Config, Unusable
+from marigold_ros.config import Config, Fault, Unusable
 from marigold_ros.disagreement import confidence_of
 from marigold_ros.field import corrected
 from marigold_ros.geometry import Camera, Rectifier, rectifier
-from marigold_ros.metric import FitHolder, MetricFit, Refusal, apply_fit, fit_metric
+from marigold_ros.metric import MetricFit, apply_fit
+from marigold_ros.tracker import RELATIVE, FindMotion, Metres, MetricTracker, unknown_motion
 
 # Relative depth beyond this is 1 but for the rounding of a resize.
 _SATURATED = 1.0 - 1e-5
@@ -54,8 +55,9 @@ class FrameDepth:
 
     `rgb` and `camera` are those of the rectified image, pixel on pixel with `relative` and `depth_m`, (H, W) float32.
     `confidence`, (H, W) float32 in [0, 1], is None unless it was asked for. `depth_m` is None without a `fit`; a metric
-    checkpoint has one of its own for want of another. `problem` says why anchors gave no new one, where they should;
-    `fit_age_s` is the age of one that they gave. `sigma_m`, (H, W) float32, is one standard deviation of `depth_m`.
+    checkpoint has one of its own for want of another. `problem` says why anchors gave no new one, where they should.
+    `metres` tells how sure the fit is; it is None where metres were not asked for. `sigma_m`, (H, W) float32, is one
+    standard deviation of `depth_m`.
     """
 
     rgb: np.ndarray
@@ -63,12 +65,22 @@ class FrameDepth:
     relative: np.ndarray
     depth_m: np.ndarray | None = None
     fit: MetricFit | None = None
-    fit_age_s: float | None = None
     anchors: Anchors | None = None
     problem: str | None = None
     stage_s: dict[str, float] = field(default_factory=dict)
     confidence: np.ndarray | None = None
     sigma_m: np.ndarray | None = None
+    metres: Metres | None = None
+
+    @property
+    def state(self) -> str:
+        """One of `tracker.STATES`: RELATIVE where there are no metres."""
+        return RELATIVE if self.metres is None else self.metres.state
+
+    @property
+    def fit_age_s(self) -> float | None:
+        """How long ago anchors were last in the fit; None where they never were, or it is the checkpoint's own."""
+        return self.metres.age_s if self.metres is not None and self.metres.fit is not None else None
 
 
 class Pipeline:
@@ -79,7 +91,7 @@ class Pipeline:
 
     def __init__(self, estimator: Estimator) -> None:
         self._estimator = estimator
-        self._fits = FitHolder()
+        self._tracker = MetricTracker(estimator.space)
         self._raw_camera: Camera | None = None
         self._rectifier: Rectifier | None = None
         # A metric checkpoint's scale and shift for this camera.
@@ -95,12 +107,14 @@ class Pipeline:
         *,
         metric: bool = True,
         confidence: bool = False,
+        find_motion: FindMotion = unknown_motion,
     ) -> FrameDepth:
         """Depth of one (H, W, 3) uint8 image.
 
         `find_scan` is called after the network, so that a scan that arrives meanwhile still counts; it raises
         `Unusable` where there is none. Without `metric` only the relative depth is computed.
-        `confidence` asks for that of model.confidence, too.
+        `confidence` asks for that of model.confidence, too. `find_motion` tells how the camera moved since an earlier
+        image.
         """
         stage_s: dict[str, float] = {}
         with _timed(stage_s, "rectify"):
@@ -110,23 +124,28 @@ class Pipeline:
         if not metric:
             return FrameDepth(rgb, camera, relative, stage_s=stage_s, confidence=sure)
         with _timed(stage_s, "anchors"):
-            anchors, problem = self._anchors(find_scan, camera, config)
+            anchors, problem, fault = self._anchors(find_scan, camera, config)
         with _timed(stage_s, "fit"):
-            new = None
-            if anchors is not None:
-                new = fit_metric(relative, anchors, self._estimator.space, config.fit, self._own)
-            if isinstance(new, Refusal):
-                new, problem = None, new.reason
-            fit = self._fits.update(stamp_ns, new, config.fit.hold_s) or self._own
+            metres = self._tracker.update(
+                stamp_ns,
+                relative,
+                camera,
+                anchors,
+                config.fit,
+                problem=problem,
+                fault=fault,
+                own=self._own,
+                find_motion=find_motion,
+            )
+            fit = metres.fit or self._own
             depth_m = None if fit is None else apply_fit(fit, relative, config.fit.max_depth_m)
         with _timed(stage_s, "correct"):
-            # By anchors that this image was fitted to alone: a fit that is held was refused the new ones.
-            if new is not None and config.fit.correction_limit > 1.0:
+            # By anchors that this image was fitted to alone: metres that are held were refused the new ones.
+            if metres.fresh and config.fit.correction_limit > 1.0:
                 depth_m = corrected(depth_m, anchors, config.fit.correction_limit, config.fit.max_depth_m)
         if depth_m is not None:
             self._forget_unknown(depth_m, relative)
-        age_s = self._fits.age_s()
-        return FrameDepth(rgb, camera, relative, depth_m, fit, age_s, anchors, problem, stage_s, sure)
+        return FrameDepth(rgb, camera, relative, depth_m, fit, anchors, metres.problem, stage_s, sure, metres=metres)
 
     def _forget_unknown(self, depth_m: np.ndarray, relative: np.ndarray) -> None:
         """Set to NaN what is no depth: the end of a metric checkpoint's range, which means that far or farther and is
@@ -154,7 +173,7 @@ class Pipeline:
             self._raw_camera = camera
             self._own = self._estimator.fit_of(camera if self._rectifier is None else self._rectifier.camera)
             if self._own is not None:
-                self._fits = FitHolder()  # what was fitted belongs to another focal length
+                self._tracker.reset()  # what was fitted belongs to another focal length
         if self._rectifier is None:
             return rgb, camera
         return self._rectifier(rgb), self._rectifier.camera
@@ -166,15 +185,18 @@ class Pipeline:
 
     def _anchors(
         self, find_scan: Callable[[], Scan], camera: Camera, config: Config
-    ) -> tuple[Anchors | None, str | None]:
-        """The anchors, or None and why there are none; no reason is needed where metres do not depend on them."""
+    ) -> tuple[Anchors | None, str | None, bool]:
+        """The anchors, or None, why there are none, and whether that is a fault.
+
+        No reason is needed where metres do not depend on them.
+        """
         if config.range.type == "none" and self._own is not None:
-            return None, None
+            return None, None, False
         try:
             scan = find_scan()
         except Unusable as problem:
-            return None, str(problem)
-        return find_anchors(scan.points, scan.camera_from_lidar, camera, config.range, self._unseen), None
+            return None, str(problem), isinstance(problem, Fault)
+        return find_anchors(scan.points, scan.camera_from_lidar, camera, config.range, self._unseen), None, False
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import numpy as np
 from rclpy.node import Node
 from rclpy.time import Time
 
-from marigold_ros.config import RangeConfig, Unusable
+from marigold_ros.config import Fault, RangeConfig, Unusable
 from marigold_ros.decoding import matrix_from_transform
 from marigold_ros.geometry import transform_from_quaternion
 
@@ -21,6 +21,9 @@ class Extrinsic(Protocol):
 
         Raises `Unusable` when it is not known.
         """
+
+    def camera_motion(self, camera_frame: str, then_ns: int, now_ns: int) -> np.ndarray | None:
+        """(4, 4) from the camera's frame at one time into that at another; None where it is not known."""
 
     def forget(self) -> None:
         """Time went backwards: what was known of the future is void."""
@@ -38,6 +41,9 @@ class StaticExtrinsic:
     def camera_from_lidar(self, camera_frame: str, image_ns: int, lidar_frame: str, scan_ns: int) -> np.ndarray:
         """(4, 4) of the parameters range.translation_m and range.rotation_xyzw."""
         return self._camera_from_lidar
+
+    def camera_motion(self, camera_frame: str, then_ns: int, now_ns: int) -> None:
+        """Nobody knows."""
 
     def forget(self) -> None:
         """Nothing depends on time."""
@@ -81,10 +87,21 @@ class TfExtrinsic:
             else:
                 found = self._buffer.lookup_transform(camera_frame, lidar_frame, scan_time)
         except self._errors as problem:
-            raise Unusable(
+            raise Fault(
                 f"no transform from {lidar_frame!r} to {camera_frame!r}: {problem}; publish it (static_transform_"
                 "publisher, robot_state_publisher) or set range.extrinsic='static'"
             ) from None
+        return matrix_from_transform(found)
+
+    def camera_motion(self, camera_frame: str, then_ns: int, now_ns: int) -> np.ndarray | None:
+        """(4, 4) by way of the fixed frame."""
+        if not self._fixed_frame:
+            return None
+        then, now = Time(nanoseconds=then_ns), Time(nanoseconds=now_ns)
+        try:
+            found = self._buffer.lookup_transform_full(camera_frame, now, camera_frame, then, self._fixed_frame)
+        except self._errors:
+            return None
         return matrix_from_transform(found)
 
     def forget(self) -> None:

@@ -47,7 +47,7 @@ PREFIX = "/robot/"
 def node(start_node):
     """A node with the default extrinsic: tf2, which a stand-in plays since tf2_ros is not on PyPI."""
     return start_node(
-        parameters={"fit.min_anchors": 10, "node.diagnostics_period_s": 0.1, "model.confidence": "mirror"},
+        parameters={"node.diagnostics_period_s": 0.1, "model.confidence": "mirror"},
         arguments=["-r", "__ns:=/robot"],
         environment={"PYTHONPATH": str(TEST / "fake_tf2")},
     )
@@ -313,9 +313,7 @@ def scan_of_the_flat_scene() -> LaserScan:
 
 
 def test_a_2d_lidar_gives_metres_too(robot, start_node):
-    node = start_node(
-        parameters={**STATIC, "range.type": "laserscan", "fit.min_anchors": 10}, arguments=["-r", "__ns:=/flat"]
-    )
+    node = start_node(parameters={**STATIC, "range.type": "laserscan"}, arguments=["-r", "__ns:=/flat"])
     robot.listen(__flat__depth=Image)
     answer = floats(robot.frame_answered("/flat/depth", "/flat/", range=scan_of_the_flat_scene))
     np.testing.assert_allclose(answer, depth_m(WIDTH, HEIGHT), rtol=0.02)
@@ -325,7 +323,7 @@ def test_a_2d_lidar_gives_metres_too(robot, start_node):
 
 def test_compressed_images_good_and_corrupt(robot, start_node):
     node = start_node(
-        parameters={**STATIC, "image.transport": "compressed", "fit.min_anchors": 10, "output.depth_encoding": "16UC1"},
+        parameters={**STATIC, "image.transport": "compressed", "output.depth_encoding": "16UC1"},
         arguments=["-r", "__ns:=/squeezed", "-r", "depth:=depth/image_raw"],
     )
     robot.listen(__squeezed__depth__image_raw=Image, __squeezed__depth__camera_info=CameraInfo)

@@ -9,11 +9,15 @@ from marigold_ros.diagnostics import ERROR, OK, WARN, Diagnostics
 from marigold_ros.geometry import Camera
 from marigold_ros.metric import MetricFit
 from marigold_ros.pipeline import FrameDepth
+from marigold_ros.robust_fit import Belief, Evidence
+from marigold_ros.tracker import Metres
 
 CAMERA = Camera(4, 3, 1.0, 1.0, 0.0, 0.0)
 EMPTY = np.zeros((3, 4), np.float32)
 ANCHORS = Anchors(np.zeros((5, 2)), np.ones(5), np.ones(5), seen=8)
-FIT = MetricFit("inverse_depth", 2.0, -0.5, anchors=5, inliers=4, residual=0.03)
+NOTHING = Belief(2.0, 0.0, (0.0, 0.0, 0.0))
+EVIDENCE = Evidence(2.0, 1.0, 0.5, 0.5, 1.0, NOTHING, effective=3.6, reliability=1.0, sigma=0.1)
+FIT = MetricFit("inverse_depth", 2.0, -0.5, anchors=5, inliers=4, residual=0.03, evidence=EVIDENCE)
 
 
 class Watched:
@@ -34,11 +38,13 @@ def watched():
 
 
 def good(**stages):
-    return FrameDepth(EMPTY, CAMERA, EMPTY, EMPTY, FIT, 0.0, ANCHORS, None, stages)
+    metres = Metres("OK", FIT, fresh=True, sigma=0.021, age_s=0.0, problem=None, jumps=2)
+    return FrameDepth(EMPTY, CAMERA, EMPTY, EMPTY, FIT, ANCHORS, None, stages, metres=metres)
 
 
-def without_fit():
-    return FrameDepth(EMPTY, CAMERA, EMPTY, anchors=ANCHORS, problem="no scan")
+def without_fit(state="RELATIVE"):
+    metres = Metres(state, None, fresh=False, sigma=np.nan, age_s=None, problem="no scan", jumps=0)
+    return FrameDepth(EMPTY, CAMERA, EMPTY, anchors=ANCHORS, problem="no scan", metres=metres)
 
 
 def test_rates_and_latencies_are_those_of_the_last_seconds(watched):
@@ -71,7 +77,8 @@ def test_the_fit_and_its_evidence_are_shown(watched):
     _, values = watched.status()
     expected = {"anchors used": "5", "anchors rejected": "3", "scale": "2", "shift": "-0.5", "fit age (s)": "0.000"}
     assert expected.items() <= values.items()
-    assert values["residual (relative)"] == "0.0300"
+    assert (values["residual (relative)"], values["fit uncertainty (relative)"]) == ("0.0300", "0.0210")
+    assert (values["metric state"], values["metres started anew"], values["independent anchors"]) == ("OK", "2", "4")
 
 
 def test_metres_of_the_checkpoint_are_told_from_those_of_lidar(watched):
@@ -99,6 +106,9 @@ def test_metric_depth_that_is_off_says_since_when(watched):
     assert values["metric off since (s)"] == "100.000"
     watched.diagnostics.frame(good(), 102 * 10**9, 0.05, metric=True)
     assert watched.status()[0].level == OK
+    watched.diagnostics.frame(without_fit("FAULT"), 103 * 10**9, 0.05, metric=True)
+    status, values = watched.status()
+    assert (status.level, values["metric state"]) == (ERROR, "FAULT")
 
 
 def test_relative_depth_alone_is_no_problem(watched):

@@ -11,7 +11,6 @@ from marigold_ros.canonical import MetricScale
 from marigold_ros.config import FitConfig, Unusable
 from marigold_ros.metric import (
     SPACES,
-    FitHolder,
     MetricFit,
     Refusal,
     apply_fit,
@@ -77,7 +76,7 @@ def test_metres_do_not_depend_on_how_the_network_normalised(space):
     one = apply_fit(fit_metric(relative, noisy, space, CONFIG), relative, 120.0)
     other = relative * 0.4 + 0.3
     two = apply_fit(fit_metric(other, noisy, space, CONFIG), other, 120.0)
-    np.testing.assert_allclose(one, two, rtol=1e-4)
+    np.testing.assert_allclose(one, two, rtol=5e-3)
 
 
 def test_the_fit_is_the_same_every_time():
@@ -88,9 +87,7 @@ def test_the_fit_is_the_same_every_time():
 @pytest.mark.parametrize(
     ("relative", "anchors", "reason"),
     [
-        (DEPTH_M, anchors_on(DEPTH_M, 5), "fit.min_anchors"),
-        (DEPTH_M, Anchors(np.empty((0, 2)), np.empty(0), np.empty(0), 0), "0 anchors"),
-        (DEPTH_M, with_depth(anchors_on(DEPTH_M), np.full(500, 5.0)), "one depth"),
+        (DEPTH_M, Anchors(np.empty((0, 2)), np.empty(0), np.empty(0), 0), "no anchor lies in the image"),
         (np.ones_like(DEPTH_M), anchors_on(DEPTH_M), "constant"),
         (np.full_like(DEPTH_M, np.nan), anchors_on(DEPTH_M), "not finite"),
         (-DEPTH_M, anchors_on(DEPTH_M), "positive scale|negative scale"),
@@ -128,25 +125,6 @@ def test_samples_are_bilinear_and_clamped_at_the_border():
     np.testing.assert_allclose(sample(image, np.array([[0.5, 0.5], [1.0, 0.0], [-0.4, 1.4]])), [1.5, 1.0, 2.0])
 
 
-FIT = MetricFit("depth", 1.0, 0.0, 100, 90, 0.02)
-
-
-def test_a_fit_is_held_for_its_time_and_then_forgotten():
-    holder = FitHolder()
-    assert holder.update(10_000_000_000, None, 1.0) is None
-    assert holder.update(10_100_000_000, FIT, 1.0) is FIT
-    assert holder.update(11_100_000_000, None, 1.0) is FIT
-    assert holder.age_s() == pytest.approx(1.0)
-    assert holder.update(11_100_000_001, None, 1.0) is None
-    assert holder.age_s() is None
-
-
-def test_time_going_backwards_forgets_the_fit():
-    holder = FitHolder()
-    holder.update(10_000_000_000, FIT, 60.0)
-    assert holder.update(9_000_000_000, None, 60.0) is None
-
-
 # A metric checkpoint's own scale: what its network would answer if it saw DEPTH_M exactly
 METRIC = MetricScale(d_min_m=0.1, d_max_m=80.0, canonical_focal_px=500.0)
 OWN = METRIC.fit(400.0)
@@ -165,16 +143,41 @@ def test_anchors_correct_a_metric_checkpoint_by_a_common_factor(factor):
     np.testing.assert_allclose(apply_fit(fit, SEEN, 120.0), DEPTH_M * factor, rtol=0.005)
 
 
+def wall_at_5_m(factor: float) -> Anchors:
+    """Those anchors that lie at 5 m, of which they say that it is `factor` times as far."""
+    everywhere = anchors_on(DEPTH_M)
+    wall = np.abs(everywhere.depth_m - 5.0) < 0.2
+    pixels, depth_m, weight = everywhere.pixels[wall], everywhere.depth_m[wall], everywhere.weight[wall]
+    return Anchors(pixels, depth_m * np.float32(factor), weight, len(everywhere))
+
+
 def test_anchors_at_one_depth_are_enough_for_the_factor_and_leave_the_scale():
-    """As before a wall; a relative checkpoint has no fit then."""
-    wall = anchors_on(DEPTH_M)
-    at_5_m = np.abs(wall.depth_m - 5.0) < 0.2
-    wall = Anchors(wall.pixels[at_5_m], wall.depth_m[at_5_m] * np.float32(1.2), wall.weight[at_5_m], len(at_5_m))
-    few = FitConfig(min_anchors=5)
-    assert isinstance(fit_metric(SEEN, wall, "log_depth", few), Refusal)
-    fit = fitted(wall, few)
+    """As before a wall."""
+    fit = fitted(wall_at_5_m(1.2))
     assert fit.scale == pytest.approx(OWN.scale, rel=0.01)
     np.testing.assert_allclose(apply_fit(fit, SEEN, 120.0), DEPTH_M * 1.2, rtol=0.02)
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_at_one_depth_the_shape_of_another_frame_serves_and_the_covariance_says_so(space):
+    """The network sees it all half as far again as in the frame before."""
+    relative = relative_of(DEPTH_M, space)
+    before = fit_metric(relative, anchors_on(DEPTH_M), space, CONFIG)
+    fit = fit_metric(relative, wall_at_5_m(1.5), space, CONFIG, shape=before)
+    np.testing.assert_allclose(apply_fit(fit, relative, 120.0), DEPTH_M * 1.5, rtol=0.05)
+    assert fit.covariance[0] > 100 * before.covariance[0]
+
+
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("count", [1, 2])
+def test_one_or_two_anchors_give_their_own_depth_and_great_doubt_elsewhere(space, count):
+    relative, anchors = relative_of(DEPTH_M, space), anchors_on(DEPTH_M, 40)
+    few = Anchors(anchors.pixels[:count], anchors.depth_m[:count], anchors.weight[:count], count)
+    fit = fit_metric(relative, few, space, CONFIG)
+    assert fit.scale > 0
+    there = apply_fit(fit, sample(relative, few.pixels).astype(np.float32)[None], 120.0)[0]
+    np.testing.assert_allclose(there, few.depth_m, rtol=0.1)
+    assert math.sqrt(fit.covariance[0]) > 0.08 * fit.scale  # 500 anchors: 0.02
 
 
 def test_many_anchors_at_many_depths_correct_the_scale_too():
@@ -187,12 +190,12 @@ def test_many_anchors_at_many_depths_correct_the_scale_too():
 
 def test_the_prior_holds_the_scale_against_noise_on_anchors_at_nearly_one_depth():
     """40 anchors between 2.0 and 2.2 m that are 10 % wrong, five times."""
-    near, loose = anchors_on(DEPTH_M), FitConfig(min_spread=0.0)
+    near = anchors_on(DEPTH_M)
     near = Anchors(*(part[near.depth_m < 2.2] for part in (near.pixels, near.depth_m, near.weight)), seen=500)
     bends = []
     for seed in range(5):
         noisy = with_depth(near, near.depth_m * np.random.default_rng(seed).normal(1, 0.1, len(near)))
-        fits = fitted(noisy, loose), fit_metric(SEEN, noisy, "log_depth", loose)
+        fits = fitted(noisy), fit_metric(SEEN, noisy, "log_depth", CONFIG)
         bends.append([abs(math.log(fit.scale / OWN.scale)) for fit in fits])
     with_prior, without = np.array(bends).T
     assert with_prior.max() < 0.02
@@ -210,7 +213,6 @@ def test_half_of_the_anchors_may_be_wrong_for_a_metric_checkpoint_too():
 @pytest.mark.parametrize(
     ("anchors", "reason"),
     [
-        (anchors_on(DEPTH_M, 5), r"5 anchors in the image: fit\.min_anchors=20"),
         (anchors_on(DEPTH_M * np.float32(5)), r"ask for 5\.\d\d times .*check the range's unit"),
         (anchors_on(DEPTH_M * np.float32(3.281)), r"ask for 3\.28 times"),  # feet taken for metres
         (anchors_on(DEPTH_M * np.float32(0.2)), r"ask for 0\.20 times"),

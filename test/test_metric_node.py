@@ -52,7 +52,7 @@ def test_without_a_range_sensor_a_real_checkpoints_own_metres_are_published(robo
 @pytest.fixture
 def led(start_node):
     """A node with a LiDAR before the flat scene, which its metric checkpoint takes for 1.3 times as far."""
-    parameters = {**STATIC, "fit.min_anchors": 10, "node.diagnostics_period_s": 0.1}
+    parameters = {**STATIC, "node.diagnostics_period_s": 0.1}
     return start_node(parameters=parameters, arguments=["-r", "__ns:=/led"], environment={"FLAT_SCENE_FACTOR": "1.3"})
 
 

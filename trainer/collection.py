@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from marigold_ros.config import FitConfig, RangeConfig, Unusable
+from marigold_ros.config import RangeConfig, Unusable
 from marigold_ros.files import written_beside
 from trainer.topics import Topics
 
@@ -37,7 +37,7 @@ class Settings:
     range: RangeConfig = field(default_factory=lambda: RangeConfig(max_age_s=0.05, max_points=1_000_000))
     join_s: float = 0.0
     rectified: bool = False
-    min_anchors: int = FitConfig.min_anchors
+    min_anchors: int = 20
     motion: float = 0.15
     sharpness: float = 0.4
     held_out: float = 0.2

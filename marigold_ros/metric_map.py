@@ -1,0 +1,188 @@
+"""The metres of a frame, remembered at a grid of its pixels, in terms of the next frame's relative depth.
+
+A network of the Marigold family normalises every image anew: its scale and shift jump when a near object comes into
+view. The metric map does not. So the map is compared with the new relative depth, which says what scale and shift it
+has now, and how sure that is.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from marigold_ros.geometry import Camera, project, transformed
+from marigold_ros.metric import MetricFit, from_space, log_slope, to_space
+from marigold_ros.robust_fit import Base, NoLine, Samples, gather, weigh
+
+# The map is remembered at so many pixels across and down.
+_GRID = (32, 24)
+# Relative errors up to which a pixel supports a comparison of maps, the share of pixels that must, and the fewest.
+_SAME, _SAME_SHARE, _FEWEST = 0.3, 0.5, 50
+# What the metres lose from a frame to the next, and over a second: relative, one standard deviation.
+_EACH, _DRIFT = 0.01, 0.044
+_SINGULAR = 1e12
+_ROUNDS = 4
+
+
+@dataclass(frozen=True)
+class MetricMap:
+    """A frame's fit, and its relative depth at pixels (K, 2) of the (H, W) image, (K,) float64."""
+
+    fit: MetricFit
+    pixels: np.ndarray
+    relative: np.ndarray
+
+    @staticmethod
+    def of(fit: MetricFit, relative: np.ndarray) -> MetricMap:
+        """The map of (H, W) float32 `relative`."""
+        pixels = _grid(relative.shape)
+        return MetricMap(fit, pixels, _at(relative, pixels))
+
+    def carried_to(
+        self,
+        relative: np.ndarray,
+        elapsed_s: float,
+        speed_m_s: float,
+        camera: Camera,
+        now_from_then: np.ndarray | None = None,
+    ) -> tuple[MetricFit, Carried] | None:
+        """The fit of (H, W) float32 `relative`, of a later image, that keeps the map's metres; None in another scene.
+
+        now_from_then: (4, 4) how the camera moved; None where that is not known: then it may have moved by `speed_m_s`
+        and more cannot be told apart. The fit's covariance has grown by what time and motion may have changed.
+        """
+        depth_m = _depth(self.relative, self.fit)
+        if now_from_then is None:
+            pixels, known = self.pixels, np.isfinite(depth_m)
+        else:
+            pixels, depth_m, known = _moved(self.pixels, depth_m, camera, now_from_then)
+        if np.count_nonzero(known) < _FEWEST:
+            return None
+        p, depth_m = _at(relative, pixels[known]), depth_m[known]
+        line = _line_of_same(p, to_space(depth_m, self.fit.space), log_slope(depth_m, self.fit.space), self.fit)
+        if line is None:
+            return None
+        step = Carried(line[0] / self.fit.scale, (line[1] - self.fit.shift) / self.fit.scale)
+        fit = step(self.fit)
+        noise = _covariance_of_whole(_at(relative, self.pixels), fit)
+        if noise is None:
+            return None
+        growth = 1.0
+        if now_from_then is None:
+            # Motion goes on the same way: what it adds to the deviation adds up, and not its square.
+            moved = speed_m_s * elapsed_s / float(np.median(depth_m))
+            growth += moved / relative_sigma(relative, fit)
+        covariance = growth**2 * _matrix(fit.covariance) + (_EACH**2 + _DRIFT**2 * elapsed_s) * noise
+        return replace(fit, covariance=_triple(covariance)), step
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What takes a later image's relative depth p to that of an earlier one: factor * p + term."""
+
+    factor: float
+    term: float
+
+    def __call__(self, fit: MetricFit) -> MetricFit:
+        """The earlier image's fit, in terms of the later one's relative depth; its covariance too."""
+        change = np.array([[self.factor, 0.0], [self.term, 1.0]])
+        covariance = _triple(change @ _matrix(fit.covariance) @ change.T)
+        scale, shift = fit.scale * self.factor, fit.scale * self.term + fit.shift
+        return replace(fit, scale=scale, shift=shift, covariance=covariance)
+
+
+def relative_sigma(relative: np.ndarray, fit: MetricFit) -> float:
+    """The standard deviation of ln z by the fit's covariance alone, the median over (H, W) `relative`."""
+    p = _at(relative, _grid(relative.shape))
+    depth_m = _depth(p, fit)
+    known = np.isfinite(depth_m)
+    if not known.any():
+        return math.inf
+    p, slope = p[known], log_slope(depth_m[known], fit.space)
+    scale, both, shift = fit.covariance
+    return float(np.sqrt(np.median(slope**2 * (scale * p**2 + 2.0 * both * p + shift))))
+
+
+def _line_of_same(p: np.ndarray, y: np.ndarray, slope: np.ndarray, before: MetricFit) -> tuple[float, float] | None:
+    """Scale and shift of y over p; None where too few agree.
+
+    Both are a network's answers and equally wrong, so neither is regressed on the other: the slope is that of the
+    reduced major axis. (Regression would flatten the map a little with every frame.)
+    """
+    nothing, one = np.zeros_like(p), np.ones_like(p)
+    samples = Samples(p, y, slope, one, nothing, nothing, groups=np.empty((0, len(p)), np.intp))
+    try:
+        line = weigh(gather(samples, Base(before.scale, before.shift, True, 1.0), _SAME, seed=0))
+    except NoLine:
+        return None
+    scale, shift = line.scale, line.shift
+    for _ in range(_ROUNDS):
+        # What is the same, and what it weighs, is told from the middle between the two: either alone would take sides.
+        middle_m = from_space((y + scale * p + shift) / 2.0, before.space)
+        slope = log_slope(np.where(np.isfinite(middle_m), middle_m, 1.0), before.space)
+        same = np.isfinite(middle_m) & (np.abs(slope * (scale * p + shift - y)) < _SAME)
+        if np.count_nonzero(same) < _SAME_SHARE * len(p):
+            return None
+        weight = np.where(same, slope**2, 0.0)
+        mean_p, mean_y = np.average(p, weights=weight), np.average(y, weights=weight)
+        spread_p, spread_y = weight @ (p - mean_p) ** 2, weight @ (y - mean_y) ** 2
+        if not spread_p > 0 or not spread_y > 0:
+            return None
+        scale = math.sqrt(spread_y / spread_p)
+        shift = float(mean_y - scale * mean_p)
+    return scale, shift
+
+
+def _covariance_of_whole(p: np.ndarray, fit: MetricFit) -> np.ndarray | None:
+    """(2, 2) covariance of (scale, shift) for which the relative variance is 1, on average over the map.
+
+    None where there is next to no map.
+    """
+    depth_m = _depth(p, fit)
+    known = np.isfinite(depth_m)
+    if np.count_nonzero(known) < _FEWEST:
+        return None
+    p, squared = p[known], log_slope(depth_m[known], fit.space) ** 2
+    both = (squared * p).mean()
+    information = np.array([[(squared * p**2).mean(), both], [both, squared.mean()]])
+    return None if np.linalg.cond(information) > _SINGULAR else np.linalg.inv(information) / 2.0
+
+
+def _moved(
+    pixels: np.ndarray, depth_m: np.ndarray, camera: Camera, now_from_then: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where pixels (K, 2) of (K,) depth are in the camera that moved: pixels, depth, and (K,) bool whether in sight."""
+    across, down = (pixels[:, 0] - camera.cx) / camera.fx, (pixels[:, 1] - camera.cy) / camera.fy
+    points = depth_m[:, None] * np.stack([across, down, np.ones_like(across)], axis=1)
+    places, depth_m = project(transformed(points, now_from_then), camera)
+    with np.errstate(invalid="ignore"):
+        seen = (depth_m > 0) & (places > -0.5).all(axis=1)
+        seen &= (places[:, 0] < camera.width - 0.5) & (places[:, 1] < camera.height - 0.5)
+    return np.rint(np.where(seen[:, None], places, 0.0)).astype(np.intp), depth_m, seen
+
+
+def _grid(shape: tuple[int, int]) -> np.ndarray:
+    """(K, 2) pixels u, v: the centres of a grid of cells over an (H, W) image."""
+    v = ((np.arange(_GRID[1]) + 0.5) * shape[0] / _GRID[1]).astype(np.intp)
+    u = ((np.arange(_GRID[0]) + 0.5) * shape[1] / _GRID[0]).astype(np.intp)
+    return np.stack(np.meshgrid(u, v), axis=-1).reshape(-1, 2)
+
+
+def _at(relative: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """(K,) float64."""
+    return relative[pixels[:, 1], pixels[:, 0]].astype(np.float64)
+
+
+def _depth(p: np.ndarray, fit: MetricFit) -> np.ndarray:
+    """(K,) metres, NaN where there is no positive depth."""
+    return from_space(fit.scale * p + fit.shift, fit.space)
+
+
+def _matrix(triple: tuple[float, float, float]) -> np.ndarray:
+    return np.array([[triple[0], triple[1]], [triple[1], triple[2]]])
+
+
+def _triple(matrix: np.ndarray) -> tuple[float, float, float]:
+    return float(matrix[0, 0]), float(matrix[0, 1]), float(matrix[1, 1])

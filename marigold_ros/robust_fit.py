@@ -1,0 +1,295 @@
+"""Robust straight lines: y = scale * p + shift through samples of which half may be wrong.
+
+p is a network's relative depth, y the measured depth in the space in which the network is affine. Errors are relative
+depth errors, `slope` times a difference in y. Sources: MSAC (Torr and Zisserman, 2000); graduated non-convexity with
+Geman and McClure's kernel (Yang et al., arXiv 1909.08605); attenuation by errors in p (Fuller, Measurement Error
+Models, 1987).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+_HYPOTHESES = 96
+_FACTORS = 16
+_JUDGES = 512
+_ENOUGH = 10
+# Refinements, with a kernel that narrows to its own width from so many times it. The early ones look at a part.
+_ROUNDS, _WIDEST = 8, 4.0
+_EARLY_SAMPLES = 2048
+# Geman-McClure: at so many standard deviations a sample's influence has fallen to a quarter.
+_KERNEL = 2.5
+# Relative depth error of a network where it is good; where it is not, the residuals say so: of those up to _GROSS.
+_SIGMA, _GROSS = 0.04, 0.3
+USUAL_SIGMA, _POOLED = 0.1, 20.0
+# A group of samples counts as at most so many independent ones.
+_GROUP_COUNTS = 4.0
+_TINY = 1e-9
+_NORMAL_MEDIAN = 0.6745
+# Where errors in p explain almost all of its spread (reliability 1 - noise / spread), samples say nothing of the scale.
+_USELESS, _USEFUL = 0.2, 0.6
+
+
+@dataclass(frozen=True)
+class Samples:
+    """(N,) float64 each: p, y, `slope` = |d ln z / dy|, `weight` >= 0, and two errors; and groups.
+
+    noise: standard deviation of the measurement, relative to its depth; blur: of p, for not knowing the pixel. groups:
+    (k, N) int >= 0: samples with the same number in one of the k rows are likely to be wrong alike.
+    """
+
+    p: np.ndarray
+    y: np.ndarray
+    slope: np.ndarray
+    weight: np.ndarray
+    noise: np.ndarray
+    blur: np.ndarray
+    groups: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.p)
+
+    def some(self, count: int, random: np.random.Generator) -> Samples:
+        """At most `count` of them."""
+        if len(self) <= count:
+            return self
+        chosen = random.permutation(len(self))[:count]
+        return Samples(*(part[..., chosen] for part in vars(self).values()))
+
+
+@dataclass(frozen=True)
+class Base:
+    """A line whose shape serves where samples cannot tell: moved to them by a factor, or a term if `additive`.
+
+    looseness: one standard deviation of its scale, as a share of it.
+    """
+
+    scale: float
+    shift: float
+    additive: bool
+    looseness: float
+
+
+@dataclass(frozen=True)
+class Belief:
+    """A line that is known from elsewhere: information about (scale, shift), as (scale, both, shift)."""
+
+    scale: float
+    shift: float
+    information: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A fitted line; `covariance` of (scale, shift), as (scale, both, shift).
+
+    contradiction: how far what was put together was apart, chi-square; of two degrees of freedom with a whole belief.
+    """
+
+    scale: float
+    shift: float
+    covariance: tuple[float, float, float]
+    contradiction: float
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What samples say: scale with its information, and the value at their mean p with its own, independently.
+
+    base: what is known of the scale for want of a better belief. effective: how many independent samples it rests on.
+    reliability: near 1 where samples fix the scale, 0 and less where errors in p explain their spread. sigma: relative
+    depth error of the network at the samples, one standard deviation.
+    """
+
+    scale: float
+    scale_information: float
+    mean_p: float
+    mean_y: float
+    mean_information: float
+    base: Belief
+    effective: float
+    reliability: float
+    sigma: float
+
+
+class NoLine(ValueError):
+    """No line with a positive scale goes through the samples; says why."""
+
+
+def gather(
+    samples: Samples,
+    base: Base,
+    tolerance: float,
+    seed: int,
+    free_scale: bool = True,
+    usual_sigma: float = USUAL_SIGMA,
+) -> Evidence:
+    """What the samples say: the line that most of them agree with, refined.
+
+    tolerance: relative error up to which a sample counts for a hypothesis. Without a `free_scale` hypotheses keep that
+    of `base`. usual_sigma: what the relative error is taken to be where samples are too few to tell. Raises `NoLine`
+    where samples ask for a scale that is not positive.
+    """
+    random = np.random.default_rng(seed)
+    scale, shift = _best_hypothesis(samples, base, tolerance, random, free_scale)
+    return _refined(samples, base, scale, shift, usual_sigma, random)
+
+
+def weigh(evidence: Evidence, belief: Belief | None = None) -> Line:
+    """The line by evidence and `belief`; without one, by evidence and the scale of the base that it was gathered with.
+
+    Raises `NoLine` where its scale is not positive.
+    """
+    known = evidence.base if belief is None else belief
+    e, (about_scale, about_both, about_shift) = evidence, known.information
+    # Information about (scale, shift); the samples' mean lies on the line: mean_y = mean_p * scale + shift.
+    w, p = e.mean_information, e.mean_p
+    data = np.array([[e.scale_information + w * p * p, w * p], [w * p, w]])
+    vector = np.array([e.scale_information * e.scale + w * p * e.mean_y, w * e.mean_y])
+    prior, mean = np.array([[about_scale, about_both], [about_both, about_shift]]), np.array([known.scale, known.shift])
+    covariance = np.linalg.inv(data + prior)
+    scale, shift = found = covariance @ (vector + prior @ mean)
+    if not scale > 0:
+        raise NoLine(f"the best scale is not positive ({scale:.4g}): wrong extrinsic or wrong checkpoint")
+    contradiction = (found - mean) @ prior @ (found - mean)
+    contradiction += e.scale_information * (scale - e.scale) ** 2 + w * (p * scale + shift - e.mean_y) ** 2
+    variances = float(covariance[0, 0]), float(covariance[0, 1]), float(covariance[1, 1])
+    return Line(float(scale), float(shift), variances, float(contradiction))
+
+
+def _best_hypothesis(
+    samples: Samples, base: Base, tolerance: float, random: np.random.Generator, free_scale: bool
+) -> tuple[float, float]:
+    """Of lines through two samples, and `base` moved to one, that with the least sum of squares, cut off (MSAC)."""
+    chance = samples.weight / samples.weight.sum()
+    judges = samples.some(_JUDGES, random)
+    scales, shifts = _moved(base, samples, random.choice(len(samples), _FACTORS, p=chance))
+    if free_scale and len(samples) > 1:
+        first, second = random.choice(len(samples), (2, _HYPOTHESES), p=chance)
+        apart = np.abs(samples.p[first] - samples.p[second]) > 0.02 * np.ptp(samples.p)
+        first, second = first[apart], second[apart]
+        through_two = (samples.y[first] - samples.y[second]) / (samples.p[first] - samples.p[second])
+        scales = np.concatenate([scales, through_two])
+        shifts = np.concatenate([shifts, samples.y[first] - through_two * samples.p[first]])
+    error = judges.slope * (np.multiply.outer(scales, judges.p) + shifts[:, None] - judges.y)  # (hypotheses, judges)
+    cost = np.minimum(error**2, tolerance**2) @ judges.weight
+    positive = scales > 0
+    best, best_negative = cost[positive].min(initial=np.inf), cost[~positive].min(initial=np.inf)
+    # A few samples, or a wall, lie on a line of any slope: only what no positive scale explains is a sign.
+    unexplained = best > (2.0 * _SIGMA) ** 2 * judges.weight.sum()
+    if len(judges) >= _ENOUGH and unexplained and best_negative < 0.5 * best:
+        raise NoLine("the anchors ask for a negative scale: wrong extrinsic, or a checkpoint of another space")
+    winner = np.flatnonzero(positive)[np.argmin(cost[positive])]
+    return float(scales[winner]), float(shifts[winner])
+
+
+def _moved(base: Base, samples: Samples, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scales and shifts of `base` moved through each of the `chosen` samples, where it can be."""
+    p, y = samples.p[chosen], samples.y[chosen]
+    if base.additive:
+        return np.full(len(p), base.scale), y - base.scale * p
+    factor = y / (base.scale * p + base.shift)
+    factor = factor[factor > 0]
+    return factor * base.scale, factor * base.shift
+
+
+def _refined(
+    samples: Samples, base: Base, scale: float, shift: float, usual_sigma: float, random: np.random.Generator
+) -> Evidence:
+    """Reweighted least squares from a hypothesis, with a kernel that narrows."""
+    part, sigma = samples.some(_EARLY_SAMPLES, random), _SIGMA
+    widths = _KERNEL * np.geomspace(_WIDEST, 1.0, _ROUNDS)
+    for kernel in widths[:-2]:
+        evidence = _evidence(part, base, scale, shift, kernel, _SIGMA)
+        line = weigh(evidence)
+        scale, shift = line.scale, line.shift
+    # Few samples lie on a line by themselves: what is usual counts as some, too.
+    share = evidence.effective / (evidence.effective + _POOLED)
+    sigma = math.hypot(math.sqrt(share) * _relative_error(part, scale, shift), math.sqrt(1.0 - share) * usual_sigma)
+    line = weigh(_evidence(samples, base, scale, shift, widths[-2], sigma))
+    return _evidence(samples, base, line.scale, line.shift, widths[-1], sigma, last=True)
+
+
+def _relative_error(samples: Samples, scale: float, shift: float) -> float:
+    """The samples' own standard deviation about a line, of those that are not wrong altogether."""
+    error = np.abs(samples.slope * (scale * samples.p + shift - samples.y))
+    order = np.argsort(error)
+    order = order[: np.searchsorted(error[order], _GROSS)]
+    if len(order) == 0:
+        return _GROSS
+    share = np.cumsum(samples.weight[order])
+    median = error[order[np.searchsorted(share, 0.5 * share[-1])]]
+    return max(float(median) / _NORMAL_MEDIAN, _SIGMA)
+
+
+def _evidence(
+    samples: Samples, base: Base, scale: float, shift: float, kernel: float, sigma: float, last: bool = False
+) -> Evidence:
+    """One step of reweighting; `sigma`: what the relative errors turned out to be.
+
+    last: what the samples say is not to be taken for more than their groups can say.
+    """
+    p, y, slope = samples.p, samples.y, samples.slope
+    blur = (scale * slope * samples.blur) ** 2
+    variance = _SIGMA**2 + samples.noise**2 + blur
+    error = slope * (scale * p + shift - y)
+    limit = kernel**2 * variance
+    agreeing = samples.weight * (limit / (limit + error**2)) ** 2
+    information = agreeing * slope**2 / variance
+    total = information.sum()
+    mean_p, mean_y = information @ p / total, information @ y / total
+    off = p - mean_p
+    spread, product = information @ off**2, (information * off) @ (y - mean_y)
+    # What of the spread of p is error: the network's, and of the pixel; not the measurement's.
+    in_p = information @ ((_SIGMA**2 + blur) / (slope * scale) ** 2)
+    reliability = float(1.0 - in_p / spread) if spread > 0 else -np.inf
+    if product <= 0:
+        reliability = 0.0  # what is nearer seems farther: these samples know nothing of the scale
+    scale = float(product / spread) if reliability > _USELESS else scale
+    if last:
+        # The line is that of all samples; how sure it is, and where, that of what is independent.
+        independent = np.ones(len(p))
+        for group in samples.groups:
+            count = np.bincount(group, agreeing)
+            # Where many disagree, those that agree may do so by chance.
+            most = _GROUP_COUNTS * count / np.maximum(np.bincount(group, samples.weight), _TINY)
+            independent = np.minimum(independent, (most / np.maximum(np.maximum(count, most), _TINY))[group])
+        agreeing, information = agreeing * independent, information * independent
+        total = information.sum()
+        middle = information @ p / total
+        mean_y, mean_p = mean_y + scale * (middle - mean_p), middle
+        spread = information @ (p - mean_p) ** 2
+    ramp = min(max((reliability - _USELESS) / (_USEFUL - _USELESS), 0.0), 1.0)
+    useful = ramp**2 * (3.0 - 2.0 * ramp)
+    effective = float(agreeing.sum())
+    # Many samples that fix the scale need no base; it would only pull at them.
+    needless = useful * min(effective / _POOLED, 1.0)
+    trust = (_SIGMA / sigma) ** 2
+    mean_p, mean_y = float(mean_p), float(mean_y)
+    return Evidence(
+        scale=scale,
+        scale_information=float(useful * spread) * trust,
+        mean_p=mean_p,
+        mean_y=mean_y,
+        mean_information=float(total) * trust,
+        base=_scale_alone(base, mean_p, mean_y, scale, 1.0 - needless),
+        effective=effective,
+        reliability=reliability,
+        sigma=sigma,
+    )
+
+
+def _scale_alone(base: Base, mean_p: float, mean_y: float, found: float, need: float) -> Belief:
+    """What `base`, moved to the samples' mean, says of the scale, where that of the samples was `found` to be.
+
+    need: from 0, the samples know it well, to 1.
+    """
+    scale = base.scale
+    if not base.additive:
+        at_mean = base.scale * mean_p + base.shift
+        scale = base.scale * mean_y / at_mean if at_mean * mean_y > 0 else found
+    # A share of the larger: a base that is far too flat would be far too sure.
+    return Belief(scale, 0.0, (need / (base.looseness * max(scale, found)) ** 2, 0.0, 0.0))

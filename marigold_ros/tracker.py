@@ -1,0 +1,184 @@
+"""Metres over time: each frame's anchors weighed against what the last frames knew.
+
+Scale and shift are never smoothed: the last metric map is carried over to the new relative depth (`metric_map`), and
+what it says of scale and shift there is fused with the anchors by their covariances. An innovation gate keeps out what
+contradicts it, until it is said twice. (Bar-Shalom et al., Estimation with Applications to Tracking and Navigation,
+2001.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from marigold_ros.anchors import Anchors
+from marigold_ros.config import FitConfig
+from marigold_ros.geometry import Camera
+from marigold_ros.metric import MetricFit, Refusal, fit_metric
+from marigold_ros.metric_map import MetricMap, relative_sigma
+from marigold_ros.robust_fit import Belief, NoLine, weigh
+
+OK, DEGRADED, HOLD, RELATIVE, FAULT = STATES = ("OK", "DEGRADED", "HOLD", "RELATIVE", "FAULT")
+
+# 99.9 % of chi-square with two degrees of freedom.
+_GATE = 13.8
+# Anchors that stand on their own fix depth to this, relative, one standard deviation, the median over the image.
+_STRONG_SIGMA = 0.06
+# So many frames in a row with such anchors, in agreement, make a cold start good.
+_SETTLED = 3
+
+# (4, 4) now_from_then of the camera since the image of a time in nanoseconds; None where it is not known.
+FindMotion = Callable[[int], "np.ndarray | None"]
+
+
+def unknown_motion(then_ns: int) -> None:
+    """The camera may have moved anyhow."""
+
+
+@dataclass(frozen=True)
+class Metres:
+    """What is known of the metres of one frame.
+
+    fit: None where nothing is known, or too little (RELATIVE, FAULT). fresh: whether this frame's anchors are in it.
+    sigma: its relative uncertainty, the median over the image, NaN without a fit. age_s: since anchors last were in it,
+    None before the first time. problem: why the anchors of this frame are not in it, or it is not used. jumps: how
+    often the metres started anew because anchors contradicted them twice.
+    """
+
+    state: str
+    fit: MetricFit | None
+    fresh: bool
+    sigma: float
+    age_s: float | None
+    problem: str | None
+    jumps: int
+
+
+class MetricTracker:
+    """Fuses each frame's anchors with what is known from the frames before; one camera, one checkpoint."""
+
+    def __init__(self, space: str) -> None:
+        self._space = space
+        self._jumps = 0
+        self._newest_ns: int | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything but the count of jumps: another time, another camera."""
+        self._map: MetricMap | None = None
+        self._rejected: MetricFit | None = None
+        self._evidence_ns: int | None = None
+        self._streak = 0
+
+    def update(
+        self,
+        stamp_ns: int,
+        relative: np.ndarray,
+        camera: Camera,
+        anchors: Anchors | None,
+        config: FitConfig,
+        *,
+        problem: str | None = None,
+        fault: bool = False,
+        own: MetricFit | None = None,
+        find_motion: FindMotion = unknown_motion,
+    ) -> Metres:
+        """The metres of the (H, W) float32 `relative` of the image of `stamp_ns` of the undistorted `camera`.
+
+        anchors: None where there are none, for the reason `problem`; `fault`: the reason will not pass by itself. own:
+        a metric checkpoint's fit for this image. A stamp before the newest one means that time started again, and
+        everything is forgotten.
+        """
+        if self._newest_ns is not None and stamp_ns < self._newest_ns:
+            self.reset()
+        known = self._carried_over(stamp_ns, relative, camera, config, find_motion)
+        self._newest_ns = stamp_ns
+        new = None if anchors is None else fit_metric(relative, anchors, self._space, config, own, shape=known)
+        if isinstance(new, Refusal):
+            new, problem, fault = None, new.reason, new.fault
+        fit, fresh, problem = self._weighed(relative, known, new, problem)
+        return self._answer(stamp_ns, relative, fit, fresh, problem, fault, config)
+
+    def _carried_over(
+        self, stamp_ns: int, relative: np.ndarray, camera: Camera, config: FitConfig, find_motion: FindMotion
+    ) -> MetricFit | None:
+        """What is known of the metres before this frame's anchors are looked at."""
+        if self._map is None:
+            return None
+        then_ns = self._newest_ns
+        found = self._map.carried_to(
+            relative, (stamp_ns - then_ns) * 1e-9, config.speed_m_s, camera, find_motion(then_ns)
+        )
+        if found is None:
+            self._map = self._rejected = None
+            return None
+        fit, step = found
+        self._rejected = None if self._rejected is None else step(self._rejected)
+        return fit
+
+    def _weighed(
+        self, relative: np.ndarray, known: MetricFit | None, new: MetricFit | None, problem: str | None
+    ) -> tuple[MetricFit | None, bool, str | None]:
+        """The fit for this frame, whether its anchors are in it, and why not."""
+        rejected, self._rejected = self._rejected, None
+        if new is None:
+            return known, False, problem
+        strong = relative_sigma(relative, new) <= _STRONG_SIGMA
+        if known is None:
+            self._streak = int(strong)
+            return new, True, problem
+        fused, contradiction = _fused(new, known)
+        if contradiction <= _GATE:
+            self._streak = self._streak + 1 if strong else 0
+            return fused, True, problem
+        if strong and rejected is not None and _fused(new, rejected)[1] <= _GATE:
+            self._jumps += 1
+            self._streak = _SETTLED  # said twice, and what it contradicts is gone
+            return new, True, problem
+        self._rejected = new if strong else None
+        problem = (
+            f"the anchors contradict the frames before (chi-square {contradiction:.0f}, by chance up to {_GATE:g}): "
+            "the last metres are held"
+        )
+        return known, False, problem
+
+    def _answer(
+        self,
+        stamp_ns: int,
+        relative: np.ndarray,
+        fit: MetricFit | None,
+        fresh: bool,
+        problem: str | None,
+        fault: bool,
+        config: FitConfig,
+    ) -> Metres:
+        """Remember the fit for the next frame; say whether it may be used, and as what."""
+        if fresh:
+            self._evidence_ns = stamp_ns
+        age_s = None if self._evidence_ns is None else (stamp_ns - self._evidence_ns) * 1e-9
+        if fit is None or age_s > config.hold_s:
+            self._map, self._streak = None, 0
+            return Metres(FAULT if fault else RELATIVE, None, False, math.nan, age_s, problem, self._jumps)
+        self._map = MetricMap.of(fit, relative)
+        sigma = relative_sigma(relative, fit)
+        if sigma > config.max_sigma:
+            doubt = f"the metres are uncertain by {sigma:.0%} (fit.max_sigma={config.max_sigma:g})"
+            problem = doubt if problem is None else f"{doubt}: {problem}"
+            return Metres(FAULT if fault else RELATIVE, None, False, math.nan, age_s, problem, self._jumps)
+        state = (OK if self._streak >= _SETTLED else DEGRADED) if fresh else HOLD
+        return Metres(state, fit, fresh, sigma, age_s, problem, self._jumps)
+
+
+def _fused(new: MetricFit, known: MetricFit) -> tuple[MetricFit, float]:
+    """The anchors' fit with what was known, and how much they contradict each other (chi-square)."""
+    scale, both, shift = known.covariance
+    known_by = scale * shift - both**2
+    information = (shift / known_by, -both / known_by, scale / known_by)
+    try:
+        line = weigh(new.evidence, Belief(known.scale, known.shift, information))
+    except NoLine:
+        return new, math.inf
+    return replace(new, scale=line.scale, shift=line.shift, covariance=line.covariance), line.contradiction
