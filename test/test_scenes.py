@@ -183,7 +183,7 @@ def test_a_headlight_goes_where_the_camera_goes(studio):
 
 
 def test_a_drive_through_a_mine_stays_under_its_roof(studio):
-    world, line = sequence._find_drive(studio, 21, "mine", 20.0)
+    _, world, line = sequence._find_drive(studio, 21, "mine", 20.0)
     assert np.linalg.norm(np.diff(line, axis=0), axis=1).sum() > 19
     origins = np.concatenate([line, np.full((len(line), 1), 0.7)], 1)
     above = world.ranges(origins, np.tile([0.0, 0.0, 1.0], (len(line), 1)), 100.0)
