@@ -46,7 +46,7 @@ _LATCHED = Qos(
 @dataclass(frozen=True)
 class Frame:
     """One camera frame: `rgb` (H, W, 3) uint8; `depth_m` (H, W) float32 true depth along z, NaN unknown;
-    `points` (N, 3) float32 in the LiDAR's frame; all of one time. `odom_from_camera`: (4, 4), where the recording has it.
+    `points` (N, 3) float32 in the LiDAR's frame; all of one time. `odom_from_camera`: (4, 4), None where not recorded.
     """
 
     stamp_ns: int

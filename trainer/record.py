@@ -1,9 +1,9 @@
 """Makes a recording: a robot's drive through a generated scene, with camera, LiDAR and true depth.
 
 For the demo, `python -m trainer record --out recordings/warehouse`; to try fine-tuning on, a drive through a mine, of
-which there is nothing in training sets: `--family mine --frames 250 --rate 5 --max-mb 0`. To measure metric depth over time
-on: a camera that stands still, that turns, things that cross its view, and its pose (`--still --turn --movers --pose`);
-`make sequences` has the commands.
+which there is nothing in training sets: `--family mine --frames 250 --rate 5 --max-mb 0`. To measure metric depth over
+time on: a camera that stands still or turns, things that cross its view, and its pose (`--still --turn --movers
+--pose`); the Makefile's `sequences` has the commands.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ _SLOWEST, _FASTEST = 0.7, 1.4  # m/s
 
 @dataclass(frozen=True)
 class Mover:
-    """A part of the merged mesh that moves: `vertices`, and its offset (3,) metres at time t: velocity * (t - crosses_s).
+    """A part of the merged mesh that moves: its `vertices`, and its `velocity` (3,) in metres per second.
 
     The mesh is built where the mover is in the middle of the view, at `crosses_s`.
     """
