@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -112,7 +113,7 @@ def _seed_of(frame: Frame) -> int:
 
 
 def evaluate(frames: Iterator[Frame], source: Source, space: str, needed: bool = True) -> list[Row]:
-    """The scores on all frames that `source` has relative depth of; raises `Unusable` where `needed` and it has none."""
+    """The scores on all frames that `source` has relative depth of; `Unusable` if `needed` and there are none."""
     rows: list[Row] = []
     left_out = []
     for frame in frames:
@@ -221,7 +222,7 @@ def _still_frames(arguments: argparse.Namespace) -> Iterator[Frame]:
     try:
         return read_frames(data_folder(arguments.data), chosen)
     except Unusable as problem:
-        if chosen is not None or arguments.data is not None:
+        if chosen is not None or arguments.data is not None or DATA_VARIABLE in os.environ:
             raise
         print(f"left out: {problem}", file=sys.stderr)
         return iter(())

@@ -220,7 +220,7 @@ def _one_depth(of: Sequence, frame: int) -> np.ndarray:
 
 def _far_half(of: Sequence, frame: int) -> np.ndarray:
     points, _, depth_m = _in_view(of, frame)
-    return points[depth_m > np.median(depth_m)] if len(depth_m) else points
+    return points[depth_m >= np.median(depth_m)] if len(depth_m) else points
 
 
 def _one_corner(of: Sequence, frame: int) -> np.ndarray:

@@ -9,7 +9,8 @@ from typing import Any
 from marigold_ros.config import Unusable
 from marigold_ros.files import written_beside
 from marigold_ros.metric_baselines import LINEAR, ORACLE, OURS
-from marigold_ros.metric_over_time import GLOBAL, PER_FRAME, SMOOTHED, SequenceRow
+from marigold_ros.metric_chain import GLOBAL, PER_FRAME, SMOOTHED
+from marigold_ros.metric_over_time import SequenceRow
 from marigold_ros.metric_sequence_cases import CLEAN, DROPOUT, JUMP, SHARES, WRONG
 
 _OVER_TIME, _WRONG = "error_over_time.png", "error_against_wrong_anchors.png"

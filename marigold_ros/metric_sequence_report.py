@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 from marigold_ros.metric_baselines import ORACLE, OURS
-from marigold_ros.metric_over_time import GLOBAL, SequenceRow
+from marigold_ros.metric_chain import GLOBAL
+from marigold_ros.metric_over_time import SequenceRow
 from marigold_ros.metric_report import Target, markdown
 from marigold_ros.metric_sequence_cases import AFTER_CLEAN, CLEAN, COHERENT, DEGENERATE, DROPOUT, EXTRINSIC, JUMP, WRONG
 

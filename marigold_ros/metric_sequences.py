@@ -43,7 +43,7 @@ class Sequence:
     """A recording as the chain sees it, n frames; what is held against its answers is `truth_m`.
 
     stamps_ns: n times. rgb, relative: n images (H, W, 3) uint8 and (H, W) float32, affine in `space`. scans: n point
-    clouds (N, 3) float32 in the LiDAR's frame. pixels: (M, 2) integer u, v that are asked about, in all frames the same.
+    clouds (N, 3) float32 in the LiDAR's frame. pixels: (M, 2) integer u, v that are asked about, the same every time.
     truth_m: (n, M) float32 metres, NaN where unknown or a point of the frame's scan lies. beyond: (n, M) bool, where no
     surface is within what a recording's truth holds (65 m): sky. still: whether camera and scene stand.
     """
