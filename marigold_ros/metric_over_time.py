@@ -31,7 +31,7 @@ class SequenceRow:
     one and two standard deviations. flicker: frame-to-frame step of the median ln z, of its error unless the scene
     stands still. noise: standard deviation over time of ln z of a pixel, the median pixel's. recovery_s: seconds after
     the fault until AbsRel is within 10 % of the clean run's, infinite if that did not happen. states: share of the
-    frames. over_time: AbsRel of every step of the case, of which those from `scored_from` on count; for plots.
+    frames. usual: AbsRel of the clean run at the same frames. over_time: AbsRel of every step of the case, of which those from `scored_from` on count; for plots.
     """
 
     sequence: str
@@ -53,6 +53,7 @@ class SequenceRow:
     flicker_max: float = math.nan
     noise: float = math.nan
     recovery_s: float = math.nan
+    usual: float = math.nan
     states: dict[str, float] = field(default_factory=dict)
     stage_ms: dict[str, tuple[float, float]] = field(default_factory=dict)
     over_time: tuple[float, ...] = ()
@@ -84,6 +85,7 @@ class Track:
             **_calibration([(self._truth(n), a) for n, a in counted]),
             **(self._steadiness(counted) if every else {}),
             recovery_s=self._recovery_s(errors, clean) if every and clean is not None else math.nan,
+            usual=self._usual(counted, clean or {}),
             states=_shares([a.state for _, a in counted]),
             stage_ms=_times([a.stage_s for _, a in counted]),
             over_time=tuple(errors.values()) if every else (),
@@ -136,6 +138,10 @@ class Track:
             "flicker_max": max(found) if found else math.nan,
             "noise": temporal_noise(logs) if still and logs else math.nan,
         }
+
+    def _usual(self, counted: list[tuple[int, Answer]], clean: dict[tuple[str, int], float]) -> float:
+        steps = [self._case.steps[number] for number, _ in counted]
+        return _mean([clean.get((step.sequence.name, step.frame), math.nan) for step in steps])
 
     def _recovery_s(self, errors: dict[int, float], clean: dict[tuple[str, int], float]) -> float:
         case = self._case

@@ -122,7 +122,9 @@ def _extrinsic(sequence: Sequence) -> Iterator[Case]:
 
 
 def _delayed(sequence: Sequence) -> Iterator[Case]:
-    """Scans of earlier frames under the stamp of now, by delays that are whole frames."""
+    """Scans of earlier frames under the stamp of now, by delays that are whole frames; none where nothing moves."""
+    if sequence.still:
+        return
     for delay_s in DELAYS_S:
         back = round(delay_s / sequence.period_s)
         if back == 0 or abs(back * sequence.period_s - delay_s) > 0.1 * delay_s or back >= len(sequence):

@@ -13,6 +13,7 @@ from marigold_ros.metric_sequence_cases import AFTER_CLEAN, CLEAN, COHERENT, DEG
 
 _HEADINGS = {
     "abs_rel": "AbsRel",
+    "usual": "clean, same frames",
     "rmse_m": "RMSE, m",
     "mae_m": "MAE, m",
     "delta1": "δ1",
@@ -29,7 +30,18 @@ _HEADINGS = {
 }
 _SHARES = ("delta1", "miss", "phantom", "sky_wall", "coverage", "within_1", "within_2")
 _METRES = ("rmse_m", "mae_m")
-_OF_OURS = ("abs_rel", "miss", "phantom", "sky_wall", "coverage", "within_1", "within_2", "flicker_p95", "recovery_s")
+_OF_OURS = (
+    "abs_rel",
+    "usual",
+    "miss",
+    "phantom",
+    "sky_wall",
+    "coverage",
+    "within_1",
+    "within_2",
+    "flicker_p95",
+    "recovery_s",
+)
 _WHOLE = 0.995
 _AGAINST_ORACLE = ((WRONG, None, "up to 50 % wrong anchors", 1.2), (EXTRINSIC, "yaw 1°", "extrinsic off by 1°", 1.3))
 _CORRECTION = ((CLEAN, CLEAN, "clean", 0.8), (EXTRINSIC, "yaw 1°", "extrinsic off by 1°", 0.9))
@@ -38,6 +50,8 @@ _SHORT_DROPOUT, _DROPOUT_FACTOR = "no scans for 0.3 s", 1.1
 _COHERENT_MORE = 0.02
 _SCANS_TO_RECOVER, _SCAN_S = 2, 0.1
 _ONE_DEPTH, _ONE_DEPTH_REL, _ONE_DEPTH_WITHIN_2 = "one depth", 0.12, 0.93
+# The same figures as parts of the best affine fit's 0.066.
+_FEW_FACTOR, _ONE_DEPTH_FACTOR = 1.36, 1.82
 _FEW_REL, _TOO_FEW = 0.09, ("1 anchor", "2 anchors")
 _WITHIN_1 = (0.55, 0.80)
 _TOGETHER_MS = 8.0
@@ -67,7 +81,7 @@ def own_tables(rows: Sequence[SequenceRow]) -> Iterator[str]:
 def clean_tables(rows: Sequence[SequenceRow]) -> Iterator[str]:
     """All scores of all methods without faults, and the time of each stage."""
     clean = [row for row in rows if row.group == CLEAN]
-    names = [name for name in _HEADINGS if name != "recovery_s"]
+    names = [name for name in _HEADINGS if name not in ("recovery_s", "usual")]
     lines = [[row.sequence, row.method, *(_number(row, name) for name in names)] for row in clean]
     yield f"### All scores, clean\n\n{markdown(['sequence', 'method', *(_HEADINGS[name] for name in names)], lines)}"
     ours = [row for row in clean if row.method == OURS and row.stage_ms]
@@ -93,13 +107,13 @@ def sequence_targets(rows: Sequence[SequenceRow]) -> list[Target]:
     steady = [row for row in clean.values() if not math.isnan(row.noise)]
     what = "still scene: 95th percentile of the step of the median ln z"
     answers.append(_worst(what, steady, lambda row: _STEP, "flicker_p95"))
-    answers += _degenerate(ours)
+    answers += _degenerate(ours, lambda row: found[row.sequence, row.fault, ORACLE].abs_rel)
     those = [row for row in ours if row.group == DROPOUT and row.fault == _SHORT_DROPOUT]
-    what = f"{_SHORT_DROPOUT}: at most {_DROPOUT_FACTOR:g} x the clean AbsRel"
-    answers.append(_worst(what, those, lambda row: _DROPOUT_FACTOR * clean[row.sequence].abs_rel))
+    what = f"{_SHORT_DROPOUT}: at most {_DROPOUT_FACTOR:g} x the clean AbsRel of these frames"
+    answers.append(_worst(what, those, lambda row: _DROPOUT_FACTOR * row.usual))
     those = [row for row in ours if row.group == COHERENT]
-    what = f"most anchors wrong by one factor in single frames: at most {_COHERENT_MORE:g} more than the clean AbsRel"
-    answers.append(_worst(what, those, lambda row: _COHERENT_MORE + clean[row.sequence].abs_rel))
+    what = f"most anchors wrong by one factor in single frames: at most {_COHERENT_MORE:g} more than clean"
+    answers.append(_worst(what, those, lambda row: _COHERENT_MORE + row.usual))
     those = [row for row in ours if row.group == JUMP]
     what = f"after a jump: as good as before after {_SCANS_TO_RECOVER} scans of a 10 Hz LiDAR, s"
     answers.append(_worst(what, those, lambda row: _SCANS_TO_RECOVER * _SCAN_S + 1e-6, "recovery_s"))
@@ -110,14 +124,25 @@ def sequence_targets(rows: Sequence[SequenceRow]) -> list[Target]:
     return [answer for answer in answers if answer is not None]
 
 
-def _degenerate(ours: list[SequenceRow]) -> list[Target | None]:
-    """Once whole scans were seen: three anchors and more, and one depth."""
+def _degenerate(ours: list[SequenceRow], oracle: Callable[[SequenceRow], float]) -> list[Target | None]:
+    """Once whole scans were seen: three anchors and more, and one depth; in figures, and against the best affine fit.
+
+    The figures were found where that has an AbsRel of 0.066; a weak network's is larger.
+    """
     those = [row for row in ours if row.group == DEGENERATE and row.fault.endswith(AFTER_CLEAN)]
     flat = [row for row in those if row.fault.startswith(_ONE_DEPTH)]
     few = [row for row in those if row not in flat and not row.fault.startswith(_TOO_FEW)]
     sure = [row for row in flat if not math.isnan(row.within_2)]
     return [
         _worst(f"degenerate anchors {AFTER_CLEAN}: AbsRel", few, lambda row: _FEW_REL),
+        _worst(
+            f"degenerate anchors {AFTER_CLEAN}: at most {_FEW_FACTOR:g} x the best affine fit", few,
+            lambda row: _FEW_FACTOR * oracle(row),
+        ),
+        _worst(
+            f"anchors at one depth {AFTER_CLEAN}: at most {_ONE_DEPTH_FACTOR:g} x the best affine fit", flat,
+            lambda row: _ONE_DEPTH_FACTOR * oracle(row),
+        ),
         _worst(f"anchors at one depth {AFTER_CLEAN}: AbsRel", flat, lambda row: _ONE_DEPTH_REL),
         _worst(
             f"anchors at one depth {AFTER_CLEAN}: errors beyond 2 σ", sure, lambda row: 1 - _ONE_DEPTH_WITHIN_2,
@@ -149,7 +174,7 @@ def _worst(
     """The target in the case that comes off worst, unknown depth worst of all; None without any."""
     value = measured or (lambda row: getattr(row, name))
     answers = [
-        Target(what, f"{row.sequence}, {row.fault}", value(row), allowed(row), value(row) <= allowed(row))
+        Target(what, f"{row.sequence}, {row.fault}{_partly(row)}", value(row), allowed(row), value(row) <= allowed(row))
         for row in rows
     ]
     if not answers:
@@ -157,6 +182,10 @@ def _worst(
     worst = max(answers, key=lambda t: math.inf if math.isnan(t.measured) else t.measured / t.allowed)
     where = f"{sum(t.met for t in answers)} of {len(answers)} cases; worst: {worst.where}"
     return Target(what, where, worst.measured, worst.allowed, worst.met)
+
+
+def _partly(row: SequenceRow) -> str:
+    return "" if row.coverage >= _WHOLE else f" (for {row.coverage:.0%} of the truth)"
 
 
 def sequence_targets_table(answers: Sequence[Target]) -> str:
