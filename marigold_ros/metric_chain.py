@@ -100,6 +100,7 @@ class Smoothed:
 
     def __init__(self) -> None:
         self._line: np.ndarray | None = None
+        self._fit: MetricFit | None = None
 
     def __call__(self, fit: MetricFit | None) -> MetricFit | None:
         """The smoothed fit after a frame whose own is `fit`."""
@@ -107,7 +108,7 @@ class Smoothed:
             line = np.array([fit.scale, fit.shift])
             self._line = line if self._line is None else (1 - _SMOOTHING) * self._line + _SMOOTHING * line
             self._fit = fit
-        if self._line is None:
+        if self._fit is None or self._line is None:
             return None
         return replace(self._fit, scale=float(self._line[0]), shift=float(self._line[1]))
 

@@ -31,7 +31,8 @@ class SequenceRow:
     one and two standard deviations. flicker: frame-to-frame step of the median ln z, of its error unless the scene
     stands still. noise: standard deviation over time of ln z of a pixel, the median pixel's. recovery_s: seconds after
     the fault until AbsRel is within 10 % of the clean run's, infinite if that did not happen. states: share of the
-    frames. usual: AbsRel of the clean run at the same frames. over_time: AbsRel of every step of the case, of which those from `scored_from` on count; for plots.
+    frames. usual: AbsRel of the clean run at the same frames. stage_ms: p50 and p95 of each stage after the network.
+    over_time: AbsRel of every step of the case, of which those from `scored_from` on count; for plots.
     """
 
     sequence: str

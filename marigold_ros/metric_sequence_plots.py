@@ -56,8 +56,8 @@ def _over_time(rows: Sequence[SequenceRow], figure_class: Any) -> Any:
             axes.plot(row.over_time, color=_STYLES[row.method], label=row.method, lw=1.8 if row.method == OURS else 1)
         first, count = here[0].scored_from, here[0].frames
         axes.axvspan(first - 0.5, first + (count if here[0].group == DROPOUT else 0.5) - 0.5, color="#f3d9c9", lw=0)
-        highest = max((v for row in here if row.method == OURS for v in row.over_time if v == v), default=0.1)
-        axes.set(title=f"{sequence}: {fault}", ylabel="AbsRel", ylim=(0, 1.6 * highest))
+        bounds = [v for row in here if row.method in (OURS, ORACLE) for v in row.over_time if v == v]
+        axes.set(title=f"{sequence}: {fault}", ylabel="AbsRel", ylim=(0, 1.3 * max(bounds, default=0.1)))
     axes.set_xlabel("frame")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return figure

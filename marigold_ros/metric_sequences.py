@@ -45,7 +45,8 @@ class Sequence:
     stamps_ns: n times. rgb, relative: n images (H, W, 3) uint8 and (H, W) float32, affine in `space`. scans: n point
     clouds (N, 3) float32 in the LiDAR's frame. pixels: (M, 2) integer u, v that are asked about, the same every time.
     truth_m: (n, M) float32 metres, NaN where unknown or a point of the frame's scan lies. beyond: (n, M) bool, where no
-    surface is within what a recording's truth holds (65 m): sky. still: whether camera and scene stand.
+    surface is within what a recording's truth holds (65 m): sky. still: whether camera and scene stand. poses: n times
+    (4, 4) odom_from_camera, or None where the recording has none.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Sequence:
     truth_m: np.ndarray
     beyond: np.ndarray
     still: bool
+    poses: list[np.ndarray | None]
 
     def __len__(self) -> int:
         return len(self.stamps_ns)
@@ -108,7 +110,7 @@ def read_sequence(path: Path, source: Source, space: str, frames: int | None = N
         raise Unusable(f"sequence {path}: has no whole frame; record it again")
     return Sequence(
         name, camera, camera_from_lidar, space, own, stamps_ns, rgb, relative, scans, pixels, np.stack(truth),
-        np.stack(beyond), _stands(poses) and _unchanging(np.stack(truth)),
+        np.stack(beyond), _stands(poses) and _unchanging(np.stack(truth)), poses,
     )  # fmt: skip
 
 
