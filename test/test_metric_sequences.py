@@ -65,7 +65,8 @@ def sequence(frames=40, name="corridor", rate_hz=10.0):
     rgb = [np.zeros((120, 160, 3), np.uint8)] * frames
     return Sequence(
         name, CAMERA, CAMERA_FROM_LIDAR, "inverse_depth", None, stamps, rgb, answers_of,
-        [scan_of(depth_m, i) for i in range(frames)], pixels, truth_m, np.zeros(truth_m.shape, bool), True, [None] * frames,
+        [scan_of(depth_m, i) for i in range(frames)], pixels, truth_m, np.zeros(truth_m.shape, bool), True,
+        [None] * frames,
     )  # fmt: skip
 
 
