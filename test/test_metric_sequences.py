@@ -310,6 +310,14 @@ def test_targets_over_time_are_judged_by_the_worst_case():
     wrong = found["global fit, up to 50 % wrong anchors: at most 1.2 x the best affine fit"]
     assert wrong.where == "1 of 2 cases; worst: a, 50 % wrong"
     assert "another scene" in found["after a jump: as good as before after 2 scans of a 10 Hz LiDAR, s"].where
+    few = "degenerate anchors after 3 clean frames: AbsRel"
+    partly = sequence_targets(
+        [row("3 anchors, after 3 clean frames", DEGENERATE, coverage=0.6, abs_rel=0.01), *rows[-4:]]
+    )
+    (found,) = [t for t in partly if t.what == few]
+    assert math.isnan(found.measured)  # little error where there is depth, but there is not enough of it
+    assert not found.met
+    assert "3 anchors, after 3 clean frames (for 60% of the truth)" in found.where
 
 
 def test_degraded_truth_of_a_sequence_changes_little_from_frame_to_frame():
