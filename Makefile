@@ -52,7 +52,7 @@ $(SEQUENCES)/movers: | .venv-test/.ready
 	$(RECORD) --out $@ --family warehouse --seed 33 --frames 100 --still --movers 6
 
 $(SEQUENCES)/turning: | .venv-test/.ready
-	$(RECORD) --out $@ --family room --seed 3 --frames 200 --rate 20 --speed 0.4 --turn 60
+	$(RECORD) --out $@ --family corridor --seed 33 --frames 160 --rate 20 --speed 0.5 --turn 60
 
 clean:
 	rm -rf .venv-demo .venv-test .venv-lint demo_output
