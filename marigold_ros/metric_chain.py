@@ -13,7 +13,7 @@ from marigold_ros.config import Config, Unusable
 from marigold_ros.geometry import Camera
 from marigold_ros.metric import MetricFit, Refusal, apply_fit
 from marigold_ros.metric_baselines import LINEAR, METHODS, ORACLE, OURS, Question, oracle_line, own_fit
-from marigold_ros.metric_sequence_cases import CLEAN, Case, Step
+from marigold_ros.metric_sequence_cases import CLEAN, COHERENT, Case, Step
 from marigold_ros.metric_sequences import Sequence
 from marigold_ros.pipeline import FrameDepth, Pipeline, Scan
 
@@ -167,7 +167,7 @@ def answers(case: Case, oracle: Oracle) -> Iterator[dict[str, Answer]]:
         fit = None if isinstance(fit, Refusal) else fit
         found[PER_FRAME] = Answer(_applied(fit, sequence, step.frame))
         found[SMOOTHED] = Answer(_applied(smoothed(fit), sequence, step.frame))
-        if case.group == CLEAN or number % _EVERY == 0:
+        if case.group in (CLEAN, COHERENT) or number % _EVERY == 0:
             found[FORGETFUL] = Chain(sequence, config)(step)
             found |= {name: Answer(METHODS[name](asked)) for name in OTHERS}
         yield found
