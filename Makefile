@@ -1,6 +1,7 @@
 # make demo   the real node on the bundled recording, over DDS; leaves a picture and a recording in demo_output/
 # make test   the test suite (installs torch, diffusers and mitsuba for it)
 # make lint   ruff
+# make sequences   the generated recordings that docs/metric.md measures on, into sequences/; 20 minutes on two cores
 #
 # Each target makes its own virtual environment once; nothing outside this folder is touched but pip's cache.
 # Needs Python 3.10 to 3.13 with venv, make and git. Variables:
@@ -9,19 +10,23 @@
 #   TEST_WORKERS=1                                         processes that share the tests (files, not single tests)
 #   PYTEST_ARGS="-k kitti"                                 more arguments for pytest
 #   DEMO_ARGS="--rate 0.5"                                 more arguments for the demo
+#   SEQUENCES=sequences                                    folder of the generated recordings
 
 PYTHON ?= python3
 TORCH_INDEX ?=
 TEST_WORKERS ?= 2
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+SEQUENCES ?= sequences
 
 PIP_FLAGS = --disable-pip-version-check --no-input -q
 # A sourced ROS installation would put its own rclpy before the one in the environment.
 CLEAN = env -u PYTHONPATH -u AMENT_PREFIX_PATH -u LD_LIBRARY_PATH -u RMW_IMPLEMENTATION -u ROS_DOMAIN_ID
 TORCH_REQUIREMENT = $(shell grep '^torch==' requirements-test.txt)
 
-.PHONY: demo test lint clean
+RECORD = $(CLEAN) .venv-test/bin/python -m trainer record --pose --image-noise 1.5 --samples 8 --max-mb 0
+
+.PHONY: demo test lint sequences clean
 
 demo: .venv-demo/.ready
 	@$(CLEAN) .venv-demo/bin/python -m marigold_ros.demo $(DEMO_ARGS)
@@ -33,6 +38,21 @@ test: .venv-test/.ready
 lint: .venv-lint/.ready
 	.venv-lint/bin/ruff check .
 	.venv-lint/bin/ruff format --check .
+
+sequences: $(addprefix $(SEQUENCES)/,still drive movers turning)
+
+# Each is made once; a recording appears only when it is whole.
+$(SEQUENCES)/still: | .venv-test/.ready
+	$(RECORD) --out $@ --family warehouse --seed 21 --frames 100 --still
+
+$(SEQUENCES)/drive: | .venv-test/.ready
+	$(RECORD) --out $@ --family street --seed 33 --frames 150 --speed 2.5
+
+$(SEQUENCES)/movers: | .venv-test/.ready
+	$(RECORD) --out $@ --family warehouse --seed 33 --frames 100 --still --movers 6
+
+$(SEQUENCES)/turning: | .venv-test/.ready
+	$(RECORD) --out $@ --family corridor --seed 33 --frames 160 --rate 20 --speed 0.5 --turn 60
 
 clean:
 	rm -rf .venv-demo .venv-test .venv-lint demo_output

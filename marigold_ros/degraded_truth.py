@@ -6,6 +6,8 @@ smooth random field of relative depth, then normalisation as a network's, a gamm
 
 from __future__ import annotations
 
+import math
+
 import cv2
 import numpy as np
 
@@ -15,6 +17,8 @@ from marigold_ros.metric import to_space
 _FIELDS = ((0.05, 120), (0.015, 30))
 _GAMMA = 1.04
 _EDGE_BLUR_PX = 1.5
+# Of the field's deviation in a sequence, what is new in each frame; the rest is the scene's, as it is of a network.
+_NEW_SHARE = 0.2
 
 
 def filled(depth_m: np.ndarray) -> np.ndarray:
@@ -30,15 +34,20 @@ def filled(depth_m: np.ndarray) -> np.ndarray:
     return of_label[labels]
 
 
-def degraded(depth_m: np.ndarray, space: str, seed: int) -> np.ndarray:
+def degraded(depth_m: np.ndarray, space: str, seed: int, number: int | None = None) -> np.ndarray:
     """(H, W) metres, NaN unknown -> (H, W) float32 in [0, 1], roughly affine in `space` and increasing with distance.
 
-    The same seed gives the same answer.
+    The same seed gives the same answer. number: of a frame in a sequence; a fifth of the field's deviation is then new
+    in each, the rest stays where it is in the image.
     """
     random = np.random.default_rng(seed)
+    own = np.random.default_rng([seed, 0 if number is None else number])
     log_m = np.log(filled(depth_m).astype(np.float64))
     for sigma, pixels in _FIELDS:
-        log_m += sigma * _smooth_field(depth_m.shape, pixels, random)
+        error = _smooth_field(depth_m.shape, pixels, random)
+        if number is not None:
+            error = math.sqrt(1 - _NEW_SHARE**2) * error + _NEW_SHARE * _smooth_field(depth_m.shape, pixels, own)
+        log_m += sigma * error
     y = to_space(np.exp(log_m), space)
     relative = (y - y.min()) / max(float(np.ptp(y)), 1e-12)
     return cv2.GaussianBlur(relative**_GAMMA, (0, 0), _EDGE_BLUR_PX).astype(np.float32)

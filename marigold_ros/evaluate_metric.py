@@ -3,7 +3,8 @@
 On real still frames (KITTI's streets, an indoor RGB-D camera) the node's fit is given anchors in several patterns,
 clean and with faults, and is held against depth that they do not give away, beside the best possible fit and what
 others use. The network runs once per frame. With --relative degraded the relative depth is made from the truth of the
-indoor frames instead, to judge the chain apart from a weak network. Prints Markdown tables.
+indoor frames instead, to judge the chain apart from a weak network. On sequences, generated recordings with exact
+truth, the node's chain goes from frame to frame, through faults of the anchors and of time. Prints Markdown tables.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,16 +27,26 @@ from marigold_ros.files import written_beside
 from marigold_ros.metric import SPACES, MetricFit
 from marigold_ros.metric_baselines import GLOBAL, METHODS, ORACLE, OURS, Question, oracle_affine, own_fit
 from marigold_ros.metric_cases import FAULTS, SEED, Fault, Pattern, cases, patterns
-from marigold_ros.metric_frames import DATA_VARIABLE, DATASETS, Frame, data_folder, read_frames
+from marigold_ros.metric_frames import DATA_VARIABLE, DATASETS, SEQUENCES, Frame, data_folder, read_frames
+from marigold_ros.metric_over_time import SequenceRow, sequence_rows
 from marigold_ros.metric_report import SCORES, Row, Target, case_tables, means, overview, targets, targets_table
+from marigold_ros.metric_sequence_cases import GROUPS
+from marigold_ros.metric_sequence_plots import write_plots
+from marigold_ros.metric_sequence_report import (
+    clean_tables,
+    fault_tables,
+    own_tables,
+    sequence_targets,
+    sequence_targets_table,
+)
+from marigold_ros.metric_sequences import Source, read_sequence
+from marigold_ros.places import shared
 from marigold_ros.scores import near_rates, score
 from marigold_ros.timing import measure, timing
 
 DEGRADED = "degraded"
 _FIT_REPEATS = 5
-
-# What gives relative depth of a frame, and a metric checkpoint's own fit; None where it has none.
-Source = Callable[[Frame], "tuple[np.ndarray, MetricFit | None] | None"]
+_BUNDLED = "recordings/warehouse"
 
 
 def pattern_rows(
@@ -85,7 +97,7 @@ def _source(arguments: argparse.Namespace) -> tuple[Source, str, str]:
         def degrade(frame: Frame) -> tuple[np.ndarray, MetricFit | None] | None:
             if frame.depth_m is None:
                 return None
-            return degraded(frame.depth_m, space, _seed_of(frame)), None
+            return degraded(frame.depth_m, space, _seed_of(frame), frame.number), None
 
         return degrade, space, f"degraded truth, affine in {space}"
     estimator = load_estimator(ModelConfig(checkpoint=arguments.relative, engine=arguments.engine))
@@ -100,8 +112,8 @@ def _seed_of(frame: Frame) -> int:
     return SEED + sum(frame.name.encode())
 
 
-def evaluate(frames: Iterator[Frame], source: Source, space: str) -> list[Row]:
-    """The scores on all frames that `source` has relative depth of; raises `Unusable` where it has none."""
+def evaluate(frames: Iterator[Frame], source: Source, space: str, needed: bool = True) -> list[Row]:
+    """The scores on all frames that `source` has relative depth of; `Unusable` if `needed` and there are none."""
     rows: list[Row] = []
     left_out = []
     for frame in frames:
@@ -112,22 +124,50 @@ def evaluate(frames: Iterator[Frame], source: Source, space: str) -> list[Row]:
         print(f"{frame.dataset} {frame.name} ...", file=sys.stderr)
         for pattern in patterns(frame):
             rows += pattern_rows(pattern, found[0], space, found[1], FAULTS)
-    if not rows:
+    if not rows and needed:
         raise Unusable("--relative degraded: needs frames with dense depth, which only indoor/ has")
     if left_out:
         print(f"left out, no dense depth to degrade: {', '.join(left_out)}", file=sys.stderr)
     return rows
 
 
-def _as_json(rows: Sequence[Row], answers: Sequence[Target], relative: str) -> str:
-    def plain(values: dict) -> dict:
-        return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in values.items()}
+def evaluate_sequences(
+    paths: Sequence[Path], source: Source, space: str, arguments: argparse.Namespace
+) -> list[SequenceRow]:
+    """The scores on the recordings, one after the other; each is cut to from the one before."""
+    rows: list[SequenceRow] = []
+    before = None
+    for path in paths:
+        print(f"{path} ...", file=sys.stderr)
+        sequence = read_sequence(path, source, space, arguments.frames)
+        rows += sequence_rows(sequence, before, tuple(arguments.faults), lambda name: print(name, file=sys.stderr))
+        before = sequence
+    return rows
+
+
+def _as_json(
+    rows: Sequence[Row],
+    answers: Sequence[Target],
+    relative: str,
+    over_time: Sequence[SequenceRow],
+    answers_over_time: Sequence[Target],
+) -> str:
+    def plain(value: object) -> object:
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(v) for v in value]
+        if isinstance(value, float) and not math.isfinite(value):
+            return "never" if math.isinf(value) else None
+        return value
 
     content = {
         "relative": relative,
         "seed": SEED,
         "rows": [plain(asdict(row)) for row in rows],
         "targets": [plain(asdict(answer)) for answer in answers],
+        "sequences": [plain(asdict(row)) for row in over_time],
+        "sequence_targets": [plain(asdict(answer)) for answer in answers_over_time],
     }
     return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -139,7 +179,25 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data", type=Path, metavar="FOLDER", help=f"holds kitti/, indoor/ or both (default ${DATA_VARIABLE})"
     )
-    parser.add_argument("--on", nargs="+", choices=DATASETS, help="these datasets only (default: what is there)")
+    parser.add_argument(
+        "--on", nargs="+", choices=(*DATASETS, SEQUENCES), help="these only (default: sequences, and what is there)"
+    )
+    parser.add_argument(
+        "--sequences",
+        nargs="+",
+        type=Path,
+        metavar="FOLDER",
+        help="recordings with true depth (default: the bundled one; `make sequences` makes more)",
+    )
+    parser.add_argument("--frames", type=int, metavar="N", help="of sequences the first N frames only")
+    parser.add_argument(
+        "--faults",
+        nargs="+",
+        choices=GROUPS,
+        default=list(GROUPS),
+        metavar="FAULT",
+        help=f"of sequences these faults only: {', '.join(GROUPS)}",
+    )
     parser.add_argument(
         "--relative", default="nano", metavar="nano|CHECKPOINT|degraded", help="what gives relative depth (nano)"
     )
@@ -151,35 +209,78 @@ def _parser() -> argparse.ArgumentParser:
         "--scores", nargs="+", default=["abs_rel"], choices=SCORES, help="a table by case for each of them (abs_rel)"
     )
     parser.add_argument("--mean", action="store_true", help="tables of the frames' means instead of every frame")
+    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="also draw the sequences' errors, as PNG files")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all scores of all cases")
     return parser
 
 
+def _still_frames(arguments: argparse.Namespace) -> Iterator[Frame]:
+    """The real frames that are asked for; without a word about them, those that are there."""
+    chosen = None if arguments.on is None else [name for name in arguments.on if name in DATASETS]
+    if chosen == []:
+        return iter(())
+    try:
+        return read_frames(data_folder(arguments.data), chosen)
+    except Unusable as problem:
+        if chosen is not None or arguments.data is not None or DATA_VARIABLE in os.environ:
+            raise
+        print(f"left out: {problem}", file=sys.stderr)
+        return iter(())
+
+
+def _recordings(arguments: argparse.Namespace) -> list[Path]:
+    """The sequences that are asked for."""
+    if arguments.on is not None and SEQUENCES not in arguments.on:
+        return []
+    return arguments.sequences or [shared(_BUNDLED)]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print the tables."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.frames is not None and arguments.frames < 1:
+        parser.error("--frames must be at least 1")
     try:
         if arguments.json is not None and arguments.json.is_dir():
             raise Unusable(f"--json {arguments.json}: is a folder; give a file in it")
-        folder = data_folder(arguments.data)
+        frames, recordings = _still_frames(arguments), _recordings(arguments)
         source, space, words = _source(arguments)
-        rows = evaluate(read_frames(folder, arguments.on), source, space)
+        rows = evaluate(frames, source, space, needed=not recordings)
         answers = targets(rows)
+        over_time = evaluate_sequences(recordings, source, space, arguments)
+        answers_over_time = sequence_targets(over_time)
+        if arguments.plots is not None:
+            write_plots(over_time, arguments.plots)
         if arguments.json is not None:
             with written_beside(arguments.json) as beside:
-                beside.write_text(_as_json(rows, answers, words), encoding="utf-8")
+                beside.write_text(_as_json(rows, answers, words, over_time, answers_over_time), encoding="utf-8")
     except Unusable as problem:
         print(f"evaluate_metric: {problem}", file=sys.stderr)
         return 1
     print(f"Relative depth: {words}. In brackets: for how much of the truth there is depth, where not for all;")
     print("– where the fit refused. The targets are those of KITTI's frames, indoors they are for comparison.")
+    if rows:
+        _print_still(rows, answers, arguments)
+    if over_time:
+        _print_over_time(over_time, answers_over_time, arguments.scores)
+    return 0
+
+
+def _print_still(rows: Sequence[Row], answers: Sequence[Target], arguments: argparse.Namespace) -> None:
     print(f"\n## Targets\n\n{targets_table(answers)}\n\n## Scores")
     for name in arguments.scores:
         for table in case_tables(means(rows) if arguments.mean else rows, name):
             print(f"\n{table}")
     for table in overview(rows):
         print(f"\n{table}")
-    return 0
+
+
+def _print_over_time(rows: Sequence[SequenceRow], answers: Sequence[Target], scores: Sequence[str]) -> None:
+    print(f"\n## Targets over time\n\n{sequence_targets_table(answers)}\n\n## Scores over time")
+    for tables in (clean_tables(rows), own_tables(rows), *(fault_tables(rows, name) for name in scores)):
+        for table in tables:
+            print(f"\n{table}")
 
 
 if __name__ == "__main__":

@@ -83,6 +83,11 @@ def ours(question: Question) -> np.ndarray:
 
 
 def oracle_affine(question: Question, truth_m: np.ndarray) -> np.ndarray:
+    """The metres of `oracle_line`."""
+    return _affine(question.at_pixels(), question.space, *oracle_line(question, truth_m))
+
+
+def oracle_line(question: Question, truth_m: np.ndarray) -> tuple[float, float]:
     """The scale and shift with the least AbsRel on (M,) `truth_m` itself: a bound to all that fit these two.
 
     Reweighted least squares, then a simplex search. It stands for what the relative depth allows, so unknown depth
@@ -115,7 +120,7 @@ def oracle_affine(question: Question, truth_m: np.ndarray) -> np.ndarray:
     found = _needed("scipy.optimize").minimize(
         lambda ends: errors(*line(ends)).mean(), ends, method="Nelder-Mead", options={"xatol": 1e-6, "fatol": 1e-6}
     )
-    return _affine(p, question.space, *line(found.x))
+    return line(found.x)
 
 
 def least_squares(question: Question) -> np.ndarray:

@@ -21,6 +21,7 @@ from marigold_ros.geometry import Camera
 DATA_VARIABLE = "MARIGOLD_ROS_DATA"
 KITTI, INDOOR = "kitti", "indoor"
 DATASETS = (KITTI, INDOOR)
+SEQUENCES = "sequences"
 # PrimeSense cameras as Open3D has them, at 640x480.
 _INDOOR_CAMERA = {"fx": 525.0, "fy": 525.0, "cx": 319.5, "cy": 239.5}
 _INDOOR_SIZE = (480, 640)
@@ -31,7 +32,8 @@ class Frame:
     """One image and what a range sensor measured.
 
     rgb: (H, W, 3) uint8; camera: undistorted. Of KITTI `points`, (N, 3) float32 metres in the LiDAR's frame, and
-    `camera_from_lidar` (4, 4); indoors `depth_m`, (H, W) float32 metres, NaN unknown.
+    `camera_from_lidar` (4, 4); indoors `depth_m`, (H, W) float32 metres, NaN unknown. Frames of sequences have both,
+    the name of the sequence and their `number` in it.
     """
 
     dataset: str
@@ -41,6 +43,7 @@ class Frame:
     points: np.ndarray | None = None
     camera_from_lidar: np.ndarray = field(default_factory=lambda: np.eye(4))
     depth_m: np.ndarray | None = None
+    number: int | None = None
 
 
 def data_folder(given: Path | None) -> Path:

@@ -27,7 +27,9 @@ IMAGE = "/camera/image/compressed"
 CAMERA_INFO = "/camera/camera_info"
 RANGE = "/lidar/points"
 GROUND_TRUTH = "/ground_truth/depth/compressed"
+TF = "/tf"
 TF_STATIC = "/tf_static"
+ODOM_FRAME = "odom"
 CAMERA_FRAME = "camera_optical"
 LIDAR_FRAME = "lidar"
 
@@ -44,13 +46,14 @@ _LATCHED = Qos(
 @dataclass(frozen=True)
 class Frame:
     """One camera frame: `rgb` (H, W, 3) uint8; `depth_m` (H, W) float32 true depth along z, NaN unknown;
-    `points` (N, 3) float32 in the LiDAR's frame; all of one time.
+    `points` (N, 3) float32 in the LiDAR's frame; all of one time. `odom_from_camera`: (4, 4), None where not recorded.
     """
 
     stamp_ns: int
     rgb: np.ndarray
     depth_m: np.ndarray
     points: np.ndarray
+    odom_from_camera: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -269,12 +272,16 @@ def truth_from_png(png: bytes | np.ndarray) -> np.ndarray:
 
 def write_frames(path: Path, frames: Iterable[Frame], camera: Camera, camera_from_lidar: np.ndarray) -> int:
     """Write `frames` of `camera` as a recording into the folder `path`; returns how many there were."""
-    messages = _Messages(camera, camera_from_lidar)
+    messages = _Messages(camera)
     count = 0
     with RecordingWriter(path) as writer:
         for frame in frames:
             if count == 0:
-                writer.write_message(TF_STATIC, frame.stamp_ns, messages.transform(frame.stamp_ns))
+                mounted = messages.transform(frame.stamp_ns, CAMERA_FRAME, LIDAR_FRAME, camera_from_lidar)
+                writer.write_message(TF_STATIC, frame.stamp_ns, mounted)
+            if frame.odom_from_camera is not None:
+                pose = messages.transform(frame.stamp_ns, ODOM_FRAME, CAMERA_FRAME, frame.odom_from_camera)
+                writer.write_message(TF, frame.stamp_ns, pose)
             # The sensors come before the truth, as they would on a robot.
             writer.write_message(CAMERA_INFO, frame.stamp_ns, messages.camera_info(frame.stamp_ns))
             writer.write_message(RANGE, frame.stamp_ns, messages.cloud(frame))
@@ -287,10 +294,9 @@ def write_frames(path: Path, frames: Iterable[Frame], camera: Camera, camera_fro
 class _Messages:
     """Builds the messages of one recording out of rosbags' classes."""
 
-    def __init__(self, camera: Camera, camera_from_lidar: np.ndarray) -> None:
+    def __init__(self, camera: Camera) -> None:
         self._types = get_typestore(Stores.ROS2_JAZZY).types
         self._camera = camera
-        self._camera_from_lidar = camera_from_lidar
 
     def _make(self, type: str, *values: Any) -> Any:
         return self._types[type](*values)
@@ -330,26 +336,32 @@ class _Messages:
             12, 12 * len(points), data, True,
         )  # fmt: skip
 
-    def transform(self, stamp_ns: int) -> Any:
-        x, y, z = map(float, self._camera_from_lidar[:3, 3])
-        rotation = quaternion_from_rotation(self._camera_from_lidar[:3, :3])
+    def transform(self, stamp_ns: int, parent: str, child: str, parent_from_child: np.ndarray) -> Any:
+        x, y, z = map(float, parent_from_child[:3, 3])
+        rotation = quaternion_from_rotation(parent_from_child[:3, :3])
         transform = self._make(
             "geometry_msgs/msg/Transform",
             self._make("geometry_msgs/msg/Vector3", x, y, z),
             self._make("geometry_msgs/msg/Quaternion", *rotation),
         )
-        stamped = self._make("geometry_msgs/msg/TransformStamped", self._header(stamp_ns), LIDAR_FRAME, transform)
+        stamped = self._make("geometry_msgs/msg/TransformStamped", self._header(stamp_ns, parent), child, transform)
         return self._make("tf2_msgs/msg/TFMessage", [stamped])
 
 
 def recorded_extrinsic(recording: Recording) -> np.ndarray:
     """(4, 4) camera_from_lidar out of the recording's /tf_static."""
-    for recorded in recording.messages([TF_STATIC]):
-        for stamped in recording.decoded(recorded).transforms:
-            if (stamped.header.frame_id, stamped.child_frame_id) == (CAMERA_FRAME, LIDAR_FRAME):
-                t, q = stamped.transform.translation, stamped.transform.rotation
-                return transform_from_quaternion((t.x, t.y, t.z), (q.x, q.y, q.z, q.w))
+    for _, camera_from_lidar in _transforms(recording, TF_STATIC, CAMERA_FRAME, LIDAR_FRAME):
+        return camera_from_lidar
     raise Unusable(f"{TF_STATIC} of the recording: has no transform from {LIDAR_FRAME!r} to {CAMERA_FRAME!r}")
+
+
+def _transforms(recording: Recording, topic: str, parent: str, child: str) -> Iterator[tuple[int, np.ndarray]]:
+    """Stamp in nanoseconds and (4, 4) parent_from_child of every such transform in the topic."""
+    for recorded in recording.messages([topic]):
+        for stamped in recording.decoded(recorded).transforms:
+            if (stamped.header.frame_id, stamped.child_frame_id) == (parent, child):
+                t, q = stamped.transform.translation, stamped.transform.rotation
+                yield header_stamp_ns(stamped), transform_from_quaternion((t.x, t.y, t.z), (q.x, q.y, q.z, q.w))
 
 
 def recorded_camera(recording: Recording) -> Camera:
@@ -363,18 +375,20 @@ def recorded_camera(recording: Recording) -> Camera:
 
 def read_frames(recording: Recording) -> Iterator[Frame]:
     """The frames that `write_frames` wrote; `depth_m` is known at every second pixel of every second row only."""
+    poses = dict(_transforms(recording, TF, ODOM_FRAME, CAMERA_FRAME))
     pending: dict[int, dict[str, Any]] = {}
     for recorded in recording.messages([IMAGE, RANGE, GROUND_TRUTH]):
         message = recording.decoded(recorded)
         parts = pending.setdefault(header_stamp_ns(message), {})
         parts[recorded.topic] = message
         if len(parts) == 3:
-            yield _frame(pending.pop(header_stamp_ns(message)), header_stamp_ns(message))
+            stamp_ns = header_stamp_ns(message)
+            yield _frame(pending.pop(stamp_ns), stamp_ns, poses.get(stamp_ns))
 
 
-def _frame(parts: Mapping[str, Any], stamp_ns: int) -> Frame:
+def _frame(parts: Mapping[str, Any], stamp_ns: int, odom_from_camera: np.ndarray | None) -> Frame:
     rgb = cv2.cvtColor(cv2.imdecode(parts[IMAGE].data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
     depth_m = np.full(rgb.shape[:2], np.nan, np.float32)
     depth_m[::TRUTH_STRIDE, ::TRUTH_STRIDE] = truth_from_png(parts[GROUND_TRUTH].data)
     points = parts[RANGE].data.view(np.float32).reshape(-1, 3)
-    return Frame(stamp_ns, rgb, depth_m, points)
+    return Frame(stamp_ns, rgb, depth_m, points, odom_from_camera)

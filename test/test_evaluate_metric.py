@@ -373,8 +373,8 @@ def folder(tmp_path_factory):
 
 def test_the_program_prints_its_tables_and_writes_the_numbers(folder, tmp_path, capsys):
     out = tmp_path / "scores.json"
-    arguments = ["--data", str(folder), "--relative", "degraded", "--json", str(out), "--scores", "abs_rel", "miss"]
-    assert evaluate_metric.main(arguments) == 0
+    arguments = ["--data", str(folder), "--on", "indoor", "--relative", "degraded", "--json", str(out)]
+    assert evaluate_metric.main([*arguments, "--scores", "abs_rel", "miss"]) == 0
     said = capsys.readouterr().out
     assert "## Targets" in said
     assert "| never worse than linear interpolation | indoor 07, 16 lines |" in said
@@ -442,7 +442,9 @@ def test_json_is_written_whole_or_not_at_all(folder, tmp_path, capsys, monkeypat
     monkeypatch.setattr(evaluate_metric, "FAULTS", (CLEAN,))
     monkeypatch.setattr(evaluate_metric, "_as_json", lambda *_: "\ud800")  # cannot be encoded
     with pytest.raises(UnicodeEncodeError):
-        evaluate_metric.main(["--data", str(folder), "--relative", "degraded", "--json", str(tmp_path / "a.json")])
+        evaluate_metric.main(
+            ["--data", str(folder), "--on", "indoor", "--relative", "degraded", "--json", str(tmp_path / "a.json")]
+        )
     assert not list(tmp_path.iterdir())
 
 

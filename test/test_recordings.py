@@ -4,6 +4,7 @@ import resource
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,20 @@ def test_frames_come_back_as_they_were_written(recording):
         np.testing.assert_array_equal(read.points, written.points)
         np.testing.assert_allclose(read.depth_m[::2, ::2], written.depth_m[::2, ::2], atol=6e-4)
         assert np.isnan(read.depth_m[1::2]).all()
+
+
+def test_poses_come_back_where_they_were_written(recording, tmp_path):
+    poses = [transform_from_quaternion((0.1 * i, 2.0, 0.7), tuple(np.array([-0.5, 0.5, -0.5, 0.5]))) for i in range(3)]
+    moving = (replace(frame, odom_from_camera=pose) for frame, pose in zip(frames(3), poses, strict=True))
+    recordings.write_frames(tmp_path / "moving", moving, CAMERA, POSE)
+    with Recording(tmp_path / "moving") as opened:
+        assert opened.counts[recordings.TF] == 3
+        np.testing.assert_allclose(recordings.recorded_extrinsic(opened), POSE, atol=1e-9)
+        for frame, pose in zip(recordings.read_frames(opened), poses, strict=True):
+            np.testing.assert_allclose(frame.odom_from_camera, pose, atol=1e-12)
+    with Recording(recording) as opened:
+        assert recordings.TF not in opened.topics
+        assert all(frame.odom_from_camera is None for frame in recordings.read_frames(opened))
 
 
 def test_camera_and_extrinsic_come_back(recording):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 
 import numpy as np
 import pytest
@@ -183,7 +184,7 @@ def test_a_headlight_goes_where_the_camera_goes(studio):
 
 
 def test_a_drive_through_a_mine_stays_under_its_roof(studio):
-    world, line = sequence._find_drive(studio, 21, "mine", 20.0)
+    _, world, line = sequence._find_drive(studio, 21, "mine", 20.0)
     assert np.linalg.norm(np.diff(line, axis=0), axis=1).sum() > 19
     origins = np.concatenate([line, np.full((len(line), 1), 0.7)], 1)
     above = world.ranges(origins, np.tile([0.0, 0.0, 1.0], (len(line), 1)), 100.0)
@@ -257,6 +258,59 @@ def test_scan_pattern_and_noise(studio):
     kept = np.isfinite(noisy)
     assert abs(kept[hit].mean() - 0.75) < 0.03
     assert 0.015 < (noisy[kept] - clean[kept]).std() < 0.025
+
+
+def test_a_camera_that_stands_sees_the_same_scene_with_other_noise(studio):
+    course = sequence.Course(still=True, image_noise=2.0)
+    frames = list(
+        sequence.render_sequence(4, 3, 160, 120, spp=2, family="room", speed=1.0, studio=studio, course=course)
+    )
+    for rgb, depth, points, pose, _ in frames[1:]:
+        np.testing.assert_array_equal(depth, frames[0][1])
+        np.testing.assert_array_equal(pose, frames[0][3])
+        assert 1.0 < np.std(rgb.astype(int) - frames[0][0]) < 15.0
+        assert len(points) != len(frames[0][2]) or not np.array_equal(points, frames[0][2])
+
+
+def test_movers_cross_the_view_and_are_in_truth_and_scan(studio):
+    course = sequence.Course(still=True, movers=1)
+    arguments = {"spp": 2, "family": "room", "speed": 1.0, "rate_hz": 2.0, "noise_m": 0, "dropout": 0, "studio": studio}
+    frames = list(sequence.render_sequence(4, 9, 160, 120, course=course, **arguments))
+    still = next(iter(sequence.render_sequence(4, 9, 160, 120, course=sequence.Course(still=True), **arguments)))
+    k = sequence.intrinsics(160, 120)
+    columns = []
+    for _, depth, points, _, _ in frames:
+        nearer = depth < still[1] - 0.2
+        columns.append(float(np.nonzero(nearer)[1].mean()) if nearer.sum() > 50 else None)
+        p = points @ sequence.CAMERA_FROM_LIDAR[:3, :3].T + sequence.CAMERA_FROM_LIDAR[:3, 3]
+        p = p[p[:, 2] > 0.2]
+        u, v = (p[:, :2] / p[:, 2:] * [k[0, 0], k[1, 1]] + k[:2, 2]).T
+        inside = (u > 1) & (v > 1) & (u < 158) & (v < 118)
+        u, v, z = u[inside].astype(int), v[inside].astype(int), p[inside, 2]
+        assert np.median(np.abs(depth[v, u] / z - 1)) < 0.02
+        if nearer.sum() > 500:
+            on = nearer[v, u]
+            assert on.sum() > 5
+            assert np.median(np.abs(depth[v, u][on] / z[on] - 1)) < 0.05
+    seen = [c for c in columns if c is not None]
+    assert len(seen) >= 2
+    steps = np.diff(seen)
+    assert (steps > 0).all() or (steps < 0).all()  # it walks across, and never turns
+    middle = min(range(len(columns)), key=lambda i: math.inf if columns[i] is None else abs(columns[i] - 80))
+    assert abs(columns[middle] - 80) < 60
+
+
+def test_a_turning_camera_is_as_fast_as_asked(studio):
+    course = sequence.Course(turn_deg_s=60.0)
+    frames = list(
+        sequence.render_sequence(
+            4, 13, 32, 24, spp=1, family="room", speed=0.5, rate_hz=20.0, beams=2, azimuths=36, studio=studio,
+            course=course,
+        )
+    )  # fmt: skip
+    yaw = np.unwrap([np.arctan2(pose[1, 2], pose[0, 2]) for _, _, _, pose, _ in frames])
+    fastest = np.degrees(np.abs(np.diff(yaw)).max()) * 20
+    assert 50 < fastest < 75
 
 
 def test_sequence_scans_agree_with_depth(studio):

@@ -1,7 +1,9 @@
 """Makes a recording: a robot's drive through a generated scene, with camera, LiDAR and true depth.
 
 For the demo, `python -m trainer record --out recordings/warehouse`; to try fine-tuning on, a drive through a mine, of
-which there is nothing in training sets: `--family mine --frames 250 --rate 5 --max-mb 0`.
+which there is nothing in training sets: `--family mine --frames 250 --rate 5 --max-mb 0`. To measure metric depth over
+time on: a camera that stands still or turns, things that cross its view, and its pose (`--still --turn --movers
+--pose`); the Makefile's `sequences` has the commands.
 """
 
 from __future__ import annotations
@@ -37,11 +39,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--width", type=int, default=640)
     parser.add_argument("--height", type=int, default=480)
     parser.add_argument("--samples", type=int, default=32, help="light paths per pixel (default 32)")
+    parser.add_argument("--still", action="store_true", help="the camera stays where the drive begins")
+    text = "the camera looks left and right of its way, turning at most so fast, degrees per second (default 0)"
+    parser.add_argument("--turn", type=float, default=0.0, metavar="DEG_S", help=text)
+    text = "people and loads that cross the view (default 0)"
+    parser.add_argument("--movers", type=int, default=0, metavar="N", help=text)
+    text = "standard deviation of the pictures' noise, of 255 levels (default 0)"
+    parser.add_argument("--image-noise", type=float, default=0.0, metavar="LEVELS", help=text)
+    text = "also record the camera's true pose on /tf, from the scene's frame 'odom'"
+    parser.add_argument("--pose", action="store_true", help=text)
     text = "exit status 1 when the recording is larger, 0 for any size (default 10: what may be bundled)"
     parser.add_argument("--max-mb", type=float, default=10.0, help=text)
     arguments = parser.parse_args(sys.argv[1:] if argv is None else argv)
     if arguments.frames < 1 or not arguments.rate > 0:
         parser.error("--frames must be at least 1, --rate greater than 0")
+    if min(arguments.turn, arguments.movers, arguments.image_noise) < 0:
+        parser.error("--turn, --movers and --image-noise must not be negative")
     camera, camera_from_lidar = mounting(arguments.width, arguments.height)
     count = write_frames(arguments.out, _frames(arguments), camera, camera_from_lidar)
     size = sum(path.stat().st_size for path in arguments.out.iterdir())
@@ -64,7 +77,7 @@ def mounting(width: int, height: int) -> tuple[Camera, np.ndarray]:
 
 
 def _frames(arguments: argparse.Namespace) -> Iterator[Frame]:
-    from trainer.scenes.sequence import render_sequence
+    from trainer.scenes.sequence import Course, render_sequence
 
     began_s = time.monotonic()
     drive = render_sequence(
@@ -76,12 +89,14 @@ def _frames(arguments: argparse.Namespace) -> Iterator[Frame]:
         family=arguments.family,
         rate_hz=arguments.rate,
         speed=arguments.speed,
+        course=Course(arguments.still, arguments.movers, arguments.turn, arguments.image_noise),
     )
-    for number, (rgb, depth_m, points, _, stamp_s) in enumerate(drive, 1):
+    for number, (rgb, depth_m, points, pose, stamp_s) in enumerate(drive, 1):
         if not np.isfinite(depth_m).any():
             raise Unusable(f"--seed {arguments.seed}: frame {number} sees nothing; choose another seed")
         known_m = np.where(np.isfinite(depth_m), depth_m, np.nan).astype(np.float32)  # the sky has no depth
-        yield Frame(_START_NS + round(stamp_s * 1e9), rgb, known_m, in_sector(points))
+        pose = pose if arguments.pose else None
+        yield Frame(_START_NS + round(stamp_s * 1e9), rgb, known_m, in_sector(points), pose)
         print(f"\r{number} of {arguments.frames} frames, {time.monotonic() - began_s:.0f} s", end="", file=sys.stderr)
     print(file=sys.stderr)
 

@@ -91,6 +91,7 @@ class World:
         params["faces"] = upload(mi.UInt32, mesh.f)
         params.update()
         self.scene = mi.load_dict({"type": "scene", "mesh": shape})
+        self.positions = mesh.v
         self.upload(mesh, np.stack(builder.rows))
         self.set_light(light)
 
@@ -129,6 +130,15 @@ class World:
         p[9], p[10], p[11] = light.key_is_point, light.key_radius, light.open_sky
         p[12] = len(light.lights)
         self.params_np = p
+
+    def shift(self, parts: list[tuple[slice, np.ndarray]]) -> None:
+        """Moves parts of the geometry, (vertices, offset (3,) metres) each, from where they were built; no turning."""
+        moved = self.positions.copy()
+        for vertices, offset in parts:
+            moved[vertices] += offset.astype(np.float32)
+        params = self.mi.traverse(self.scene)
+        params["mesh.vertex_positions"] = upload(self.mi.Float, moved)
+        params.update()
 
     # ---- pieces of kernels -------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -12,12 +13,31 @@ from marigold_ros.config import Unusable
 from .dataset import Studio, build_stage, random_of
 from .lidar import cast_lidar, scan_pattern, to_points
 from .lighting import develop, draw_response, meter
+from .movers import add_movers
 from .render import Camera, World, look
+from .stage import Stage
 
 # The LiDAR sits 10 cm above the camera; its x is the camera's z (forward), its y is -x, its z is -y.
 CAMERA_FROM_LIDAR = np.array([[0, -1, 0, 0], [0, 0, -1, -0.10], [1, 0, 0, 0], [0, 0, 0, 1]], np.float64)
 
 Frame = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]
+
+_TURN_PERIOD_S = 3.0
+
+
+@dataclass(frozen=True)
+class Course:
+    """How a recording differs from a plain drive.
+
+    still: the camera stays where the drive begins. movers: how many things cross the view. turn_deg_s: the camera
+    looks left and right of its way all the time, at most this fast. image_noise: standard deviation of the picture's
+    noise, of 255 levels.
+    """
+
+    still: bool = False
+    movers: int = 0
+    turn_deg_s: float = 0.0
+    image_noise: float = 0.0
 
 
 def clearance(
@@ -102,8 +122,8 @@ def drive(
     return None
 
 
-def _find_drive(studio: Studio, seed: int, family: str, length: float) -> tuple[World, np.ndarray]:
-    """The first scene of the seed with a drive of that length: (world, line)."""
+def _find_drive(studio: Studio, seed: int, family: str, length: float) -> tuple[Stage, World, np.ndarray]:
+    """The first scene of the seed with a drive of that length: (stage, world, line)."""
     for turn in range(30):
         rng = random_of(seed, "train", 900, turn)
         stage = build_stage(studio, family, rng)
@@ -113,7 +133,7 @@ def _find_drive(studio: Studio, seed: int, family: str, length: float) -> tuple[
             continue  # too bare to be worth a recording
         line = drive(world, rng, length, (x.min() - 1, x.max() + 1, y.min() - 1, y.max() + 1), ground=stage.ground)
         if line is not None:
-            return world, line
+            return stage, world, line
     raise Unusable(f"seed {seed}: no drive of {length:.1f} m found; choose another seed, or a shorter drive")
 
 
@@ -147,28 +167,39 @@ def render_sequence(
     dropout: float = 0.03,
     copies: float = 1.0,
     studio: Studio | None = None,
+    course: Course | None = None,
 ) -> Iterator[Frame]:
-    """A drive through a scene, frame by frame.
+    """A drive through a scene, or what `course` makes of it, frame by frame.
 
     Yields (rgb uint8 (H, W, 3), depth_m float32 (H, W), points in the LiDAR frame (N, 3) float32,
     map_from_camera (4, 4), stamp_s). The scan is taken at the instant of the picture. `intrinsics(width, height)`
     is the K, `CAMERA_FROM_LIDAR` the mounting.
     """
     studio = studio or Studio.open(seed, "train", 0, copies)
+    course = course or Course()
     length = speed * frames / rate_hz
-    world, line = _find_drive(studio, seed, family, length + 1.5)
+    stage, world, line = _find_drive(studio, seed, family, length + 1.5)
     rng = random_of(seed, "train", 901)
     stamps = np.arange(frames) / rate_hz
     where, heading = _along(line, stamps * speed)
+    if course.still:
+        where, heading = np.tile(where[:1], (frames, 1)), np.full(frames, heading[0])
+    movers = add_movers(stage, course.movers, stamps, where, heading, random_of(seed, "train", 902))
+    if movers:
+        world = World(studio.mi, studio.device, stage.builder, world.light)
+    heading = heading + _turns(stamps, np.radians(course.turn_deg_s))
+    specks = random_of(seed, "train", 903)
     response = draw_response(rng, True)
     response.target, response.curve, response.black = 0.24, 0, 0.0
     k, pattern, level = intrinsics(width, height), scan_pattern(beams, azimuths), None
     eye = rng.uniform(0.6, 0.8)
+    shakes = 0.0 if course.still else 1.0  # a robot on wheels does, a little
     for i in range(frames):
-        # a robot on wheels shakes a little
-        pitch = np.radians(-2.0 + 0.25 * np.sin(i * 0.9) + rng.normal(0, 0.05))
-        roll = np.radians(0.2 * np.sin(i * 0.63 + 1) + rng.normal(0, 0.05))
-        position = np.array([*where[i], eye + 0.003 * np.sin(i * 1.7)])
+        pitch = np.radians(-2.0 + shakes * (0.25 * np.sin(i * 0.9) + rng.normal(0, 0.05)))
+        roll = np.radians(shakes * (0.2 * np.sin(i * 0.63 + 1) + rng.normal(0, 0.05)))
+        position = np.array([*where[i], eye + shakes * 0.003 * np.sin(i * 1.7)])
+        if movers:
+            world.shift([(mover.vertices, mover.offset_m(stamps[i])) for mover in movers])
         cam = Camera(position, look(heading[i], pitch, roll), k, width, height)
         map_from_camera = np.eye(4)
         map_from_camera[:3, :3], map_from_camera[:3, 3] = cam.rotation, position
@@ -176,4 +207,18 @@ def render_sequence(
         seen = meter(radiance, depth, response)
         level = seen if level is None else level * 0.93 + seen * 0.07  # exposure follows slowly
         ranges = cast_lidar(world, map_from_camera @ CAMERA_FROM_LIDAR, pattern, 60.0, noise_m, dropout, rng)
-        yield develop(radiance, level, response), depth, to_points(ranges, pattern), map_from_camera, float(stamps[i])
+        rgb = _with_noise(develop(radiance, level, response), course.image_noise, specks)
+        yield rgb, depth, to_points(ranges, pattern), map_from_camera, float(stamps[i])
+
+
+def _turns(stamps: np.ndarray, fastest: float) -> np.ndarray:
+    """(n,) radians off the way at the times: a sine whose rate is at most `fastest` radians per second."""
+    omega = 2 * np.pi / _TURN_PERIOD_S
+    return fastest / omega * np.sin(omega * stamps)
+
+
+def _with_noise(rgb: np.ndarray, deviation: float, rng: np.random.Generator) -> np.ndarray:
+    """The picture with normal noise of so many levels; as it is where there is none."""
+    if deviation == 0:
+        return rgb
+    return np.clip(np.rint(rgb + rng.normal(0, deviation, rgb.shape)), 0, 255).astype(np.uint8)
