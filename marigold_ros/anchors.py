@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from marigold_ros.config import RangeConfig
 from marigold_ros.geometry import Camera, project, transformed
+from marigold_ros.sweep import Sweep, moved
 
 # Tiles over which anchors are thinned out evenly, in pixels; the field's networks are smooth at this scale.
 _TILE_PX = 32
@@ -18,13 +20,34 @@ _VOTE_SHARE = 0.25
 _SUSPECT_WEIGHT = 0.25
 # What a spinning LiDAR that was calibrated with care has; in pixels what is left of extrinsic and timing.
 LIDAR_NOISE_M, LIDAR_NOISE_PX = 0.03, 1.5
+# Noise by the type of the sensor where the settings give none: metres, their growth with the squared depth, pixels.
+_NOISE = {
+    "pointcloud2": (LIDAR_NOISE_M, 0.0, LIDAR_NOISE_PX),
+    "laserscan": (LIDAR_NOISE_M, 0.0, LIDAR_NOISE_PX),
+    # A time-of-flight camera's; the growth is that of a good stereo camera.
+    "depth_image": (0.02, 0.002, 1.5),
+    "radar": (0.25, 0.0, 8.0),
+}
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Range points (N, 3) float32 in the sensor's frame, and (4, 4) `camera_from_lidar`.
+
+    `limits` are the sensor's settings, None for those of section range. `sweep` tells how it moved meanwhile.
+    """
+
+    points: np.ndarray
+    camera_from_lidar: np.ndarray
+    limits: RangeConfig | None = None
+    sweep: Sweep | None = None
 
 
 @dataclass(frozen=True)
 class Anchors:
     """Range measurements in the image: `pixels` (N, 2) u, v; `depth_m` (N,); `weight` (N,) in (0, 1]; all float32.
 
-    `seen` counts the finite points of the scan, so that `seen - len(anchors)` fell outside the image or the limits.
+    `seen` counts the finite points of the scans, so that `seen - len(anchors)` fell outside the image or the limits.
     `noise_m` and `noise_px`, (N,) float32, are one standard deviation of depth and of position in the image; where
     they are not given, those of a spinning LiDAR.
     """
@@ -52,32 +75,90 @@ def find_anchors(
     limits: RangeConfig,
     unseen: np.ndarray | None = None,
 ) -> Anchors:
-    """Project a scan into the image.
+    """`anchors_of` one scan whose points were all measured at one time."""
+    return anchors_of([Scan(points, camera_from_lidar, limits)], camera, limits, unseen)
 
-    `points`: (N, 3) float32 metres in the LiDAR's frame (rows with NaN, and exact zeros, which drivers send for "no
-    return", are ignored); `camera_from_lidar`: (4, 4) into the camera's optical frame; `camera`: undistorted. Points
-    outside the image, at its `unseen` pixels, (H, W) bool, or not between `limits.min_depth_m` and
-    `limits.max_depth_m` along the optical axis, are dropped; more than `limits.max_points` are thinned out evenly over
-    the image. Points that nearer neighbours suggest are hidden from the camera get a smaller weight; they are never
-    deleted, so one raindrop cannot delete a wall.
+
+def anchors_of(
+    scans: Sequence[Scan], camera: Camera, settings: RangeConfig, unseen: np.ndarray | None = None
+) -> Anchors:
+    """Project scans, of one sensor or of several, into the image.
+
+    Points: rows with NaN, and exact zeros, which drivers send for "no return", are ignored; `camera`: undistorted.
+    Points outside the image, at its `unseen` pixels, (H, W) bool, on the robot's own body, or not between the limits'
+    depths along the optical axis, are dropped. More than `settings.max_points` are thinned out evenly over the image;
+    the sensors share them evenly, and what one does not need is the others'. Points that nearer neighbours, of
+    whichever sensor, suggest are hidden from the camera get a smaller weight; they are never deleted, so one raindrop
+    cannot delete a wall.
     """
+    limits = [scan.limits or settings for scan in scans]
+    parts = [_in_image(scan, of, camera, unseen) for scan, of in zip(scans, limits, strict=True)]
+    columns = [np.concatenate(column) for column in zip(*(part for _, part in parts), strict=True)]
+    pixels, depth_m, noise_m, noise_px = columns or (np.empty((0, 2), np.float32), *np.empty((3, 0), np.float32))
+    weight = _visibility(pixels, depth_m, camera)
+    counts = [len(part[1]) for _, part in parts]
+    shares = _fair_shares([min(n, of.max_points) for n, of in zip(counts, limits, strict=True)], settings.max_points)
+    if shares != counts:
+        ends = np.cumsum(counts)
+        kept = np.concatenate([
+            end - count + _spread_evenly(pixels[end - count : end], share, camera)
+            for end, count, share in zip(ends, counts, shares, strict=True)
+        ])  # fmt: skip
+        pixels, depth_m, weight, noise_m, noise_px = (a[kept] for a in (pixels, depth_m, weight, noise_m, noise_px))
+    return Anchors(pixels, depth_m, weight, sum(seen for seen, _ in parts), noise_m, noise_px)
+
+
+def _in_image(
+    scan: Scan, limits: RangeConfig, camera: Camera, unseen: np.ndarray | None
+) -> tuple[int, tuple[np.ndarray, ...]]:
+    """How many points are finite; of those in the image, pixels, depth_m, noise_m, noise_px as in `Anchors`."""
+    points, sweep = scan.points, scan.sweep
     squared = np.einsum("ij,ij->i", points, points)
-    points = points[np.isfinite(squared) & (squared > 0)]
-    pixels, depth_m = project(transformed(points, camera_from_lidar), camera)
-    inside = (depth_m >= limits.min_depth_m) & (depth_m <= limits.max_depth_m)
+    measured = (squared > 0) & (squared < np.inf)
+    seen = np.count_nonzero(measured)
+    moves = sweep is not None and sweep.offset_s is not None and not sweep.still
     with np.errstate(invalid="ignore"):
+        in_camera = moved(points, sweep.offset_s, sweep) if moves else transformed(points, scan.camera_from_lidar)
+        pixels, depth_m = project(in_camera, camera)
+        inside = measured & (depth_m >= limits.min_depth_m) & (depth_m <= limits.max_depth_m)
         inside &= (pixels[:, 0] >= -0.5) & (pixels[:, 0] <= camera.width - 0.5)
         inside &= (pixels[:, 1] >= -0.5) & (pixels[:, 1] <= camera.height - 0.5)
-    pixels, depth_m = pixels[inside].astype(np.float32), depth_m[inside].astype(np.float32)
+    kept = np.flatnonzero(inside)
+    if limits.min_range_m > 0:
+        kept = kept[squared[kept] >= limits.min_range_m**2]
+    least, greatest = limits.self_box_m[:3], limits.self_box_m[3:]
+    if least != greatest:
+        near = points[kept]
+        kept = kept[~((near > np.float32(least)) & (near < np.float32(greatest))).all(axis=1)]
+    pixels, depth_m = pixels[kept].astype(np.float32), depth_m[kept].astype(np.float32)
     if unseen is not None:
         column, row = np.rint(pixels).astype(np.intp).T
         hit = ~unseen[np.clip(row, 0, camera.height - 1), np.clip(column, 0, camera.width - 1)]
         pixels, depth_m = pixels[hit], depth_m[hit]
-    weight = _visibility(pixels, depth_m, camera)
-    if len(depth_m) > limits.max_points:
-        kept = _spread_evenly(pixels, limits.max_points, camera)
-        pixels, depth_m, weight = pixels[kept], depth_m[kept], weight[kept]
-    return Anchors(pixels, depth_m, weight, seen=len(points))
+    return seen, (pixels, depth_m, *_noise(limits, sweep, depth_m, camera))
+
+
+def _noise(
+    limits: RangeConfig, sweep: Sweep | None, depth_m: np.ndarray, camera: Camera
+) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) float32 metres and pixels, one standard deviation each."""
+    usual_m, growth, usual_px = _NOISE.get(limits.type, _NOISE["pointcloud2"])
+    if limits.noise_m > 0:
+        usual_m, growth = limits.noise_m, limits.noise_growth
+    noise_m = np.float32(usual_m) + np.float32(growth) * np.square(depth_m)
+    noise_px = np.full(len(depth_m), limits.noise_px or usual_px, np.float32)
+    if sweep is not None and not sweep.still:
+        noise_px = np.hypot(noise_px, sweep.pixel_noise(depth_m, camera.focal_px).astype(np.float32))
+    return noise_m, noise_px
+
+
+def _fair_shares(wanted: Sequence[int], budget: int) -> list[int]:
+    """How many of `budget` each gets: the same for all, and what one does not want is the others'."""
+    shares, left = [0] * len(wanted), budget
+    for waiting, i in zip(range(len(wanted), 0, -1), np.argsort(wanted, kind="stable"), strict=True):
+        shares[i] = min(wanted[i], left // waiting)
+        left -= shares[i]
+    return shares
 
 
 def _tiles(pixels: np.ndarray, camera: Camera, size_px: int) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
@@ -111,6 +192,8 @@ def _visibility(pixels: np.ndarray, depth_m: np.ndarray, camera: Camera) -> np.n
 
 def _spread_evenly(pixels: np.ndarray, budget: int, camera: Camera) -> np.ndarray:
     """Indices of at most `budget` pixels, taken round-robin from the tiles of the image."""
+    if len(pixels) <= budget:
+        return np.arange(len(pixels))
     rows, columns, shape = _tiles(pixels, camera, _TILE_PX)
     tile = rows * shape[1] + columns
     order = np.argsort(tile.astype(np.uint16) if shape[0] * shape[1] <= 65536 else tile, kind="stable")  # radix sort

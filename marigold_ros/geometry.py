@@ -108,9 +108,11 @@ def project(points: np.ndarray, camera: Camera) -> tuple[np.ndarray, np.ndarray]
 
 
 def transformed(points: np.ndarray, target_from_source: np.ndarray) -> np.ndarray:
-    """(N, 3) points moved by the (4, 4) homogeneous transform."""
-    rotation = target_from_source[:3, :3].astype(points.dtype)
-    return points @ rotation.T + target_from_source[:3, 3].astype(points.dtype)
+    """(N, 3) float points moved by the (4, 4) homogeneous transform."""
+    if len(points) == 0:
+        return points.copy()
+    # Not `@`, which wakes BLAS' threads for large clouds, in the middle of what the network's threads do.
+    return cv2.transform(np.ascontiguousarray(points)[:, None], target_from_source[:3])[:, 0]
 
 
 def transform_from_quaternion(translation_m: tuple[float, ...], rotation_xyzw: tuple[float, ...]) -> np.ndarray:

@@ -1,0 +1,93 @@
+"""A sensor that moved while it measured: each point from its own time to the image's.
+
+A spinning LiDAR takes a tenth of a second for a scan; on a robot that turns by 60 degrees a second, its first and its
+last point lie six degrees apart of where they would have been seen at one time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import cv2
+import numpy as np
+
+# Poses between which points do not move any more: of 0.1 s, 0.4 ms each.
+_STEPS = 256
+# A sensor that moves less than this within its sweep stands: a thousandth of a degree, a tenth of a millimetre.
+_STILL_RAD, _STILL_M = 2e-5, 1e-4
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Where the sensor was while it measured.
+
+    `times_s`, (K,) float64 increasing, K >= 2, from the scan's stamp on; `camera_from_sensor`, (K, 4, 4), from the
+    sensor at these times into the camera's optical frame at the image's time. `offset_s`, (N,) float32 from the stamp
+    on, are the points' own times; None where the sensor does not tell them. `time_error_s` is one standard deviation of
+    what is not known of a point's time.
+    """
+
+    times_s: np.ndarray
+    camera_from_sensor: np.ndarray
+    offset_s: np.ndarray | None
+    time_error_s: float
+
+    @cached_property
+    def turned_rad(self) -> float:
+        """By how much the sensor turned between the first and the last of the times."""
+        begin, end = self.camera_from_sensor[[0, -1], :3, :3]
+        return float(np.linalg.norm(cv2.Rodrigues(begin.T @ end)[0]))
+
+    @cached_property
+    def moved_m(self) -> float:
+        """How far the sensor moved between the first and the last of the times."""
+        begin, end = self.camera_from_sensor[[0, -1], :3, 3]
+        return float(np.linalg.norm(end - begin))
+
+    @property
+    def still(self) -> bool:
+        """Whether one pose serves for all points."""
+        return self.turned_rad < _STILL_RAD and self.moved_m < _STILL_M
+
+    def pixel_noise(self, depth_m: np.ndarray, focal_px: float) -> np.ndarray | float:
+        """(N,) pixels by which points at these depths may be misplaced for the time that is not known."""
+        if self.still:
+            return 0.0
+        lasted_s = self.times_s[-1] - self.times_s[0]
+        turn_rad_s, speed_m_s = self.turned_rad / lasted_s, self.moved_m / lasted_s
+        return (focal_px * self.time_error_s) * np.sqrt(turn_rad_s**2 + np.square(speed_m_s / depth_m))
+
+
+def moved(points: np.ndarray, offset_s: np.ndarray, sweep: Sweep) -> np.ndarray:
+    """(N, 3) float32 points, measured at (N,) `offset_s`, in the camera's frame at the image's time."""
+    begin_s, end_s = float(offset_s.min()), float(offset_s.max())
+    if end_s <= begin_s:
+        end_s = begin_s + 1e-6
+    poses = poses_at(np.linspace(begin_s, end_s, _STEPS), sweep).astype(np.float32)
+    step = ((offset_s - np.float32(begin_s)) * np.float32((_STEPS - 1) / (end_s - begin_s)) + 0.5).astype(np.intp)
+    chosen = poses[step]
+    return np.einsum("nij,nj->ni", chosen[:, :, :3], points) + chosen[:, :, 3]
+
+
+def poses_at(times_s: np.ndarray, sweep: Sweep) -> np.ndarray:
+    """(S, 3, 4) float64 poses: between two known ones at constant speed and turn, beyond the ends at those there."""
+    known_s, known = sweep.times_s, sweep.camera_from_sensor
+    before = np.clip(np.searchsorted(known_s, times_s, side="right") - 1, 0, len(known_s) - 2)
+    share = ((times_s - known_s[before]) / (known_s[before + 1] - known_s[before]))[:, None, None]
+    begin, end = known[:-1], known[1:]
+    turns = np.stack([cv2.Rodrigues(a[:3, :3].T @ b[:3, :3])[0][:, 0] for a, b in zip(begin, end, strict=True)])
+    poses = np.empty((len(times_s), 3, 4))
+    poses[:, :, :3] = np.einsum("sij,sjk->sik", begin[before, :3, :3], _rotations(turns[before] * share[..., 0]))
+    poses[:, :, 3] = begin[before, :3, 3] + share[..., 0] * (end - begin)[before, :3, 3]
+    return poses
+
+
+def _rotations(vectors: np.ndarray) -> np.ndarray:
+    """(S, 3) rotation vectors in radians -> (S, 3, 3), by Rodrigues' formula."""
+    angle = np.linalg.norm(vectors, axis=1)
+    x, y, z = (vectors / np.maximum(angle, 1e-12)[:, None]).T
+    zero = np.zeros_like(x)
+    cross = np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=1).reshape(-1, 3, 3)
+    sine, versine = np.sin(angle)[:, None, None], (1.0 - np.cos(angle))[:, None, None]
+    return np.eye(3) + sine * cross + versine * np.einsum("sij,sjk->sik", cross, cross)
