@@ -91,8 +91,8 @@ class Pipeline:
         """Depth of one (H, W, 3) uint8 image.
 
         `find_scan` is called after the network, so that a scan that arrives meanwhile still counts; it gives one, or
-        those of several sensors, and raises `Unusable` where there is none. Without `metric` only the relative depth is computed.
-        `confidence` asks for that of model.confidence, too.
+        those of several sensors, and raises `Unusable` where there is none. Without `metric` only the relative
+        depth is computed. `confidence` asks for that of model.confidence, too.
         """
         stage_s: dict[str, float] = {}
         with _timed(stage_s, "rectify"):

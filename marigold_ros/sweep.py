@@ -71,7 +71,7 @@ def moved(points: np.ndarray, offset_s: np.ndarray, sweep: Sweep) -> np.ndarray:
 
 
 def poses_at(times_s: np.ndarray, sweep: Sweep) -> np.ndarray:
-    """(S, 3, 4) float64 poses: between two known ones at constant speed and turn, beyond the ends at those there."""
+    """(S, 3, 4) float64 poses: between two known ones, and beyond the ends, at constant speed and turn."""
     known_s, known = sweep.times_s, sweep.camera_from_sensor
     before = np.clip(np.searchsorted(known_s, times_s, side="right") - 1, 0, len(known_s) - 2)
     share = ((times_s - known_s[before]) / (known_s[before + 1] - known_s[before]))[:, None, None]

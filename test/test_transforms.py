@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("rclpy")
 from marigold_ros.config import RangeConfig, Unusable
-from marigold_ros.transforms import StaticExtrinsic, TfExtrinsic, make_extrinsic
+from marigold_ros.transforms import StaticExtrinsic, TfExtrinsic, TfListener
 from ros_harness import ROTATION_XYZW, TRANSLATION_M
 
 FAKE = Path(__file__).resolve().parent / "fake_tf2"
@@ -32,26 +32,26 @@ def test_the_static_extrinsic_is_what_the_parameters_say():
 
 
 def test_tf2_is_asked_at_the_time_of_the_scan(tf2):
-    extrinsic = TfExtrinsic(None, fixed_frame="")
+    extrinsic = TfExtrinsic(TfListener(None), fixed_frame="")
     np.testing.assert_allclose(extrinsic.camera_from_lidar("camera", 50, "lidar", 40), EXPECTED, atol=1e-12)
     assert extrinsic._buffer.asked == [("camera", "lidar", 40)]
 
 
 def test_with_a_fixed_frame_both_times_count(tf2):
-    extrinsic = TfExtrinsic(None, fixed_frame="odom")
+    extrinsic = TfExtrinsic(TfListener(None), fixed_frame="odom")
     np.testing.assert_allclose(extrinsic.camera_from_lidar("camera", 50, "lidar", 40), EXPECTED, atol=1e-12)
     assert extrinsic._buffer.asked == [("camera", 50, "lidar", 40, "odom")]
 
 
 def test_a_missing_transform_names_both_frames(tf2):
     with pytest.raises(Unusable, match="no transform from 'roof' to 'camera'"):
-        TfExtrinsic(None, "").camera_from_lidar("camera", 0, "roof", 0)
+        TfExtrinsic(TfListener(None), "").camera_from_lidar("camera", 0, "roof", 0)
 
 
 @pytest.mark.parametrize("frames", [("", "lidar"), ("camera", "")])
 def test_headers_need_frames(tf2, frames):
     with pytest.raises(Unusable, match=r"header\.frame_id=''"):
-        TfExtrinsic(None, "").camera_from_lidar(frames[0], 0, frames[1], 0)
+        TfExtrinsic(TfListener(None), "").camera_from_lidar(frames[0], 0, frames[1], 0)
 
 
 def test_time_going_back_clears_and_close_unsubscribes(tf2):
