@@ -69,7 +69,7 @@ class FrameProcessor:
     def _answer(self, message: ImageMessage) -> None:
         wanted = self._outputs.wanted()
         if not wanted.metric:
-            self._diagnostics.solved("metric", *self._sources.names)
+            self._diagnostics.solved("metric", *self._sources.problems)
         if not wanted.anything:
             self._diagnostics.rest()
             # The first look at a camera's shape compiles the network for it: better now than when somebody waits.

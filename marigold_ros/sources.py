@@ -105,9 +105,9 @@ class RangeSources:
             self._sources[settings.SECTION] = RangeSource(node, settings, extrinsic, self._unusable)
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the sensors, under which what is wrong with them stands in the diagnostics."""
-        return tuple(self._sources)
+    def problems(self) -> tuple[str, ...]:
+        """The keys under which what is wrong with the sensors stands in the diagnostics."""
+        return tuple(key for name in self._sources for key in (name, f"{name} missing"))
 
     @property
     def label(self) -> str:
@@ -140,11 +140,12 @@ class RangeSources:
                 points = source.scans.nearest(decoding.stamp_ns(image.header), settings.max_age_s)
                 self._diagnostics.solved(source.name)
                 found.append(source.placed(points, image, settings))
+                self._diagnostics.solved(f"{source.name} missing")
             except Unusable as problem:
                 problems[source] = problem
         if found:
             for source, problem in problems.items():
-                self._diagnostics.problem(source.name, f"{source.topic}: {problem}")
+                self._diagnostics.problem(f"{source.name} missing", f"{source.topic}: {problem}")
                 self._complain(source.topic, str(problem), "the other range sensors serve")
             return found
         if not problems:
