@@ -30,13 +30,24 @@ ROS = {
 }
 HEAVY = {"torch", "diffusers", "openvino", "tensorrt", "onnx", "onnxruntime", "transformers"}
 # What may know ROS: the node's own modules, and the programs that play, record and show.
-NODE_RIM = {"messages", "parameters", "transforms", "scans", "outputs", "diagnostics", "frames", "depth_node"}
+NODE_RIM = {
+    "messages",
+    "parameters",
+    "transforms",
+    "scans",
+    "sources",
+    "outputs",
+    "diagnostics",
+    "frames",
+    "depth_node",
+}
 PROGRAMS = {"player", "recorder", "demo", "driver", "kitti", "benchmark"}
 CORE = {
     "config",
     "decoding",
     "geometry",
     "anchors",
+    "sweep",
     "metric",
     "field",
     "metric_frames",
@@ -86,6 +97,7 @@ ALLOWED = {
     "decoding": {"numpy", "cv2", "simplejpeg"},
     "geometry": {"numpy", "cv2"},
     "anchors": {"numpy"},
+    "sweep": {"numpy", "cv2"},
     "metric": {"numpy"},
     "field": {"numpy", "cv2"},
     "metric_frames": {"numpy", "cv2"},
