@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 from marigold_ros.config import RangeConfig
-from marigold_ros.geometry import Camera, project, transformed
+from marigold_ros.geometry import Camera, transformed
 from marigold_ros.sweep import Sweep, moved
 
 # Tiles over which anchors are thinned out evenly, in pixels; the field's networks are smooth at this scale.
@@ -117,25 +118,35 @@ def _in_image(
     measured = (squared > 0) & (squared < np.inf)
     seen = np.count_nonzero(measured)
     moves = sweep is not None and sweep.offset_s is not None and not sweep.still
-    with np.errstate(invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         in_camera = moved(points, sweep.offset_s, sweep) if moves else transformed(points, scan.camera_from_lidar)
-        pixels, depth_m = project(in_camera, camera)
-        inside = measured & (depth_m >= limits.min_depth_m) & (depth_m <= limits.max_depth_m)
-        inside &= (pixels[:, 0] >= -0.5) & (pixels[:, 0] <= camera.width - 0.5)
-        inside &= (pixels[:, 1] >= -0.5) & (pixels[:, 1] <= camera.height - 0.5)
-    kept = np.flatnonzero(inside)
+        depth_m = in_camera[:, 2].astype(np.float32)
+        inside = measured & (depth_m > 0) & (depth_m >= limits.min_depth_m) & (depth_m <= limits.max_depth_m)
+        # As `project`, but without its arrays of all points: fresh memory is what costs here.
+        u, v = (in_camera[:, axis] / depth_m for axis in (0, 1))
+        u, v = u * np.float32(camera.fx) + np.float32(camera.cx), v * np.float32(camera.fy) + np.float32(camera.cy)
+        inside &= (u >= -0.5) & (u <= camera.width - 0.5) & (v >= -0.5) & (v <= camera.height - 0.5)
     if limits.min_range_m > 0:
-        kept = kept[squared[kept] >= limits.min_range_m**2]
-    least, greatest = limits.self_box_m[:3], limits.self_box_m[3:]
-    if least != greatest:
-        near = points[kept]
-        kept = kept[~((near > np.float32(least)) & (near < np.float32(greatest))).all(axis=1)]
-    pixels, depth_m = pixels[kept].astype(np.float32), depth_m[kept].astype(np.float32)
+        inside &= squared >= limits.min_range_m**2
+    if limits.self_box_m[:3] != limits.self_box_m[3:]:
+        inside &= ~_within(points, limits.self_box_m)
     if unseen is not None:
-        column, row = np.rint(pixels).astype(np.intp).T
-        hit = ~unseen[np.clip(row, 0, camera.height - 1), np.clip(column, 0, camera.width - 1)]
-        pixels, depth_m = pixels[hit], depth_m[hit]
+        kept = np.flatnonzero(inside)
+        row, column = np.rint(v[kept]).astype(np.intp), np.rint(u[kept]).astype(np.intp)
+        inside[kept] = ~unseen[np.clip(row, 0, camera.height - 1), np.clip(column, 0, camera.width - 1)]
+    kept = np.flatnonzero(inside)
+    depth_m = depth_m[kept]
+    pixels = np.empty((len(kept), 2), np.float32)
+    pixels[:, 0], pixels[:, 1] = u[kept], v[kept]
     return seen, (pixels, depth_m, *_noise(limits, sweep, depth_m, camera))
+
+
+def _within(points: np.ndarray, box_m: tuple[float, ...]) -> np.ndarray:
+    """(N,) bool: which points lie in the box of least x y z and greatest x y z."""
+    within = np.ones(len(points), bool)
+    for axis in range(3):
+        within &= (points[:, axis] > box_m[axis]) & (points[:, axis] < box_m[axis + 3])
+    return within
 
 
 def _noise(
@@ -161,12 +172,15 @@ def _fair_shares(wanted: Sequence[int], budget: int) -> list[int]:
     return shares
 
 
-def _tiles(pixels: np.ndarray, camera: Camera, size_px: int) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-    """Row and column of the tile that each pixel lies in, and the number of rows and columns."""
+def _tiles(pixels: np.ndarray, camera: Camera, size_px: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """Number of the tile that each pixel lies in, row by row, and the number of rows and columns."""
     shape = (camera.height + size_px - 1) // size_px, (camera.width + size_px - 1) // size_px
     # Not `//`: floor division of floats takes twenty times as long, and here no pixel lies below -0.5.
-    tiles = ((pixels + np.float32(0.5)) * np.float32(1.0 / size_px)).astype(np.intp)
-    return np.minimum(tiles[:, 1], shape[0] - 1), np.minimum(tiles[:, 0], shape[1] - 1), shape
+    tiles = ((pixels + np.float32(0.5)) * np.float32(1.0 / size_px)).astype(np.int32)
+    numbers = np.minimum(tiles[:, 1], shape[0] - 1).astype(np.intp)
+    numbers *= shape[1]
+    numbers += np.minimum(tiles[:, 0], shape[1] - 1)
+    return numbers, shape
 
 
 def _visibility(pixels: np.ndarray, depth_m: np.ndarray, camera: Camera) -> np.ndarray:
@@ -174,18 +188,23 @@ def _visibility(pixels: np.ndarray, depth_m: np.ndarray, camera: Camera) -> np.n
     weight = np.ones(len(depth_m), np.float32)
     if len(depth_m) == 0:
         return weight
-    rows, columns, shape = _tiles(pixels, camera, _VOTE_TILE_PX)
-    bins = np.floor(np.log(depth_m) / np.log(_NEARER)).astype(np.intp)
-    bins -= bins.min()
-    count = bins.max() + 1
-    flat = (rows * shape[1] + columns) * count + bins
-    histogram = np.bincount(flat, minlength=shape[0] * shape[1] * count).reshape(*shape, count)
-    padded = np.pad(histogram, ((1, 1), (1, 1), (0, 0)))
-    window = sum(padded[i : i + shape[0], j : j + shape[1]] for i in range(3) for j in range(3))
-    up_to = np.cumsum(window, axis=2)
+    tiles, shape = _tiles(pixels, camera, _VOTE_TILE_PX)
+    bins = np.log(depth_m) * np.float32(1.0 / np.log(_NEARER))
+    bins -= np.floor(bins.min())
+    bins = bins.astype(np.intp)
+    # Two empty bins in front of the nearest, for what lies two bins nearer.
+    bins += 2
+    count = int(bins.max()) + 1
+    tiles *= count
+    bins += tiles
+    histogram = np.bincount(bins, minlength=shape[0] * shape[1] * count).astype(np.float32).reshape(*shape, count)
+    window = cv2.boxFilter(histogram, -1, (3, 3), normalize=False, borderType=cv2.BORDER_CONSTANT)
+    up_to = np.cumsum(window.reshape(*shape, count), axis=2).reshape(-1)
     # Two bins nearer: at least the factor _NEARER whatever the position within the bins.
-    nearer = np.where(bins >= 2, up_to[rows, columns, np.maximum(bins - 2, 0)], 0)
-    hidden = (nearer >= 3) & (nearer >= _VOTE_SHARE * up_to[rows, columns, -1])
+    bins -= 2
+    nearer = up_to[bins]
+    tiles += count - 1
+    hidden = (nearer >= 3) & (nearer >= _VOTE_SHARE * up_to[tiles])
     weight[hidden] = _SUSPECT_WEIGHT
     return weight
 
@@ -194,8 +213,7 @@ def _spread_evenly(pixels: np.ndarray, budget: int, camera: Camera) -> np.ndarra
     """Indices of at most `budget` pixels, taken round-robin from the tiles of the image."""
     if len(pixels) <= budget:
         return np.arange(len(pixels))
-    rows, columns, shape = _tiles(pixels, camera, _TILE_PX)
-    tile = rows * shape[1] + columns
+    tile, shape = _tiles(pixels, camera, _TILE_PX)
     order = np.argsort(tile.astype(np.uint16) if shape[0] * shape[1] <= 65536 else tile, kind="stable")  # radix sort
     starts = np.searchsorted(tile[order], np.arange(shape[0] * shape[1]))
     turn = np.empty(len(tile), np.intp)

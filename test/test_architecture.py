@@ -96,7 +96,7 @@ ALLOWED = {
     "worker": set(),
     "decoding": {"numpy", "cv2", "simplejpeg"},
     "geometry": {"numpy", "cv2"},
-    "anchors": {"numpy"},
+    "anchors": {"numpy", "cv2"},
     "sweep": {"numpy", "cv2"},
     "metric": {"numpy"},
     "field": {"numpy", "cv2"},
