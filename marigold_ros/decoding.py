@@ -117,13 +117,20 @@ def _pixels(message: Image, pixel_bytes: int) -> np.ndarray:
 
 def depth_from_image(message: Image) -> np.ndarray:
     """(H, W) float32 metres, NaN unknown, of a depth image: 16UC1 in millimetres or 32FC1 in metres (REP 118)."""
+    values, unit_m = _depth_values(message)
+    values = values.astype(np.float32)
+    known = np.isfinite(values) & (values > 0)
+    return np.where(known, values * unit_m, np.nan).astype(np.float32)
+
+
+def _depth_values(message: Image) -> tuple[np.ndarray, float]:
+    """(H, W) numbers of a depth image as they came, and how many metres one of them is."""
     kinds = {"16UC1": "u2", "mono16": "u2", "32FC1": "f4"}
     if message.encoding not in kinds:
         raise Unusable(f"encoding={message.encoding!r}: depth must be one of {', '.join(kinds)}")
     kind = np.dtype((">" if message.is_bigendian else "<") + kinds[message.encoding])
-    values = np.ascontiguousarray(_pixels(message, kind.itemsize)).view(kind)[..., 0].astype(np.float32)
-    known = np.isfinite(values) & (values > 0)
-    return np.where(known, values * (1.0 if kind.kind == "f" else 1e-3), np.nan).astype(np.float32)
+    values = np.ascontiguousarray(_pixels(message, kind.itemsize)).view(kind)[..., 0]
+    return values, (1.0 if kind.kind == "f" else 1e-3)
 
 
 def rgb_from_compressed(message: CompressedImage) -> np.ndarray:
@@ -315,21 +322,21 @@ def points_from_depth(message: Image, info: CameraInfo | None) -> np.ndarray:
     if info is None:
         raise Unusable("depth image without camera info; check its topic and its QoS (image.reliability)")
     camera = camera_from_info(info, message.width, message.height, rectified=info.p[0] > 0)
-    depth_m = depth_from_image(message)
-    known = np.flatnonzero(np.isfinite(depth_m))
-    if len(known) == 0:
+    values, unit_m = _depth_values(message)
+    with np.errstate(invalid="ignore"):
+        known = values > 0
+        known &= values < np.inf
+    count = np.count_nonzero(known)
+    if count == 0:
         raise Unusable(f"depth image of {message.width}x{message.height}: no pixel has a depth; check the sensor")
-    surplus = len(known) / _DEPTH_IMAGE_POINTS
-    rows, columns = np.divmod(known, message.width)
-    if surplus > 1 and len(known) > depth_m.size / 2:
-        stride = math.ceil(math.sqrt(surplus))
-        kept = (rows % stride == 0) & (columns % stride == 0)
-        known, rows, columns = known[kept], rows[kept], columns[kept]
-    elif surplus > 1:
-        # Of a sparse image the points themselves are counted: its pattern may have a step of its own.
-        kept = np.linspace(0, len(known) - 1, _DEPTH_IMAGE_POINTS).astype(np.intp)
-        known, rows, columns = known[kept], rows[kept], columns[kept]
-    z = depth_m.reshape(-1)[known]
+    # Of a sparse image the points themselves are counted: its pattern may have a step of its own.
+    stride = math.ceil(math.sqrt(count / _DEPTH_IMAGE_POINTS)) if count > values.size / 2 else 1
+    rows, columns = np.divmod(np.flatnonzero(known[::stride, ::stride]), -(-message.width // stride))
+    if len(rows) > _DEPTH_IMAGE_POINTS:
+        kept = np.linspace(0, len(rows) - 1, _DEPTH_IMAGE_POINTS).astype(np.intp)
+        rows, columns = rows[kept], columns[kept]
+    rows, columns = rows * stride, columns * stride
+    z = values[rows, columns] * np.float32(unit_m)
     x, y = (columns - camera.cx) / camera.fx * z, (rows - camera.cy) / camera.fy * z
     return np.stack([x, y, z], axis=1).astype(np.float32)
 
