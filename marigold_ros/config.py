@@ -243,6 +243,10 @@ class RangeConfig:
         "own where the scan has such times; '' for none.",
         read_only=True,
     )  # fmt: skip
+    point_times: bool = setting(
+        True, "Points' own times count (with fixed_frame); false for clouds that were corrected for motion already.",
+        read_only=True,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         check(self)

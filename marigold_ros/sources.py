@@ -50,7 +50,7 @@ class RangeSource:
         self._type = settings.type
         self._info: CameraInfo | None = None
         # Points' own times serve where it is known how the sensor moved.
-        self._timed = settings.fixed_frame != ""
+        self._timed = settings.fixed_frame != "" and settings.point_times
 
     def inputs(self, on_scan: Callable[[str], None]) -> Iterator[Input]:
         """The topics of this sensor; `on_scan` is called with its name for every message."""
@@ -67,7 +67,7 @@ class RangeSource:
         """Points with their place in this image's camera; raises `Unusable` where it is not known."""
         between = image.header.frame_id, decoding.stamp_ns(image.header), found.frame, found.stamp_ns
         camera_from_lidar = self.extrinsic.camera_from_lidar(*between)
-        told = found.offset_s is not None or self._type == "depth_image"
+        told = found.offset_s is not None or self._type == "depth_image" or not settings.point_times
         error_s = _TIME_ERROR_S if told else _TIME_ERROR_OF_SCAN_S
         return Scan(found.points, camera_from_lidar, settings, self.extrinsic.sweep(*between, found.offset_s, error_s))
 

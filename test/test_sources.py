@@ -7,7 +7,21 @@ pytest.importorskip("rclpy")
 from sensor_msgs.msg import CameraInfo, Image, PointField
 
 from flat_scene_node import depth_m
-from ros_harness import FOCAL_PX, HEIGHT, STATIC, TEST, TRANSLATION_M, WIDTH, cloud_of, good_cloud, lidar_points, stamp
+from marigold_ros.config import Range2Config
+from marigold_ros.sources import RangeSource
+from ros_harness import (
+    FOCAL_PX,
+    HEIGHT,
+    STATIC,
+    TEST,
+    TRANSLATION_M,
+    WIDTH,
+    cloud_of,
+    good_cloud,
+    good_image,
+    lidar_points,
+    stamp,
+)
 
 # A ToF camera at the colour camera's place, with a quarter of its pixels each way.
 TOF_WIDTH, TOF_HEIGHT = WIDTH // 4, HEIGHT // 4
@@ -167,6 +181,37 @@ def swept_cloud(with_times: bool):
         cloud.fields.append(PointField(name="time", offset=12, datatype=PointField.FLOAT32, count=1))
         cloud.data = np.concatenate([lidar, offset_s[:, None].astype(np.float32)], axis=1).tobytes()
     return cloud
+
+
+@pytest.mark.parametrize(
+    ("settings", "timed", "error_s"),
+    [
+        ({"fixed_frame": "odom"}, True, 0.005),
+        ({"fixed_frame": "odom", "point_times": False}, False, 0.005),
+        ({}, False, 0.03),
+    ],
+)
+def test_times_of_points_are_read_where_they_serve(settings, timed, error_s):
+    class Place:
+        def camera_from_lidar(self, *between):
+            return np.eye(4)
+
+        def sweep(self, camera_frame, image_ns, lidar_frame, scan_ns, offset_s, time_error_s):
+            self.asked = offset_s, time_error_s
+
+    class Names:
+        def resolve_topic_name(self, name):
+            return f"/robot/{name}"
+
+    settings, place = Range2Config(type="pointcloud2", **settings), Place()
+    source = RangeSource(Names(), settings, place, None)
+    source.scans.add(swept_cloud(with_times=True))
+    found = source.scans.nearest(0, 1.0)
+    assert (found.offset_s is not None) == timed
+    assert source.placed(found, good_image(), settings).limits is settings
+    assert place.asked[0] is found.offset_s
+    assert place.asked[1] == error_s
+    assert (source.name, source.topic) == ("range2", "/robot/range2")
 
 
 def test_a_turning_robot_s_points_are_moved_each_from_its_own_time(robot, start_node):
