@@ -10,7 +10,7 @@ import numpy as np
 
 from marigold_ros.config import RangeConfig
 from marigold_ros.geometry import Camera, transformed
-from marigold_ros.sweep import Sweep, moved
+from marigold_ros.sweep import Sweep, may_be_seen, moved
 
 # Tiles over which anchors are thinned out evenly, in pixels; the field's networks are smooth at this scale.
 _TILE_PX = 32
@@ -119,7 +119,13 @@ def _in_image(
     seen = np.count_nonzero(measured)
     moves = sweep is not None and sweep.offset_s is not None and not sweep.still
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        in_camera = moved(points, sweep.offset_s, sweep) if moves else transformed(points, scan.camera_from_lidar)
+        if moves:
+            measured &= may_be_seen(points, sweep.offset_s, np.sqrt(squared), sweep, camera.cone_rad)
+            chosen = np.flatnonzero(measured)
+            points, squared, measured = points[chosen], squared[chosen], measured[chosen]
+            in_camera = moved(points, sweep.offset_s[chosen], sweep)
+        else:
+            in_camera = transformed(points, scan.camera_from_lidar)
         depth_m = in_camera[:, 2].astype(np.float32)
         inside = measured & (depth_m > 0) & (depth_m >= limits.min_depth_m) & (depth_m <= limits.max_depth_m)
         # As `project`, but without its arrays of all points: fresh memory is what costs here.
@@ -159,7 +165,7 @@ def _noise(
     noise_m = np.float32(usual_m) + np.float32(growth) * np.square(depth_m)
     noise_px = np.full(len(depth_m), limits.noise_px or usual_px, np.float32)
     if sweep is not None and not sweep.still:
-        noise_px = np.hypot(noise_px, sweep.pixel_noise(depth_m, camera.focal_px).astype(np.float32))
+        noise_px = np.sqrt(np.square(noise_px) + sweep.pixel_variance(depth_m, camera.focal_px)).astype(np.float32)
     return noise_m, noise_px
 
 

@@ -6,6 +6,7 @@ z forward; depth is z in metres, NaN where unknown.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import cv2
@@ -59,6 +60,13 @@ class Camera:
     def focal_px(self) -> float:
         """One focal length, the geometric mean of fx and fy."""
         return (self.fx * self.fy) ** 0.5
+
+    @property
+    def cone_rad(self) -> float:
+        """The angle between the optical axis and the farthest corner of the image."""
+        x = max(self.cx + 0.5, self.width - 0.5 - self.cx) / self.fx
+        y = max(self.cy + 0.5, self.height - 0.5 - self.cy) / self.fy
+        return math.atan(math.hypot(x, y))
 
     @property
     def matrix(self) -> np.ndarray:

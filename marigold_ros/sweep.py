@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import cv2
 import numpy as np
+
+from marigold_ros.geometry import transformed
 
 # Poses between which points do not move any more: of 0.1 s, 0.4 ms each.
 _STEPS = 256
@@ -35,28 +38,46 @@ class Sweep:
 
     @cached_property
     def turned_rad(self) -> float:
-        """By how much the sensor turned between the first and the last of the times."""
-        begin, end = self.camera_from_sensor[[0, -1], :3, :3]
-        return float(np.linalg.norm(cv2.Rodrigues(begin.T @ end)[0]))
+        """By how much the sensor turned from the first of the times to the last, all of the way."""
+        return float(np.linalg.norm(self.turns, axis=1).sum())
 
     @cached_property
     def moved_m(self) -> float:
-        """How far the sensor moved between the first and the last of the times."""
-        begin, end = self.camera_from_sensor[[0, -1], :3, 3]
-        return float(np.linalg.norm(end - begin))
+        """How far the sensor went from the first of the times to the last, all of the way."""
+        return float(np.linalg.norm(np.diff(self.camera_from_sensor[:, :3, 3], axis=0), axis=1).sum())
+
+    @cached_property
+    def turns(self) -> np.ndarray:
+        """(K - 1, 3) rotation vectors in radians from each time to the next, in the sensor's frame."""
+        rotations = self.camera_from_sensor[:, :3, :3]
+        return np.stack([cv2.Rodrigues(a.T @ b)[0][:, 0] for a, b in pairwise(rotations)])
 
     @property
     def still(self) -> bool:
         """Whether one pose serves for all points."""
         return self.turned_rad < _STILL_RAD and self.moved_m < _STILL_M
 
-    def pixel_noise(self, depth_m: np.ndarray, focal_px: float) -> np.ndarray | float:
-        """(N,) pixels by which points at these depths may be misplaced for the time that is not known."""
-        if self.still:
-            return 0.0
+    def pixel_variance(self, depth_m: np.ndarray, focal_px: float) -> np.ndarray:
+        """(N,) squared pixels by which points at these depths may be misplaced for the time that is not known."""
         lasted_s = self.times_s[-1] - self.times_s[0]
         turn_rad_s, speed_m_s = self.turned_rad / lasted_s, self.moved_m / lasted_s
-        return (focal_px * self.time_error_s) * np.sqrt(turn_rad_s**2 + np.square(speed_m_s / depth_m))
+        return (focal_px * self.time_error_s) ** 2 * (turn_rad_s**2 + np.square(speed_m_s / depth_m))
+
+
+def may_be_seen(
+    points: np.ndarray, offset_s: np.ndarray, distance_m: np.ndarray, sweep: Sweep, cone_rad: float
+) -> np.ndarray:
+    """(N,) bool: False for points that cannot lie within `cone_rad` of the optical axis, wherever they were moved.
+
+    A cheap look at all points of a spinning LiDAR, most of which no camera sees. By at most theta and m between the
+    first of the times and any other, z >= r cos(cone + theta) - 2 m at the first for what is in the cone at another.
+    """
+    lasted_s = sweep.times_s[-1] - sweep.times_s[0]
+    farthest_s = max(abs(float(offset_s.min()) - sweep.times_s[0]), abs(float(offset_s.max()) - sweep.times_s[0]))
+    beyond = max(1.0, farthest_s / lasted_s)
+    depth_m = transformed(points, sweep.camera_from_sensor[0])[:, 2]
+    widest_rad = min(cone_rad + beyond * sweep.turned_rad, np.pi)
+    return depth_m >= distance_m * np.float32(np.cos(widest_rad)) - np.float32(2 * beyond * sweep.moved_m)
 
 
 def moved(points: np.ndarray, offset_s: np.ndarray, sweep: Sweep) -> np.ndarray:
@@ -87,9 +108,8 @@ def poses_at(times_s: np.ndarray, sweep: Sweep) -> np.ndarray:
     before = np.clip(np.searchsorted(known_s, times_s, side="right") - 1, 0, len(known_s) - 2)
     share = ((times_s - known_s[before]) / (known_s[before + 1] - known_s[before]))[:, None, None]
     begin, end = known[:-1], known[1:]
-    turns = np.stack([cv2.Rodrigues(a[:3, :3].T @ b[:3, :3])[0][:, 0] for a, b in zip(begin, end, strict=True)])
     poses = np.empty((len(times_s), 3, 4))
-    poses[:, :, :3] = np.einsum("sij,sjk->sik", begin[before, :3, :3], _rotations(turns[before] * share[..., 0]))
+    poses[:, :, :3] = np.einsum("sij,sjk->sik", begin[before, :3, :3], _rotations(sweep.turns[before] * share[..., 0]))
     poses[:, :, 3] = begin[before, :3, 3] + share[..., 0] * (end - begin)[before, :3, 3]
     return poses
 

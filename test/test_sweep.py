@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from marigold_ros.geometry import transformed
-from marigold_ros.sweep import Sweep, moved, poses_at
+from marigold_ros.sweep import Sweep, may_be_seen, moved, poses_at
 
 CAMERA_FROM_SENSOR = np.array([[0, -1, 0, 0.1], [0, 0, -1, -0.2], [1, 0, 0, 0.05], [0, 0, 0, 1.0]])
 
@@ -86,10 +86,33 @@ def test_a_robot_that_stands_is_known_to_stand():
 
 def test_what_is_not_known_of_the_time_is_pixels_of_motion():
     sweep = Sweep(np.array([0.0, 0.1]), np.stack([np.eye(4), np.eye(4)]), None, 0.02)
-    assert sweep.pixel_noise(np.array([4.0]), 500.0) == 0.0
+    assert sweep.pixel_variance(np.array([4.0]), 500.0) == 0.0
     sweep.camera_from_sensor[1, 0, 3] = 0.2  # 2 m/s sideways: 0.04 m in 0.02 s, which are 5 px of 500 at 4 m
     driving = Sweep(sweep.times_s, sweep.camera_from_sensor, None, 0.02)
-    np.testing.assert_allclose(driving.pixel_noise(np.array([4.0, 40.0]), 500.0), [5.0, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(driving.pixel_variance(np.array([4.0, 40.0]), 500.0), [25.0, 0.25], rtol=1e-6)
     turning = sweep_of([0.0, 0.1], None, turn_rad_s=0.5, speed_m_s=0.0, error_s=0.02)
-    far = turning.pixel_noise(np.array([1e6]), 500.0)  # 0.01 rad
-    np.testing.assert_allclose(far, [5.0], rtol=1e-3)
+    far = turning.pixel_variance(np.array([1e6]), 500.0)  # 0.01 rad
+    np.testing.assert_allclose(far, [25.0], rtol=1e-3)
+
+
+@pytest.mark.parametrize("known_s", [(-0.1, -0.05, 0.0), (-0.1, -0.08), (-0.02, 0.0)])
+def test_no_point_is_overlooked_that_the_camera_sees(known_s):
+    """Points all around, many of them near, before a robot that turns and drives fast."""
+    rng = np.random.default_rng(1)
+    world = rng.normal(size=(20000, 3)) * rng.choice([0.3, 2.0, 20.0], (20000, 1))
+    offset_s = rng.uniform(-0.1, 0.0, 20000).astype(np.float32)
+    points = measured(world, offset_s, 3.0, 10.0)
+    sweep = sweep_of(known_s, offset_s, 3.0, 10.0)
+    cone_rad = 0.7
+    then = moved(points, offset_s, sweep)
+    seen = then[:, 2] > np.linalg.norm(then, axis=1) * math.cos(cone_rad)
+    kept = may_be_seen(points, offset_s, np.linalg.norm(points, axis=1), sweep, cone_rad)
+    assert kept[seen].all()
+    assert seen.mean() < kept.mean() < 0.75
+
+
+def test_a_robot_that_shakes_moves_though_it_ends_where_it_began():
+    poses = np.stack([world_from_camera(t, 1.0, 1.0) for t in (0.0, 0.05, 0.0)])
+    sweep = Sweep(np.array([0.0, 0.05, 0.1]), poses, None, 0.005)
+    assert sweep.turned_rad == pytest.approx(0.1, rel=1e-3)
+    assert sweep.moved_m == pytest.approx(0.1, rel=1e-2)
