@@ -117,34 +117,43 @@ def _in_image(
     squared = np.einsum("ij,ij->i", points, points)
     measured = (squared > 0) & (squared < np.inf)
     seen = np.count_nonzero(measured)
-    moves = sweep is not None and sweep.offset_s is not None and not sweep.still
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        if moves:
-            measured &= may_be_seen(points, sweep.offset_s, np.sqrt(squared), sweep, camera.cone_rad)
-            chosen = np.flatnonzero(measured)
-            points, squared, measured = points[chosen], squared[chosen], measured[chosen]
-            in_camera = moved(points, sweep.offset_s[chosen], sweep)
-        else:
-            in_camera = transformed(points, scan.camera_from_lidar)
-        depth_m = in_camera[:, 2].astype(np.float32)
-        inside = measured & (depth_m > 0) & (depth_m >= limits.min_depth_m) & (depth_m <= limits.max_depth_m)
-        # As `project`, but without its arrays of all points: fresh memory is what costs here.
-        u, v = (in_camera[:, axis] / depth_m for axis in (0, 1))
-        u, v = u * np.float32(camera.fx) + np.float32(camera.cx), v * np.float32(camera.fy) + np.float32(camera.cy)
-        inside &= (u >= -0.5) & (u <= camera.width - 0.5) & (v >= -0.5) & (v <= camera.height - 0.5)
     if limits.min_range_m > 0:
-        inside &= squared >= limits.min_range_m**2
+        measured &= squared >= limits.min_range_m**2
     if limits.self_box_m[:3] != limits.self_box_m[3:]:
-        inside &= ~_within(points, limits.self_box_m)
+        measured &= ~_within(points, limits.self_box_m)
+    in_camera = _in_camera(scan, squared, measured, camera)
+    # As `project`, but only of what is left: fresh memory for all points is what costs here.
+    depth_m = in_camera[:, 2]
+    ahead = np.flatnonzero((depth_m > 0) & (depth_m >= limits.min_depth_m) & (depth_m <= limits.max_depth_m))
+    depth_m = depth_m[ahead].astype(np.float32)
+    pixels = np.empty((len(ahead), 2), np.float32)
+    inside = np.ones(len(ahead), bool)
+    for axis, (focal, centre, size) in enumerate(
+        ((camera.fx, camera.cx, camera.width), (camera.fy, camera.cy, camera.height))
+    ):
+        with np.errstate(over="ignore"):
+            place = in_camera[ahead, axis] / depth_m
+        place *= np.float32(focal)
+        place += np.float32(centre)
+        inside &= (place >= -0.5) & (place <= size - 0.5)
+        pixels[:, axis] = place
     if unseen is not None:
-        kept = np.flatnonzero(inside)
-        row, column = np.rint(v[kept]).astype(np.intp), np.rint(u[kept]).astype(np.intp)
-        inside[kept] = ~unseen[np.clip(row, 0, camera.height - 1), np.clip(column, 0, camera.width - 1)]
-    kept = np.flatnonzero(inside)
-    depth_m = depth_m[kept]
-    pixels = np.empty((len(kept), 2), np.float32)
-    pixels[:, 0], pixels[:, 1] = u[kept], v[kept]
+        column, row = np.rint(np.clip(pixels, 0, (camera.width - 1, camera.height - 1))).astype(np.intp).T
+        inside &= ~unseen[row, column]
+    if not inside.all():
+        pixels, depth_m = pixels[inside], depth_m[inside]
     return seen, (pixels, depth_m, *_noise(limits, sweep, depth_m, camera))
+
+
+def _in_camera(scan: Scan, squared_m: np.ndarray, wanted: np.ndarray, camera: Camera) -> np.ndarray:
+    """(M, 3) points of those that are `wanted`, (N,) bool, in the camera's frame; perhaps without some behind it."""
+    sweep = scan.sweep
+    if sweep is None or sweep.offset_s is None or sweep.still or len(scan.points) == 0:
+        in_camera = transformed(scan.points, scan.camera_from_lidar)
+        return in_camera[wanted & (in_camera[:, 2] > 0)]
+    with np.errstate(invalid="ignore"):
+        chosen = wanted & may_be_seen(scan.points, sweep.offset_s, np.sqrt(squared_m), sweep, camera.cone_rad)
+    return moved(scan.points[chosen], sweep.offset_s[chosen], sweep)
 
 
 def _within(points: np.ndarray, box_m: tuple[float, ...]) -> np.ndarray:

@@ -82,6 +82,8 @@ def may_be_seen(
 
 def moved(points: np.ndarray, offset_s: np.ndarray, sweep: Sweep) -> np.ndarray:
     """(N, 3) float32 points, measured at (N,) `offset_s`, in the camera's frame at the image's time."""
+    if len(points) == 0:
+        return points
     begin_s, end_s = float(offset_s.min()), float(offset_s.max())
     if end_s <= begin_s:
         end_s = begin_s + 1e-6

@@ -107,6 +107,22 @@ def test_points_with_times_are_moved_each_from_its_own():
     np.testing.assert_allclose(anchors_of([scan], CAMERA, LIMITS).depth_m, [5.0, 5.5, 6.0], atol=0.003)
 
 
+@pytest.mark.parametrize("points", [np.array([[-5.0, 0, 0]] * 3, np.float32), np.full((3, 3), np.nan, np.float32)])
+def test_a_moving_scan_of_which_nothing_is_seen_gives_no_anchors(points):
+    poses = np.stack([CAMERA_FROM_LIDAR, CAMERA_FROM_LIDAR])
+    poses[1, 2, 3] += 1.0
+    for count in (3, 0):
+        sweep = Sweep(np.array([0.0, 0.1]), poses, np.zeros(count, np.float32), 0.005)
+        assert len(anchors_of([Scan(points[:count], CAMERA_FROM_LIDAR, LIMITS, sweep)], CAMERA, LIMITS)) == 0
+
+
+@pytest.mark.filterwarnings("error")
+def test_points_at_the_lens_do_not_make_noise():
+    limits = RangeConfig(min_depth_m=0.0)
+    points = np.array([[1e-38, 1.0, 0.0], [np.inf, 0, 0], [np.nan, 0, 0], [1e20, 1e20, 0], [4, 0, 0]], np.float32)
+    np.testing.assert_allclose(find_anchors(points, CAMERA_FROM_LIDAR, CAMERA, limits).depth_m, [4.0])
+
+
 # Several sensors
 
 TOF = RangeConfig(type="depth_image")
