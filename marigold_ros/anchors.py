@@ -133,8 +133,8 @@ def _in_image(
     ):
         with np.errstate(over="ignore"):
             place = in_camera[ahead, axis] / depth_m
-        place *= np.float32(focal)
-        place += np.float32(centre)
+            place *= np.float32(focal)
+            place += np.float32(centre)
         inside &= (place >= -0.5) & (place <= size - 0.5)
         pixels[:, axis] = place
     if unseen is not None:
