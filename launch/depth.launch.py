@@ -17,7 +17,7 @@ from launch_ros.actions import Node
 
 # In the sources and in the install tree alike.
 CONFIG = Path(__file__).resolve().parent.parent / "config"
-TOPICS = ("image", "camera_info", "range", "depth", "points")
+TOPICS = ("image", "camera_info", "range", "range2", "range3", "depth", "points")
 PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
 
 ARGUMENTS = {
@@ -25,7 +25,9 @@ ARGUMENTS = {
     "params_file": (str(CONFIG / "depth.yaml"), "Parameter file; config/depth.yaml lists every parameter."),
     "image": ("image", "Camera image (sensor_msgs/Image, or CompressedImage with image.transport 'compressed')."),
     "camera_info": ("camera_info", "The camera's sensor_msgs/CameraInfo."),
-    "range": ("range", "LiDAR (sensor_msgs/PointCloud2, or LaserScan with range.type 'laserscan')."),
+    "range": ("range", "LiDAR (sensor_msgs/PointCloud2), or what range.type says."),
+    "range2": ("range2", "A further range sensor; what it is, range2.type says in params_file."),
+    "range3": ("range3", "One more, as range2."),
     "depth": ("depth", "Where the depth image goes."),
     "points": ("points", "Where the point cloud goes."),
     "checkpoint": ("", "Overrides model.checkpoint."),

@@ -14,6 +14,7 @@ from typing import Any
 
 # Working sizes are multiples of this many pixels, and at most so large.
 SIZE_STEP_PX, LARGEST_SIDE_PX = 32, 2048
+RANGE_TYPES = ("pointcloud2", "laserscan", "depth_image", "radar", "none")
 
 
 class Unusable(ValueError):
@@ -173,15 +174,16 @@ class ImageConfig:
 
 @dataclass(frozen=True)
 class RangeConfig:
-    """The range sensor, and where it sits."""
+    """A range sensor, and where it sits."""
 
     SECTION = "range"
 
     type: str = setting(
         "pointcloud2",
-        "Type of the range topic: 'pointcloud2', 'laserscan', or 'none' (metres from metric checkpoints, of others "
-        "relative depth only).",
-        choices=("pointcloud2", "laserscan", "none"), read_only=True,
+        "Type of the range topic: 'pointcloud2', 'laserscan', 'depth_image' (sensor_msgs/Image 16UC1 or 32FC1 with its "
+        "camera info: ToF, stereo), 'radar' (a PointCloud2 with a radar's noise), or 'none' (metres from metric "
+        "checkpoints, of others relative depth only).",
+        choices=RANGE_TYPES, read_only=True,
     )  # fmt: skip
     max_age_s: float = setting(
         0.2,
@@ -194,8 +196,38 @@ class RangeConfig:
     )
     max_depth_m: float = setting(100.0, "Points farther than this are not used.", low=0.1, high=1000.0)
     max_points: int = setting(
-        8192, "Anchors kept per frame, evenly over the image; more are thinned out.", low=16, high=1000000
+        8192,
+        "Anchors kept per frame, evenly over the image; more are thinned out. That of section range holds for all "
+        "sensors together, who share it; those of the further ones limit their share.",
+        low=16, high=1000000,
+    )  # fmt: skip
+    min_range_m: float = setting(
+        0.0, "Points nearer to the sensor than this are not used: its own housing.", low=0.0, high=100.0
     )
+    self_box_m: tuple = setting(
+        (0.0, 0.0, 0.0, 0.0, 0.0, 0.0),
+        "Points within this box are the robot's own body and not used: least x y z, then greatest x y z, in the "
+        "sensor's frame, in metres; a box without volume is none.",
+        length=6,
+    )  # fmt: skip
+    noise_m: float = setting(
+        0.0,
+        "One standard deviation of a measured depth in metres; 0 leaves it and noise_growth to the type: LiDAR 0.03, "
+        "depth image 0.02 and 0.002 per metre, radar 0.25.",
+        low=0.0, high=10.0,
+    )  # fmt: skip
+    noise_growth: float = setting(
+        0.0,
+        "Grows noise_m by this times the squared depth, 1/m: of a stereo camera, the disparity's error in pixels over "
+        "focal length (px) times baseline (m). Counts where noise_m is given.",
+        low=0.0, high=1.0,
+    )  # fmt: skip
+    noise_px: float = setting(
+        0.0,
+        "One standard deviation of a point's place in the image, in pixels: what is left of extrinsic and timing; 0 "
+        "leaves it to the type: 1.5, radar 8. Motion during the time error is added where fixed_frame tells of it.",
+        low=0.0, high=100.0,
+    )  # fmt: skip
     extrinsic: str = setting(
         "tf", "Where the LiDAR-to-camera transform comes from: 'tf' (tf2) or 'static' (the two parameters below).",
         choices=("tf", "static"), read_only=True,
@@ -210,27 +242,58 @@ class RangeConfig:
         length=4, read_only=True,
     )  # fmt: skip
     fixed_frame: str = setting(
-        "", "Frame in which the world stands still (e.g. 'odom'): tf2 moves scans to the image's time; '' for none.",
+        "",
+        "Frame in which the world stands still (e.g. 'odom'): tf2 moves scans to the image's time, each point from its "
+        "own where the scan has such times; '' for none.",
+        read_only=True,
+    )  # fmt: skip
+    point_times: bool = setting(
+        True, "Points' own times count (with fixed_frame); false for clouds that were corrected for motion already.",
         read_only=True,
     )  # fmt: skip
 
     def __post_init__(self) -> None:
         check(self)
+        name = self.SECTION
+        if any(low > high for low, high in zip(self.self_box_m[:3], self.self_box_m[3:], strict=True)):
+            raise Unusable(
+                f"{name}.self_box_m={list(self.self_box_m)}: must be the least x y z, then the greatest x y z"
+            )
         if self.min_depth_m >= self.max_depth_m:
             raise Unusable(
-                f"range.min_depth_m={self.min_depth_m}: must be less than range.max_depth_m={self.max_depth_m}"
+                f"{name}.min_depth_m={self.min_depth_m}: must be less than {name}.max_depth_m={self.max_depth_m}"
             )
         if self.fixed_frame and self.extrinsic == "static":
             raise Unusable(
-                f"range.fixed_frame={self.fixed_frame!r} with range.extrinsic='static': moving scans to the image's "
-                "time needs tf2; set range.extrinsic to 'tf', or range.fixed_frame to ''"
+                f"{name}.fixed_frame={self.fixed_frame!r} with {name}.extrinsic='static': moving scans to the image's "
+                f"time needs tf2; set {name}.extrinsic to 'tf', or {name}.fixed_frame to ''"
             )
         norm = sum(v * v for v in self.rotation_xyzw) ** 0.5
         if abs(norm - 1.0) > 1e-3:
             raise Unusable(
-                f"range.rotation_xyzw={list(self.rotation_xyzw)}: must have length 1 (has {norm:.4f}); "
+                f"{name}.rotation_xyzw={list(self.rotation_xyzw)}: must have length 1 (has {norm:.4f}); "
                 "no rotation is [0.0, 0.0, 0.0, 1.0]"
             )
+
+
+@dataclass(frozen=True)
+class Range2Config(RangeConfig):
+    """A second range sensor."""
+
+    SECTION = "range2"
+    LIKE = "range"
+
+    type: str = setting("none", "As range.type, of topic range2.", choices=RANGE_TYPES, read_only=True)
+
+
+@dataclass(frozen=True)
+class Range3Config(RangeConfig):
+    """A third range sensor."""
+
+    SECTION = "range3"
+    LIKE = "range"
+
+    type: str = setting("none", "As range.type, of topic range3.", choices=RANGE_TYPES, read_only=True)
 
 
 @dataclass(frozen=True)
@@ -326,9 +389,16 @@ class Config:
     model: ModelConfig = ModelConfig()
     image: ImageConfig = ImageConfig()
     range: RangeConfig = RangeConfig()
+    range2: Range2Config = Range2Config()
+    range3: Range3Config = Range3Config()
     fit: FitConfig = FitConfig()
     output: OutputConfig = OutputConfig()
     node: NodeConfig = NodeConfig()
+
+    @property
+    def ranges(self) -> tuple[RangeConfig, ...]:
+        """The sections of the range sensors that there are; a section's SECTION is its topic's name, too."""
+        return tuple(section for section in (self.range, self.range2, self.range3) if section.type != "none")
 
 
 def settings(config: Config) -> Iterator[tuple[str, dataclasses.Field, Any]]:

@@ -8,7 +8,10 @@ numpy 2 at all.
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -48,8 +51,24 @@ _TO_RGB: dict[str, tuple[int, int | None]] = {
 _JPEG, _PNG, _PNG_END = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"IEND"
 # Cheap cameras leave a few bytes after the last pixel, and decoders complain of every frame.
 _LEFT_OVER = re.compile(r"\b[0-9] extraneous bytes before marker 0xd9")
-# sensor_msgs/PointField's numbers of the types that coordinates come in.
+# sensor_msgs/PointField's numbers of the types that coordinates come in, and of those of times.
 _FLOATS = {7: "f4", 8: "f8"}
+_TIMES = {5: "i4", 6: "u4", **_FLOATS}
+# What drivers call a point's own time: Ouster t, Velodyne time, Hesai, RoboSense and Livox timestamp, Autoware
+# time_stamp, Livox offset_time.
+_TIME_FIELDS = ("t", "time", "timestamp", "time_stamp", "offset_time")
+# A point's time farther from its scan's stamp than this is of another clock, or of no return.
+_LONGEST_SWEEP_S = 1.0
+# Points taken of a depth image: more would be thinned out anyway.
+_DEPTH_IMAGE_POINTS = 20_000
+
+
+@dataclass(frozen=True)
+class RangePoints:
+    """(N, 3) float32 metres in the sensor's frame, and (N,) float32 seconds from the stamp to the points' own times."""
+
+    points: np.ndarray
+    offset_s: np.ndarray | None = None
 
 
 def stamp_ns(header: Header) -> int:
@@ -98,13 +117,20 @@ def _pixels(message: Image, pixel_bytes: int) -> np.ndarray:
 
 def depth_from_image(message: Image) -> np.ndarray:
     """(H, W) float32 metres, NaN unknown, of a depth image: 16UC1 in millimetres or 32FC1 in metres (REP 118)."""
+    values, unit_m = _depth_values(message)
+    values = values.astype(np.float32)
+    known = np.isfinite(values) & (values > 0)
+    return np.where(known, values * unit_m, np.nan).astype(np.float32)
+
+
+def _depth_values(message: Image) -> tuple[np.ndarray, float]:
+    """(H, W) numbers of a depth image as they came, and how many metres one of them is."""
     kinds = {"16UC1": "u2", "mono16": "u2", "32FC1": "f4"}
     if message.encoding not in kinds:
         raise Unusable(f"encoding={message.encoding!r}: depth must be one of {', '.join(kinds)}")
     kind = np.dtype((">" if message.is_bigendian else "<") + kinds[message.encoding])
-    values = np.ascontiguousarray(_pixels(message, kind.itemsize)).view(kind)[..., 0].astype(np.float32)
-    known = np.isfinite(values) & (values > 0)
-    return np.where(known, values * (1.0 if kind.kind == "f" else 1e-3), np.nan).astype(np.float32)
+    values = np.ascontiguousarray(_pixels(message, kind.itemsize)).view(kind)[..., 0]
+    return values, (1.0 if kind.kind == "f" else 1e-3)
 
 
 def rgb_from_compressed(message: CompressedImage) -> np.ndarray:
@@ -199,6 +225,47 @@ def points_from_cloud(message: PointCloud2) -> np.ndarray:
     return points.reshape(-1, 3)
 
 
+def offsets_from_cloud(message: PointCloud2) -> np.ndarray | None:
+    """(N,) float32 seconds from the cloud's stamp to each point's own time; None where it has no usable ones.
+
+    Drivers differ: integers are nanoseconds from the stamp on (Ouster, Livox, Autoware); floats are seconds from the
+    stamp on (Velodyne), or a time of day in seconds (Hesai, RoboSense) or nanoseconds (Livox). Which it is, shows in
+    the numbers, since no scan takes a second. Times of another clock than the stamp's are not usable. Points without a
+    plausible time, such as those that did not return, get 0. Call `points_from_cloud` first, which checks the cloud.
+    """
+    field = next((f for name in _TIME_FIELDS for f in message.fields if f.name == name), None)
+    if field is None or field.datatype not in _TIMES:
+        return None
+    kind = np.dtype((">" if message.is_bigendian else "<") + _TIMES[field.datatype])
+    if field.offset + kind.itemsize > message.point_step:
+        return None
+    rows, columns, step = message.height, message.width, message.point_step
+    strides = (step * columns if rows == 1 else message.row_step, step)
+    values = np.ndarray((rows, columns), kind, message.data, field.offset, strides).reshape(-1)
+    to_offset = _time_rule(values, kind, stamp_ns(message.header))
+    if to_offset is None:
+        return None
+    with np.errstate(invalid="ignore"):
+        offset_s = to_offset(values)
+        plausible = np.abs(offset_s) <= _LONGEST_SWEEP_S
+    offset_s = np.where(plausible, offset_s, 0.0).astype(np.float32)
+    return offset_s if offset_s.any() else None
+
+
+def _time_rule(values: np.ndarray, kind: np.dtype, begin_ns: int) -> Callable[[np.ndarray], np.ndarray] | None:
+    """What turns the numbers of a time field into seconds from the stamp on; None where no rule fits."""
+    if kind.kind != "f":
+        return lambda v: v * 1e-9
+    largest = float(np.nanmax(np.abs(values), initial=0.0))
+    if largest <= _LONGEST_SWEEP_S:
+        return lambda v: v
+    for unit_ns in (1e9, 1.0) if kind.itemsize == 8 else ():
+        if abs(largest * unit_ns - begin_ns) <= _LONGEST_SWEEP_S * 1e9:
+            # The stamp in the field's unit first: a double has not the digits for nanoseconds of today and a product.
+            return lambda v: (v - begin_ns / unit_ns) * (unit_ns * 1e-9)
+    return (lambda v: v * 1e-9) if largest <= _LONGEST_SWEEP_S * 1e9 else None
+
+
 def _float_field(field: PointField | None, name: str, message: PointCloud2) -> tuple[int, np.dtype]:
     """Offset in bytes and numpy type of one coordinate."""
     if field is None or field.datatype not in _FLOATS:
@@ -212,16 +279,66 @@ def _float_field(field: PointField | None, name: str, message: PointCloud2) -> t
 
 def points_from_scan(message: LaserScan) -> np.ndarray:
     """(N, 3) float32 x, y, 0 in metres in the scan's own frame; readings outside of the sensor's range are left out."""
+    ranges, valid = _readings(message)
+    angles = (message.angle_min + np.arange(len(ranges)) * message.angle_increment)[valid]
+    ranges = ranges[valid]
+    x, y = ranges * np.cos(angles), ranges * np.sin(angles)
+    return np.stack([x, y, np.zeros_like(x)], axis=1).astype(np.float32)
+
+
+def offsets_from_scan(message: LaserScan) -> np.ndarray | None:
+    """(N,) float32 seconds from the scan's stamp, its first reading, to those of `points_from_scan`; None without."""
+    ranges, valid = _readings(message)
+    each_s = message.time_increment
+    if not (math.isfinite(each_s) and 0 < abs(each_s) * len(ranges) <= _LONGEST_SWEEP_S):
+        return None
+    return (np.flatnonzero(valid) * each_s).astype(np.float32)
+
+
+def _readings(message: LaserScan) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) float32 ranges and which of them are measurements; raises `Unusable` where none is."""
+    if not (math.isfinite(message.angle_min) and math.isfinite(message.angle_increment)):
+        raise Unusable(
+            f"scan with angle_min={message.angle_min}, angle_increment={message.angle_increment}: must be finite; "
+            "check the sensor's driver"
+        )
     ranges = np.asarray(message.ranges, np.float32)
-    angles = message.angle_min + np.arange(len(ranges)) * message.angle_increment
+    # As floats of 32 bits both: a reading at the limit must not fall out by the 9th digit.
+    least, greatest = np.float32(message.range_min), np.float32(message.range_max)
     with np.errstate(invalid="ignore"):
-        valid = np.isfinite(ranges) & (ranges >= message.range_min) & (ranges <= message.range_max)
+        valid = np.isfinite(ranges) & (ranges >= least) & (ranges <= greatest)
     if not valid.any():
         limits = f"range_min={message.range_min:g}, range_max={message.range_max:g}"
         raise Unusable(f"scan of {len(ranges)} readings: none is within {limits}; check the sensor")
-    ranges, angles = ranges[valid], angles[valid]
-    x, y = ranges * np.cos(angles), ranges * np.sin(angles)
-    return np.stack([x, y, np.zeros_like(x)], axis=1).astype(np.float32)
+    return ranges, valid
+
+
+def points_from_depth(message: Image, info: CameraInfo | None) -> np.ndarray:
+    """(N, 3) float32 points in the optical frame of a depth image, 16UC1 in millimetres or 32FC1 in metres (REP 118).
+
+    Pixels without depth are left out; of images with many, an even subset is taken. As for depth_image_proc, the image
+    is rectified and the info's P counts; where P is zero, K does.
+    """
+    if info is None:
+        raise Unusable("depth image without camera info; check its topic and its QoS (image.reliability)")
+    camera = camera_from_info(info, message.width, message.height, rectified=info.p[0] > 0)
+    values, unit_m = _depth_values(message)
+    with np.errstate(invalid="ignore"):
+        known = values > 0
+        known &= values < np.inf
+    count = np.count_nonzero(known)
+    if count == 0:
+        raise Unusable(f"depth image of {message.width}x{message.height}: no pixel has a depth; check the sensor")
+    # Of a sparse image the points themselves are counted: its pattern may have a step of its own.
+    stride = math.ceil(math.sqrt(count / _DEPTH_IMAGE_POINTS)) if count > values.size / 2 else 1
+    rows, columns = np.divmod(np.flatnonzero(known[::stride, ::stride]), -(-message.width // stride))
+    if len(rows) > _DEPTH_IMAGE_POINTS:
+        kept = np.linspace(0, len(rows) - 1, _DEPTH_IMAGE_POINTS).astype(np.intp)
+        rows, columns = rows[kept], columns[kept]
+    rows, columns = rows * stride, columns * stride
+    z = values[rows, columns] * np.float32(unit_m)
+    x, y = (columns - camera.cx) / camera.fx * z, (rows - camera.cy) / camera.fy * z
+    return np.stack([x, y, z], axis=1).astype(np.float32)
 
 
 def matrix_from_transform(message: TransformStamped) -> np.ndarray:

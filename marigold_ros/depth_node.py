@@ -22,14 +22,14 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.logging import get_logger
 from rclpy.subscription import Subscription
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan, PointCloud2
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from marigold_ros import parameters
 from marigold_ros.config import Config, ModelConfig, Unusable
 from marigold_ros.diagnostics import ERROR, Diagnostics
 from marigold_ros.frames import FrameProcessor
 from marigold_ros.outputs import Outputs, naming, qos, qos_overrides
-from marigold_ros.transforms import Extrinsic, make_extrinsic
+from marigold_ros.sources import RangeSources
 from marigold_ros.worker import NewestOnly
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
@@ -46,7 +46,7 @@ def load_estimator(settings: ModelConfig) -> Any:
 
 
 class DepthNode(LifecycleNode):
-    """Connects the camera and LiDAR topics to depth topics.
+    """Connects the topics of the camera and the range sensors to depth topics.
 
     configure loads the network and makes the publishers, activate makes the subscriptions and starts the worker;
     deactivate and cleanup undo them. `load_estimator` is an argument so that tests can look at a flat scene.
@@ -67,7 +67,7 @@ class DepthNode(LifecycleNode):
         self._label = "unconfigured"
         self._dropped = 0
         self._estimator: Any = None
-        self._extrinsic: Extrinsic | None = None
+        self._sources: RangeSources | None = None
         self._outputs: Outputs | None = None
         self._frames: FrameProcessor | None = None
         self._worker: NewestOnly | None = None
@@ -157,19 +157,19 @@ class DepthNode(LifecycleNode):
         self._diagnostics.reset()
         self._estimator = self._load_estimator(self._config.model)
         engine, checkpoint = self._estimator.engine, self._estimator.checkpoint
-        self._extrinsic = make_extrinsic(self, self._config.range)
+        self._sources = RangeSources(self, self._config, self._diagnostics)
         self._outputs = Outputs(self, self._config.output, confidence=self._config.model.confidence != "none")
         self._frames = FrameProcessor(
-            self, lambda: self._config, self._estimator, self._extrinsic, self._outputs, self._diagnostics
+            self, lambda: self._config, self._estimator, self._sources, self._outputs, self._diagnostics
         )
         self._diagnostics.describe(engine=str(engine), checkpoint=str(checkpoint))
         self.get_logger().info(f"{checkpoint} on {engine}, ready after {time.perf_counter() - start:.1f} s")
 
     def _unload(self) -> None:
-        for thing in (self._outputs, self._extrinsic, self._estimator):
+        for thing in (self._outputs, self._sources, self._estimator):
             if thing is not None:
                 thing.close()
-        self._frames = self._outputs = self._extrinsic = self._estimator = None
+        self._frames = self._outputs = self._sources = self._estimator = None
 
     def _run(self, state: LifecycleState) -> None:
         super().on_activate(state)  # the publishers
@@ -179,9 +179,8 @@ class DepthNode(LifecycleNode):
         image = CompressedImage if config.image.transport == "compressed" else Image
         self._subscribe(image, "image", self._on_image, depth=1)
         self._subscribe(CameraInfo, "camera_info", frames.on_camera_info, depth=1)
-        if config.range.type != "none":
-            scan = LaserScan if config.range.type == "laserscan" else PointCloud2
-            self._subscribe(scan, "range", frames.on_range, depth=5)
+        for source in self._sources.inputs():
+            self._subscribe(source.kind, source.topic, source.callback, source.depth)
 
     def _stop(self) -> None:
         for subscription in self._inputs:

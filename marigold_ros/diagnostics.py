@@ -126,7 +126,8 @@ class Diagnostics:
 
     def _numbers(self, dropped: int) -> dict[str, str]:
         """The measured key-values."""
-        numbers = {f"{event} rate (Hz)": f"{self._rate(event):.2f}" for event in ("image", "scan", "published")}
+        events = ("image", *self._scan_events(), "published")
+        numbers = {f"{event} rate (Hz)": f"{self._rate(event):.2f}" for event in events}
         numbers |= {f"{event} total": str(self._counts[event]) for event in ("image", "processed", "published")}
         numbers["images dropped"] = str(dropped)
         numbers["messages unusable"] = str(self._counts["unusable"])
@@ -135,6 +136,10 @@ class Diagnostics:
         for stage, seconds in self._stages_s.items():
             numbers |= _percentiles(f"{stage} time", seconds)
         return numbers | self._fit_numbers()
+
+    def _scan_events(self) -> list[str]:
+        """'scan', and those of further range sensors: 'range2 scan'."""
+        return ["scan", *sorted(event for event in self._times if event.endswith(" scan"))]
 
     def _latency_numbers(self) -> dict[str, str]:
         if self._latencies_s and abs(self._latencies_s[-1]) > _SANE_LATENCY_S:

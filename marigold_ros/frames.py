@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 
 from rclpy.lifecycle import LifecycleNode
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan, PointCloud2
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from marigold_ros import decoding
 from marigold_ros.complaints import Complaints
@@ -18,36 +18,32 @@ from marigold_ros.config import Config, Unusable
 from marigold_ros.diagnostics import ERROR, Diagnostics
 from marigold_ros.geometry import Camera
 from marigold_ros.outputs import Outputs, Wanted
-from marigold_ros.pipeline import Estimator, FrameDepth, Pipeline, Scan
-from marigold_ros.scans import ScanBuffer
-from marigold_ros.transforms import Extrinsic
+from marigold_ros.pipeline import Estimator, FrameDepth, Pipeline
+from marigold_ros.sources import RangeSources
 
 ImageMessage = Image | CompressedImage
-RangeMessage = PointCloud2 | LaserScan
 
 
 class FrameProcessor:
-    """Connects the messages of one camera and one range sensor to a `Pipeline` and its results to `Outputs`."""
+    """Connects the messages of one camera and its range sensors to a `Pipeline` and its results to `Outputs`."""
 
     def __init__(
         self,
         node: LifecycleNode,
         config: Callable[[], Config],
         estimator: Estimator,
-        extrinsic: Extrinsic,
+        sources: RangeSources,
         outputs: Outputs,
         diagnostics: Diagnostics,
     ) -> None:
         self._node = node
         self._config = config
-        self._extrinsic = extrinsic
+        self._sources = sources
         self._outputs = outputs
         self._diagnostics = diagnostics
         self._pipeline = Pipeline(estimator)
         self._complain = Complaints(node.get_logger().warning)
-        self._topics = {name: node.resolve_topic_name(name) for name in ("image", "camera_info", "range")}
-        decode = decoding.points_from_scan if config().range.type == "laserscan" else decoding.points_from_cloud
-        self._scans = ScanBuffer(decode, partial(self._unusable, "range"))
+        self._topics = {name: node.resolve_topic_name(name) for name in ("image", "camera_info")}
         self._info: CameraInfo | None = None
         self._camera: tuple[tuple, Camera] | None = None
         self._newest_ns = 0
@@ -55,11 +51,6 @@ class FrameProcessor:
     def on_camera_info(self, message: CameraInfo) -> None:
         """Keep the newest camera info."""
         self._info = message
-
-    def on_range(self, message: RangeMessage) -> None:
-        """Keep a scan; it is read when an image needs it."""
-        self._diagnostics.count("scan")
-        self._scans.add(message)
 
     def process(self, message: ImageMessage) -> None:
         """Answer one image; whatever goes wrong is reported, and the next image gets its chance."""
@@ -78,7 +69,7 @@ class FrameProcessor:
     def _answer(self, message: ImageMessage) -> None:
         wanted = self._outputs.wanted()
         if not wanted.metric:
-            self._diagnostics.solved("metric", "range")
+            self._diagnostics.solved("metric", *self._sources.problems)
         if not wanted.anything:
             self._diagnostics.rest()
             # The first look at a camera's shape compiles the network for it: better now than when somebody waits.
@@ -86,7 +77,7 @@ class FrameProcessor:
                 return
         config, image_ns = self._config(), decoding.stamp_ns(message.header)
         self._notice_time(image_ns)
-        self._scans.expect(image_ns)
+        self._sources.expect(image_ns)
         start = time.perf_counter()
         compressed = isinstance(message, CompressedImage)
         rgb = decoding.rgb_from_compressed(message) if compressed else decoding.rgb_from_image(message)
@@ -99,11 +90,11 @@ class FrameProcessor:
             rgb,
             camera,
             image_ns,
-            partial(self._find_scan, message, config),
+            partial(self._sources.scans, message, config),
             config,
             metric=wanted.metric,
             confidence=wanted.confidence,
-            find_motion=lambda then_ns: self._extrinsic.camera_motion(message.header.frame_id, then_ns, image_ns),
+            find_motion=self._sources.motion_until(message),
         )
         if wanted.anything:
             self._publish(frame, message, image_ns, wanted, config, decode_s=decoded - start)
@@ -130,7 +121,7 @@ class FrameProcessor:
                 consequence = "the last metres are held"
             else:
                 consequence = "no metric depth" if frame.fit is None else f"metres from {frame.fit.source}"
-            self._complain(self._topics["range"], frame.problem, consequence)
+            self._complain(self._sources.label, frame.problem, consequence)
 
     def _camera_of(self, width: int, height: int, config: Config) -> Camera | None:
         """The camera of an image of this size, or None while no camera info tells of one."""
@@ -148,24 +139,12 @@ class FrameProcessor:
         self._diagnostics.solved("camera_info")
         return self._camera[1]
 
-    def _find_scan(self, image: ImageMessage, config: Config) -> Scan:
-        if config.range.type == "none":
-            raise Unusable("range.type='none': relative depth only")
-        image_ns = decoding.stamp_ns(image.header)
-        found = self._scans.nearest(image_ns, config.range.max_age_s)
-        self._diagnostics.solved("range")
-        camera_from_lidar = self._extrinsic.camera_from_lidar(
-            image.header.frame_id, image_ns, found.frame, found.stamp_ns
-        )
-        return Scan(found.points, camera_from_lidar)
-
     def _notice_time(self, image_ns: int) -> None:
         """When time runs backwards (a bag that starts again), forget what was known of the future."""
         if image_ns < self._newest_ns:
             back_s = (self._newest_ns - image_ns) * 1e-9
             self._complain(self._topics["image"], f"time went back by {back_s:.3f} s", "starting anew")
-            self._scans.forget_after(image_ns + int(self._config().range.max_age_s * 1e9))
-            self._extrinsic.forget()
+            self._sources.forget_after(image_ns, self._config())
         self._newest_ns = image_ns
 
     def _unusable(self, topic: str, problem: Unusable) -> None:

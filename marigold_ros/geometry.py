@@ -6,6 +6,7 @@ z forward; depth is z in metres, NaN where unknown.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import cv2
@@ -61,6 +62,13 @@ class Camera:
         return (self.fx * self.fy) ** 0.5
 
     @property
+    def cone_rad(self) -> float:
+        """The angle between the optical axis and the farthest corner of the image."""
+        x = max(self.cx + 0.5, self.width - 0.5 - self.cx) / self.fx
+        y = max(self.cy + 0.5, self.height - 0.5 - self.cy) / self.fy
+        return math.atan(math.hypot(x, y))
+
+    @property
     def matrix(self) -> np.ndarray:
         """(3, 3) float64 camera matrix K."""
         return np.array([[self.fx, 0.0, self.cx], [0.0, self.fy, self.cy], [0.0, 0.0, 1.0]])
@@ -108,9 +116,11 @@ def project(points: np.ndarray, camera: Camera) -> tuple[np.ndarray, np.ndarray]
 
 
 def transformed(points: np.ndarray, target_from_source: np.ndarray) -> np.ndarray:
-    """(N, 3) points moved by the (4, 4) homogeneous transform."""
-    rotation = target_from_source[:3, :3].astype(points.dtype)
-    return points @ rotation.T + target_from_source[:3, 3].astype(points.dtype)
+    """(N, 3) float points moved by the (4, 4) homogeneous transform."""
+    if len(points) == 0:
+        return points.copy()
+    # Not `@`, which wakes BLAS' threads for large clouds, in the middle of what the network's threads do.
+    return cv2.transform(np.ascontiguousarray(points)[:, None], target_from_source[:3])[:, 0]
 
 
 def transform_from_quaternion(translation_m: tuple[float, ...], rotation_xyzw: tuple[float, ...]) -> np.ndarray:

@@ -82,9 +82,16 @@ def as_yaml(config: Config) -> str:
             lines += [""] if section else []
             lines.append(f"    {head}:")
             section = head
-        lines.append(f"      # {field.metadata['doc']}{_limits(field)}")
+        like = getattr(getattr(config, head), "LIKE", head)
+        known = like != head and field.metadata == _field(config, like, key).metadata
+        text = f"As {like}.{key}." if known else field.metadata["doc"]
+        lines.append(f"      # {text}{_limits(field)}")
         lines.append(f"      {key}: {_yaml_value(value)}")
     return "\n".join(lines) + "\n"
+
+
+def _field(config: Config, section: str, key: str) -> dataclasses.Field:
+    return next(field for field in dataclasses.fields(getattr(config, section)) if field.name == key)
 
 
 def _limits(field: dataclasses.Field) -> str:

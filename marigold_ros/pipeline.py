@@ -7,14 +7,14 @@ camera alone is made when the camera changes.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
-from marigold_ros.anchors import Anchors, find_anchors
+from marigold_ros.anchors import Anchors, Scan, anchors_of
 from marigold_ros.config import Config, Fault, Unusable
 from marigold_ros.disagreement import confidence_of
 from marigold_ros.field import corrected
@@ -39,14 +39,6 @@ class Estimator(Protocol):
 
     def fit_of(self, camera: Camera) -> MetricFit | None:
         """What makes metres of its answer to this camera's images without anchors; None where nothing does."""
-
-
-@dataclass(frozen=True)
-class Scan:
-    """Range points (N, 3) float32 in the LiDAR's frame, and (4, 4) `camera_from_lidar`."""
-
-    points: np.ndarray
-    camera_from_lidar: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -102,7 +94,7 @@ class Pipeline:
         rgb: np.ndarray,
         camera: Camera,
         stamp_ns: int,
-        find_scan: Callable[[], Scan],
+        find_scan: Callable[[], Scan | Sequence[Scan]],
         config: Config,
         *,
         metric: bool = True,
@@ -111,10 +103,10 @@ class Pipeline:
     ) -> FrameDepth:
         """Depth of one (H, W, 3) uint8 image.
 
-        `find_scan` is called after the network, so that a scan that arrives meanwhile still counts; it raises
-        `Unusable` where there is none. Without `metric` only the relative depth is computed.
-        `confidence` asks for that of model.confidence, too. `find_motion` tells how the camera moved since an earlier
-        image.
+        `find_scan` is called after the network, so that a scan that arrives meanwhile still counts; it gives one, or
+        those of several sensors, and raises `Unusable` where there is none. Without `metric` only the relative
+        depth is computed. `confidence` asks for that of model.confidence, too. `find_motion` tells how the camera moved
+        since an earlier image.
         """
         stage_s: dict[str, float] = {}
         with _timed(stage_s, "rectify"):
@@ -184,19 +176,20 @@ class Pipeline:
         return None if self._rectifier is None else self._rectifier.unseen
 
     def _anchors(
-        self, find_scan: Callable[[], Scan], camera: Camera, config: Config
+        self, find_scan: Callable[[], Scan | Sequence[Scan]], camera: Camera, config: Config
     ) -> tuple[Anchors | None, str | None, bool]:
         """The anchors, or None, why there are none, and whether that is a fault.
 
         No reason is needed where metres do not depend on them.
         """
-        if config.range.type == "none" and self._own is not None:
+        if not config.ranges and self._own is not None:
             return None, None, False
         try:
-            scan = find_scan()
+            scans = find_scan()
         except Unusable as problem:
             return None, str(problem), isinstance(problem, Fault)
-        return find_anchors(scan.points, scan.camera_from_lidar, camera, config.range, self._unseen), None, False
+        scans = [scans] if isinstance(scans, Scan) else scans
+        return anchors_of(scans, camera, config.range, self._unseen), None, False
 
 
 @contextmanager

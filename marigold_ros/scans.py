@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from marigold_ros.config import Unusable
-from marigold_ros.decoding import stamp_ns
+from marigold_ros.decoding import RangePoints, stamp_ns
 
 # At 10 to 20 Hz this reaches a second back, with the largest clouds a fraction of one: memory stays bounded whatever
 # the sensor does. A network that takes longer gets its scan nevertheless: see `expect`.
@@ -22,19 +22,26 @@ _KEPT_AT_LEAST = 3
 
 @dataclass(frozen=True)
 class StampedPoints:
-    """(N, 3) float32 points in `frame` at `stamp_ns`."""
+    """(N, 3) float32 points in `frame` at `stamp_ns`, or each `offset_s` (N,) float32 seconds from it on."""
 
     points: np.ndarray
     frame: str
     stamp_ns: int
+    offset_s: np.ndarray | None = None
 
 
 class ScanBuffer:
-    """Keeps range messages as they came and turns the one that is needed into points, once."""
+    """Keeps range messages as they came and turns the one that is needed into points, once.
 
-    def __init__(self, decode: Callable[[Any], np.ndarray], on_unusable: Callable[[Unusable], None]) -> None:
+    `section` is that of the sensor's settings, for what is said of them.
+    """
+
+    def __init__(
+        self, decode: Callable[[Any], RangePoints], on_unusable: Callable[[Unusable], None], section: str = "range"
+    ) -> None:
         self._decode = decode
         self._on_unusable = on_unusable
+        self._section = section
         self._messages: deque[Any] = deque(maxlen=_KEPT)
         self._decoded: tuple[Any, StampedPoints] | None = None
         self._expected_ns: int | None = None
@@ -68,7 +75,7 @@ class ScanBuffer:
 
         Scans that cannot be read are reported to `on_unusable`, once, and dropped.
         """
-        nothing = Unusable("no scan; check the topic, its type (range.type) and its QoS (image.reliability)")
+        nothing = Unusable(f"no scan; check the topic, its type ({self._section}.type) and its QoS (image.reliability)")
         while True:
             with self._lock:
                 message = min(self._all(), key=lambda m: abs(stamp_ns(m.header) - image_ns), default=None)
@@ -78,8 +85,8 @@ class ScanBuffer:
             if abs(age_s) > max_age_s:
                 when = "older" if age_s > 0 else "newer"
                 raise Unusable(
-                    f"the nearest scan is {abs(age_s):.3f} s {when} than the image (range.max_age_s={max_age_s:g}); "
-                    "check the sensor's rate and that both clocks agree"
+                    f"the nearest scan is {abs(age_s):.3f} s {when} than the image "
+                    f"({self._section}.max_age_s={max_age_s:g}); check the sensor's rate and that both clocks agree"
                 )
             try:
                 return self._points(message)
@@ -90,8 +97,8 @@ class ScanBuffer:
 
     def _points(self, message: Any) -> StampedPoints:
         if self._decoded is None or self._decoded[0] is not message:
-            header = message.header
-            self._decoded = message, StampedPoints(self._decode(message), header.frame_id, stamp_ns(header))
+            header, found = message.header, self._decode(message)
+            self._decoded = message, StampedPoints(found.points, header.frame_id, stamp_ns(header), found.offset_s)
         return self._decoded[1]
 
     def _drop(self, message: Any) -> None:

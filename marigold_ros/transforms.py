@@ -1,4 +1,4 @@
-"""Where the LiDAR sits: camera_from_lidar, from tf2 or from two parameters, behind one interface."""
+"""Where the range sensors sit: camera_from_lidar, from tf2 or from two parameters, behind one interface."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ from rclpy.time import Time
 from marigold_ros.config import Fault, RangeConfig, Unusable
 from marigold_ros.decoding import matrix_from_transform
 from marigold_ros.geometry import transform_from_quaternion
+from marigold_ros.sweep import Sweep
+
+# Times within a scan at which tf2 is asked; in between, the sensor is held to move evenly.
+_KNOTS = 5
+# Where all points have one time, how fast the sensor moves is seen from this long before.
+_LOOK_BACK_S = 0.05
 
 
 class Extrinsic(Protocol):
@@ -25,11 +31,22 @@ class Extrinsic(Protocol):
     def camera_motion(self, camera_frame: str, then_ns: int, now_ns: int) -> np.ndarray | None:
         """(4, 4) from the camera's frame at one time into that at another; None where it is not known."""
 
+    def sweep(
+        self,
+        camera_frame: str,
+        image_ns: int,
+        lidar_frame: str,
+        scan_ns: int,
+        offset_s: np.ndarray | None,
+        time_error_s: float,
+    ) -> Sweep | None:
+        """How the sensor moved while it measured, points at (N,) `offset_s` from the scan's time; None if not known.
+
+        The rest as in `Sweep`.
+        """
+
     def forget(self) -> None:
         """Time went backwards: what was known of the future is void."""
-
-    def close(self) -> None:
-        """Let go of subscriptions."""
 
 
 class StaticExtrinsic:
@@ -39,17 +56,47 @@ class StaticExtrinsic:
         self._camera_from_lidar = transform_from_quaternion(settings.translation_m, settings.rotation_xyzw)
 
     def camera_from_lidar(self, camera_frame: str, image_ns: int, lidar_frame: str, scan_ns: int) -> np.ndarray:
-        """(4, 4) of the parameters range.translation_m and range.rotation_xyzw."""
+        """(4, 4) of the parameters translation_m and rotation_xyzw."""
         return self._camera_from_lidar
 
     def camera_motion(self, camera_frame: str, then_ns: int, now_ns: int) -> None:
         """Nobody knows."""
 
+    def sweep(
+        self,
+        camera_frame: str,
+        image_ns: int,
+        lidar_frame: str,
+        scan_ns: int,
+        offset_s: np.ndarray | None,
+        time_error_s: float,
+    ) -> Sweep | None:
+        """Nothing is known of motion."""
+        return None
+
     def forget(self) -> None:
         """Nothing depends on time."""
 
+
+class TfListener:
+    """tf2's buffer, filled from /tf and /tf_static; one for all sensors, since all of it goes through Python."""
+
+    def __init__(self, node: Node, section: str = "range") -> None:
+        try:
+            import tf2_ros
+        except ImportError:
+            raise Unusable(
+                f"{section}.extrinsic='tf': tf2_ros is not installed; install ros-$ROS_DISTRO-tf2-ros, or set "
+                f"{section}.extrinsic='static' with {section}.translation_m and {section}.rotation_xyzw"
+            ) from None
+        self.errors = tf2_ros.TransformException
+        # Without the node: it would add a service at every configure, and its own handling of time jumps is broken.
+        self.buffer = tf2_ros.Buffer()
+        self._listener: Any = tf2_ros.TransformListener(self.buffer, node)
+
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Drop the subscriptions to /tf and /tf_static."""
+        self._listener.unregister()
 
 
 class TfExtrinsic:
@@ -59,62 +106,66 @@ class TfExtrinsic:
     taken out.
     """
 
-    def __init__(self, node: Node, fixed_frame: str) -> None:
-        try:
-            import tf2_ros
-        except ImportError:
-            raise Unusable(
-                "range.extrinsic='tf': tf2_ros is not installed; install ros-$ROS_DISTRO-tf2-ros, or set "
-                "range.extrinsic='static' with range.translation_m and range.rotation_xyzw"
-            ) from None
-        self._errors = tf2_ros.TransformException
+    def __init__(self, listener: TfListener, fixed_frame: str, section: str = "range") -> None:
+        self._buffer, self._errors = listener.buffer, listener.errors
         self._fixed_frame = fixed_frame
-        # Without the node: it would add a service at every configure, and its own handling of time jumps is broken.
-        self._buffer = tf2_ros.Buffer()
-        self._listener: Any = tf2_ros.TransformListener(self._buffer, node)
+        self._section = section
 
     def camera_from_lidar(self, camera_frame: str, image_ns: int, lidar_frame: str, scan_ns: int) -> np.ndarray:
         """(4, 4) from /tf and /tf_static."""
-        for sensor, frame in (("image", camera_frame), ("range", lidar_frame)):
+        for sensor, frame in (("image", camera_frame), (self._section, lidar_frame)):
             if not frame:
                 raise Unusable(f"{sensor} header.frame_id='': tf2 needs the name of the frame; set it in the driver")
-        image_time, scan_time = Time(nanoseconds=image_ns), Time(nanoseconds=scan_ns)
         try:
-            if self._fixed_frame:
-                found = self._buffer.lookup_transform_full(
-                    camera_frame, image_time, lidar_frame, scan_time, self._fixed_frame
-                )
-            else:
-                found = self._buffer.lookup_transform(camera_frame, lidar_frame, scan_time)
+            return self._look_up(camera_frame, image_ns, lidar_frame, scan_ns)
         except self._errors as problem:
             raise Fault(
                 f"no transform from {lidar_frame!r} to {camera_frame!r}: {problem}; publish it (static_transform_"
-                "publisher, robot_state_publisher) or set range.extrinsic='static'"
+                f"publisher, robot_state_publisher) or set {self._section}.extrinsic='static'"
             ) from None
-        return matrix_from_transform(found)
+
+    def sweep(
+        self,
+        camera_frame: str,
+        image_ns: int,
+        lidar_frame: str,
+        scan_ns: int,
+        offset_s: np.ndarray | None,
+        time_error_s: float,
+    ) -> Sweep | None:
+        """Known through the fixed frame. Times that tf2 does not know yet, or no longer, are left out."""
+        if not self._fixed_frame:
+            return None
+        begin_s, end_s = (0.0, 0.0) if offset_s is None else (float(offset_s.min()), float(offset_s.max()))
+        several = end_s > begin_s
+        asked_s = np.linspace(begin_s, end_s, _KNOTS) if several else np.array([begin_s - _LOOK_BACK_S, begin_s])
+        known: dict[float, np.ndarray] = {}
+        for time_s in asked_s.tolist():
+            try:
+                known[time_s] = self._look_up(camera_frame, image_ns, lidar_frame, scan_ns + round(time_s * 1e9))
+            except self._errors:
+                continue
+        if len(known) < 2:
+            return None
+        return Sweep(np.array(list(known)), np.stack(list(known.values())), offset_s, time_error_s)
 
     def camera_motion(self, camera_frame: str, then_ns: int, now_ns: int) -> np.ndarray | None:
         """(4, 4) by way of the fixed frame."""
         if not self._fixed_frame:
             return None
-        then, now = Time(nanoseconds=then_ns), Time(nanoseconds=now_ns)
         try:
-            found = self._buffer.lookup_transform_full(camera_frame, now, camera_frame, then, self._fixed_frame)
+            return self._look_up(camera_frame, now_ns, camera_frame, then_ns)
         except self._errors:
             return None
-        return matrix_from_transform(found)
 
     def forget(self) -> None:
         """Drop what moves; tf2 keeps static transforms."""
         self._buffer.clear()
 
-    def close(self) -> None:
-        """Drop the subscriptions to /tf and /tf_static."""
-        self._listener.unregister()
-
-
-def make_extrinsic(node: Node, settings: RangeConfig) -> Extrinsic:
-    """The extrinsic that `range.extrinsic` asks for; raises `Unusable` where there is no tf2."""
-    if settings.extrinsic == "static" or settings.type == "none":
-        return StaticExtrinsic(settings)
-    return TfExtrinsic(node, settings.fixed_frame)
+    def _look_up(self, camera_frame: str, image_ns: int, lidar_frame: str, time_ns: int) -> np.ndarray:
+        image_time, time = Time(nanoseconds=image_ns), Time(nanoseconds=time_ns)
+        if self._fixed_frame:
+            found = self._buffer.lookup_transform_full(camera_frame, image_time, lidar_frame, time, self._fixed_frame)
+        else:
+            found = self._buffer.lookup_transform(camera_frame, lidar_frame, time)
+        return matrix_from_transform(found)

@@ -30,13 +30,24 @@ ROS = {
 }
 HEAVY = {"torch", "diffusers", "openvino", "tensorrt", "onnx", "onnxruntime", "transformers"}
 # What may know ROS: the node's own modules, and the programs that play, record and show.
-NODE_RIM = {"messages", "parameters", "transforms", "scans", "outputs", "diagnostics", "frames", "depth_node"}
+NODE_RIM = {
+    "messages",
+    "parameters",
+    "transforms",
+    "scans",
+    "sources",
+    "outputs",
+    "diagnostics",
+    "frames",
+    "depth_node",
+}
 PROGRAMS = {"player", "recorder", "demo", "driver", "kitti", "benchmark"}
 CORE = {
     "config",
     "decoding",
     "geometry",
     "anchors",
+    "sweep",
     "metric",
     "robust_fit",
     "metric_map",
@@ -94,7 +105,8 @@ ALLOWED = {
     "worker": set(),
     "decoding": {"numpy", "cv2", "simplejpeg"},
     "geometry": {"numpy", "cv2"},
-    "anchors": {"numpy"},
+    "anchors": {"numpy", "cv2"},
+    "sweep": {"numpy", "cv2"},
     "metric": {"numpy"},
     "robust_fit": {"numpy"},
     "metric_map": {"numpy"},

@@ -54,7 +54,7 @@ def test_the_dds_profile_gives_shared_memory_room_for_images_and_keeps_udp():
 def test_rviz_shows_topics_that_the_node_has():
     rviz = yaml.safe_load((PROJECT / "config" / "depth.rviz").read_text())
     shown = {d["Topic"]["Value"] for d in rviz["Visualization Manager"]["Displays"] if "Topic" in d}
-    assert shown == {"points", "range", "image", "depth/visual"}
+    assert shown == {"points", "range", "range2", "image", "depth/visual"}
 
 
 # launch and launch_ros are not on PyPI. What follows runs the launch files against stand-ins that only remember what
@@ -130,7 +130,8 @@ def test_depth_launch_has_the_promised_arguments(launch_stub):
     actions = described(PROJECT / "launch" / "depth.launch.py")
     declared = {a.args[0] for a in actions if type(a).__name__ == "DeclareLaunchArgument"}
     promised = (
-        "namespace params_file image camera_info range depth points checkpoint engine use_sim_time log_level rviz"
+        "namespace params_file image camera_info range range2 range3 depth points checkpoint engine use_sim_time "
+        "log_level rviz"
     )
     assert set(promised.split()) <= declared
 

@@ -125,3 +125,10 @@ def test_pixels_that_the_lens_did_not_see_are_marked():
     assert pincushion.unseen[0, 0]
     assert not pincushion.unseen[CAMERA.height // 2, CAMERA.width // 2]
     assert Rectifier(replace(CAMERA, distortion=(-0.3, 0.0, 0.0, 0.0, 0.0))).unseen is None
+
+
+def test_the_cone_of_a_camera_reaches_to_the_farthest_corner():
+    camera = Camera(640, 480, 500.0, 400.0, 300.0, 250.0)
+    corners = np.array([[u, v] for u in (-0.5, 639.5) for v in (-0.5, 479.5)])
+    rays = np.column_stack([(corners - (300.0, 250.0)) / (500.0, 400.0), np.ones(4)])
+    assert camera.cone_rad == pytest.approx(np.arccos(1 / np.linalg.norm(rays, axis=1)).max())

@@ -7,6 +7,7 @@ pytest.importorskip("rclpy")
 from std_msgs.msg import Header
 
 from marigold_ros.config import Unusable
+from marigold_ros.decoding import RangePoints
 from marigold_ros.scans import ScanBuffer
 
 MS = 1_000_000
@@ -30,7 +31,7 @@ class Buffer:
         self.decoded.append(message.at_ms)
         if not message.readable:
             raise Unusable("cannot be read")
-        return np.full((1, 3), message.at_ms, np.float32)
+        return RangePoints(np.full((1, 3), message.at_ms, np.float32))
 
     def nearest_ms(self, at_ms, max_age_s=0.2):
         return round(self.scans.nearest(at_ms * MS, max_age_s).stamp_ns / MS)

@@ -1,0 +1,192 @@
+"""The range sensors of the node: their topics, their scans and their places in the camera's frame.
+
+One that fails does not stop the others; what is wrong with it is said under its topic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from rclpy.node import Node
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan, PointCloud2
+
+from marigold_ros import decoding
+from marigold_ros.anchors import Scan
+from marigold_ros.complaints import Complaints
+from marigold_ros.config import Config, Fault, RangeConfig, Unusable
+from marigold_ros.diagnostics import Diagnostics
+from marigold_ros.outputs import info_topic
+from marigold_ros.scans import ScanBuffer, StampedPoints
+from marigold_ros.tracker import FindMotion
+from marigold_ros.transforms import Extrinsic, StaticExtrinsic, TfExtrinsic, TfListener
+
+RangeMessage = PointCloud2 | LaserScan | Image
+_MESSAGES = {"pointcloud2": PointCloud2, "radar": PointCloud2, "laserscan": LaserScan, "depth_image": Image}
+# What is not known of a point's time, one standard deviation in seconds: where it is told or all points have one, and
+# elsewhere, of a scan that takes 0.1 s and whose stamp may be any time within.
+_TIME_ERROR_S, _TIME_ERROR_OF_SCAN_S = 0.005, 0.03
+
+
+@dataclass(frozen=True)
+class Input:
+    """A topic to subscribe to: message type, name, what to call, and how many messages to keep."""
+
+    kind: type
+    topic: str
+    callback: Callable[[object], None]
+    depth: int
+
+
+class RangeSource:
+    """One range sensor. `name` is its topic and the section of its settings; `topic` what the topic resolves to."""
+
+    def __init__(
+        self, node: Node, settings: RangeConfig, extrinsic: Extrinsic, on_unusable: Callable[[str, Unusable], None]
+    ) -> None:
+        self.name = settings.SECTION
+        self.topic = node.resolve_topic_name(self.name)
+        self.extrinsic = extrinsic
+        self.scans = ScanBuffer(self._decode, lambda problem: on_unusable(self.name, problem), self.name)
+        self._type = settings.type
+        self._info: CameraInfo | None = None
+        # Points' own times serve where it is known how the sensor moved.
+        self._timed = settings.fixed_frame != "" and settings.point_times
+
+    def inputs(self, on_scan: Callable[[str], None]) -> Iterator[Input]:
+        """The topics of this sensor; `on_scan` is called with its name for every message."""
+
+        def keep(message: RangeMessage) -> None:
+            on_scan(self.name)
+            self.scans.add(message)
+
+        yield Input(_MESSAGES[self._type], self.name, keep, 5)
+        if self._type == "depth_image":
+            yield Input(CameraInfo, self._info_topic, self._keep_info, 1)
+
+    def placed(self, found: StampedPoints, image: Image | CompressedImage, settings: RangeConfig) -> Scan:
+        """Points with their place in this image's camera; raises `Unusable` where it is not known."""
+        between = image.header.frame_id, decoding.stamp_ns(image.header), found.frame, found.stamp_ns
+        camera_from_lidar = self.extrinsic.camera_from_lidar(*between)
+        told = found.offset_s is not None or self._type == "depth_image" or not settings.point_times
+        error_s = _TIME_ERROR_S if told else _TIME_ERROR_OF_SCAN_S
+        return Scan(found.points, camera_from_lidar, settings, self.extrinsic.sweep(*between, found.offset_s, error_s))
+
+    @property
+    def _info_topic(self) -> str:
+        """The sibling of an `image…` topic, as image_transport has it, else below the topic."""
+        return info_topic(self.topic)
+
+    def _keep_info(self, message: CameraInfo) -> None:
+        self._info = message
+
+    def _decode(self, message: RangeMessage) -> decoding.RangePoints:
+        if self._type == "depth_image":
+            if self._info is None:
+                raise Unusable(f"no camera info on {self._info_topic!r}, which a depth image needs")
+            return decoding.RangePoints(decoding.points_from_depth(message, self._info))
+        if self._type == "laserscan":
+            points, offsets = decoding.points_from_scan, decoding.offsets_from_scan
+        else:
+            points, offsets = decoding.points_from_cloud, decoding.offsets_from_cloud
+        return decoding.RangePoints(points(message), offsets(message) if self._timed else None)
+
+
+class RangeSources:
+    """All range sensors of the node; from configure to cleanup."""
+
+    def __init__(self, node: Node, config: Config, diagnostics: Diagnostics) -> None:
+        self._diagnostics = diagnostics
+        self._complain = Complaints(node.get_logger().warning)
+        self._usual_topic = node.resolve_topic_name("range")
+        self._tf: TfListener | None = None
+        self._sources: dict[str, RangeSource] = {}
+        for settings in config.ranges:
+            extrinsic = self._extrinsic(node, settings)
+            self._sources[settings.SECTION] = RangeSource(node, settings, extrinsic, self._unusable)
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """The keys under which what is wrong with the sensors stands in the diagnostics."""
+        return tuple(key for name in self._sources for key in (name, f"{name} missing"))
+
+    @property
+    def label(self) -> str:
+        """Their topics, for what is said of all together."""
+        return ", ".join(source.topic for source in self._sources.values()) or self._usual_topic
+
+    def inputs(self) -> Iterator[Input]:
+        """What to subscribe to."""
+        for source in self._sources.values():
+            yield from source.inputs(self._count)
+
+    def expect(self, image_ns: int) -> None:
+        """An image of this time is in work."""
+        for source in self._sources.values():
+            source.scans.expect(image_ns)
+
+    def forget_after(self, image_ns: int, config: Config) -> None:
+        """Time went back to `image_ns`: what was known of the future is void."""
+        for settings in config.ranges:
+            source = self._sources[settings.SECTION]
+            source.scans.forget_after(image_ns + int(settings.max_age_s * 1e9))
+            source.extrinsic.forget()
+
+    def scans(self, image: Image | CompressedImage, config: Config) -> list[Scan]:
+        """The scans that serve for this image, one per sensor at most; raises `Unusable` where there is none."""
+        found, problems = [], {}
+        for settings in config.ranges:
+            source = self._sources[settings.SECTION]
+            try:
+                points = source.scans.nearest(decoding.stamp_ns(image.header), settings.max_age_s)
+                self._diagnostics.solved(source.name)
+                found.append(source.placed(points, image, settings))
+                self._diagnostics.solved(f"{source.name} missing")
+            except Unusable as problem:
+                problems[source] = problem
+        if found:
+            for source, problem in problems.items():
+                self._diagnostics.problem(f"{source.name} missing", f"{source.topic}: {problem}")
+                self._complain(source.topic, str(problem), "the other range sensors serve")
+            return found
+        if not problems:
+            raise Unusable("range.type='none': relative depth only")
+        if len(problems) == 1:
+            raise next(iter(problems.values()))
+        kind = Fault if all(isinstance(problem, Fault) for problem in problems.values()) else Unusable
+        raise kind("; ".join(f"{source.topic}: {problem}" for source, problem in problems.items()))
+
+    def motion_until(self, image: Image | CompressedImage) -> FindMotion:
+        """Tells how the camera moved until this image, by the first sensor whose extrinsic knows."""
+        camera_frame, now_ns = image.header.frame_id, decoding.stamp_ns(image.header)
+        extrinsics = [source.extrinsic for source in self._sources.values()]
+
+        def since(then_ns: int) -> Any:
+            found = (extrinsic.camera_motion(camera_frame, then_ns, now_ns) for extrinsic in extrinsics)
+            return next((motion for motion in found if motion is not None), None)
+
+        return since
+
+    def close(self) -> None:
+        """Let go of tf2's subscriptions."""
+        if self._tf is not None:
+            self._tf.close()
+
+    def _extrinsic(self, node: Node, settings: RangeConfig) -> Extrinsic:
+        """The one that the settings ask for; raises `Unusable` where there is no tf2."""
+        if settings.extrinsic == "static":
+            return StaticExtrinsic(settings)
+        if self._tf is None:
+            self._tf = TfListener(node, settings.SECTION)
+        return TfExtrinsic(self._tf, settings.fixed_frame, settings.SECTION)
+
+    def _count(self, name: str) -> None:
+        self._diagnostics.count("scan" if name == "range" else f"{name} scan")
+
+    def _unusable(self, name: str, problem: Unusable) -> None:
+        """Drop, count, say once."""
+        topic = self._sources[name].topic
+        self._diagnostics.count("unusable")
+        self._diagnostics.problem(name, f"{topic}: {problem}")
+        self._complain(topic, str(problem), "dropped")

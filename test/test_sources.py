@@ -1,0 +1,241 @@
+"""Several range sensors, over real DDS: each alone and together, one that fails, and a robot that turns meanwhile."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy")
+from sensor_msgs.msg import CameraInfo, Image, PointField
+
+from flat_scene_node import depth_m
+from marigold_ros.config import Range2Config
+from marigold_ros.sources import RangeSource
+from ros_harness import (
+    FOCAL_PX,
+    HEIGHT,
+    STATIC,
+    TEST,
+    TRANSLATION_M,
+    WIDTH,
+    cloud_of,
+    good_cloud,
+    good_image,
+    lidar_points,
+    stamp,
+)
+
+# A ToF camera at the colour camera's place, with a quarter of its pixels each way.
+TOF_WIDTH, TOF_HEIGHT = WIDTH // 4, HEIGHT // 4
+
+
+def tof_info(focal_px: float = FOCAL_PX / 4) -> CameraInfo:
+    info = CameraInfo(width=TOF_WIDTH, height=TOF_HEIGHT, distortion_model="plumb_bob")
+    cx, cy = (TOF_WIDTH - 1) / 2, (TOF_HEIGHT - 1) / 2
+    info.k = [focal_px, 0.0, cx, 0.0, focal_px, cy, 0.0, 0.0, 1.0]
+    info.p = [focal_px, 0.0, cx, 0.0, 0.0, focal_px, cy, 0.0, 0.0, 0.0, 1.0, 0.0]
+    return info
+
+
+def tof_image(encoding: str = "16UC1") -> Image:
+    """The flat scene as the ToF camera sees it: its pixel u lies at 4 u + 1.5 of the colour image."""
+    u = 4 * np.arange(TOF_WIDTH) + 1.5
+    row_m = np.interp(u, np.arange(WIDTH), depth_m(WIDTH, HEIGHT)[0])
+    depth = np.repeat(row_m[None], TOF_HEIGHT, axis=0)
+    depth[0, 0] = 0.0  # no return
+    data = depth.astype("<f4") if encoding == "32FC1" else np.round(depth * 1000).astype("<u2")
+    image = Image(width=TOF_WIDTH, height=TOF_HEIGHT, encoding=encoding, step=data.strides[0], data=data.tobytes())
+    image.header.frame_id = "tof"
+    return image
+
+
+def floats(image: Image) -> np.ndarray:
+    return np.frombuffer(image.data, "<f4").reshape(image.height, image.width)
+
+
+def truncated():
+    cloud = good_cloud()
+    cloud.data = cloud.data[:-1]
+    return cloud
+
+
+TWO = "/two/"
+BOTH = {"range2": tof_image, "range2/camera_info": tof_info}
+TOF_POINTS, LIDAR_POINTS = TOF_WIDTH * TOF_HEIGHT - 1, len(lidar_points())
+
+
+@pytest.fixture(scope="module")
+def node(start_node):
+    """A node with a LiDAR and a ToF camera."""
+    settings = {"range2.type": "depth_image", "range2.extrinsic": "static", "node.diagnostics_period_s": 0.1}
+    return start_node(parameters={**STATIC, **settings}, arguments=["-r", "__ns:=/two"])
+
+
+def diagnosed(robot, key) -> str:
+    return robot.values(TWO + "depth_node").get(key, "")
+
+
+def send_until(robot, condition, what, **frame):
+    """Send frames until the condition holds; returns the stamps."""
+    sent = []
+    robot.send_until(
+        lambda: sent.append(robot.send_frame(prefix=TWO, **{k: make() for k, make in frame.items()})),
+        condition,
+        what,
+    )
+    return sent
+
+
+@pytest.fixture
+def listening(robot, node):
+    robot.listen(__two__depth=Image, __two__relative_depth=Image)
+    robot.frame_answered(TWO + "depth", TWO, **BOTH)
+    return robot
+
+
+def test_points_of_a_lidar_and_pixels_of_a_tof_camera_are_anchors_together(listening, node):
+    answer = listening.frame_answered(TWO + "depth", TWO, **BOTH)
+    np.testing.assert_allclose(floats(answer), depth_m(WIDTH, HEIGHT), rtol=2e-3)
+    together = str(LIDAR_POINTS + TOF_POINTS)
+    send_until(listening, lambda: diagnosed(listening, "anchors used") == together, "all anchors", **BOTH)
+    assert float(diagnosed(listening, "range2 scan rate (Hz)")) > 0
+
+
+@pytest.mark.parametrize(
+    ("frame", "topic", "reason", "left"),
+    [
+        ({**BOTH, "range": lambda: None}, "/two/range", "older than the image (range.max_age_s", TOF_POINTS),
+        ({**BOTH, "range": truncated}, "/two/range", "cloud data of", TOF_POINTS),
+        ({"range2": lambda: None}, "/two/range2", "older than the image (range2.max_age_s", LIDAR_POINTS),
+        ({**BOTH, "range2/camera_info": lambda: tof_info(0.0)}, "/two/range2", "K has fx=0.0", LIDAR_POINTS),
+        ({**BOTH, "range2": lambda: Image(encoding="rgb8")}, "/two/range2", "camera info of 16x12", LIDAR_POINTS),
+    ],
+)
+def test_one_that_fails_is_named_and_the_other_serves(listening, node, frame, topic, reason, left):
+    def noticed():
+        return f"{topic}: " in listening.status(TWO + "depth_node") and reason in listening.status(TWO + "depth_node")
+
+    send_until(listening, noticed, f"{topic}: {reason}", **frame)
+    send_until(listening, lambda: diagnosed(listening, "anchors used") == str(left), "the other's", **frame)
+    answer = listening.frame_answered(TWO + "depth", TWO, **frame)
+    np.testing.assert_allclose(floats(answer), depth_m(WIDTH, HEIGHT), rtol=2e-3)
+    assert f"{topic}: " in node.log
+    assert reason in node.log
+    together = str(LIDAR_POINTS + TOF_POINTS)
+    send_until(listening, lambda: diagnosed(listening, "anchors used") == together, "both again", **BOTH)
+    listening.spin_until(lambda: reason not in listening.status(TWO + "depth_node"), "an end of the complaint")
+
+
+def test_without_any_there_are_no_metres_and_each_is_named(listening, node):
+    nothing = {"range": lambda: None}
+
+    def noticed():
+        status = listening.status(TWO + "depth_node")
+        return "no metric depth since" in status and "/two/range: the nearest" in status and "/two/range2: " in status
+
+    sent = send_until(listening, noticed, "both topics in the diagnostics", **nothing)
+    listening.spin_until(lambda: sent[-1] in listening.answers[TWO + "relative_depth"], "relative depth")
+    assert not set(sent) & set(listening.answers[TWO + "depth"])
+    assert "no metric depth" in node.log
+    listening.frame_answered(TWO + "depth", TWO, **BOTH)
+
+
+def test_a_depth_camera_alone_gives_metres(robot, start_node):
+    """Remapped to an image_rect, its camera info is looked for beside it."""
+    node = start_node(
+        parameters={"range.type": "depth_image", "range.extrinsic": "static"},
+        arguments=["-r", "__ns:=/tof", "-r", "range:=/stereo/depth/image_rect"],
+    )
+    robot.listen(__tof__depth=Image)
+    sent = []
+
+    def send():
+        at = robot.next_stamp()
+        for topic, message in (("camera_info", tof_info()), ("image_rect", tof_image("32FC1"))):
+            message.header.stamp = stamp(at)
+            robot.send(f"/stereo/depth/{topic}", message)
+        sent.append(robot.send_frame(at, "/tof/", range=None))
+
+    robot.send_until(send, lambda: set(sent) & set(robot.answers["/tof/depth"]), "metres")
+    answer = robot.answers["/tof/depth"][max(set(sent) & set(robot.answers["/tof/depth"]))]
+    np.testing.assert_allclose(floats(answer), depth_m(WIDTH, HEIGHT), rtol=1e-3)
+    assert node.stop() == 0
+
+
+TURN_RAD_S, SPEED_M_S = 1.5, 3.0
+
+
+def swept_cloud(with_times: bool):
+    """The flat scene as a LiDAR sees it that turns and drives while it measures; each point at its own time."""
+    points = lidar_points(2)
+    offset_s = np.linspace(-0.1, 0.0, len(points))
+    np.random.default_rng(0).shuffle(offset_s)
+    camera = np.stack([-points[:, 1], -points[:, 2], points[:, 0]], 1) + TRANSLATION_M  # camera at the image's time
+    angle, radius = TURN_RAD_S * offset_s, SPEED_M_S / TURN_RAD_S
+    # The camera at the point's time stands at `place` and is turned by `angle` about y.
+    dx, dz = camera[:, 0] - radius * (1 - np.cos(angle)), camera[:, 2] - radius * np.sin(angle)
+    x, z = np.cos(angle) * dx - np.sin(angle) * dz, np.sin(angle) * dx + np.cos(angle) * dz
+    then = np.stack([x, camera[:, 1], z], 1) - TRANSLATION_M
+    lidar = np.stack([then[:, 2], -then[:, 0], -then[:, 1]], 1).astype(np.float32)
+    cloud = cloud_of(lidar)
+    if with_times:
+        cloud.point_step, cloud.row_step = 16, 16 * len(lidar)
+        cloud.fields.append(PointField(name="time", offset=12, datatype=PointField.FLOAT32, count=1))
+        cloud.data = np.concatenate([lidar, offset_s[:, None].astype(np.float32)], axis=1).tobytes()
+    return cloud
+
+
+@pytest.mark.parametrize(
+    ("settings", "timed", "error_s"),
+    [
+        ({"fixed_frame": "odom"}, True, 0.005),
+        ({"fixed_frame": "odom", "point_times": False}, False, 0.005),
+        ({}, False, 0.03),
+    ],
+)
+def test_times_of_points_are_read_where_they_serve(settings, timed, error_s):
+    class Place:
+        def camera_from_lidar(self, *between):
+            return np.eye(4)
+
+        def sweep(self, camera_frame, image_ns, lidar_frame, scan_ns, offset_s, time_error_s):
+            self.asked = offset_s, time_error_s
+
+    class Names:
+        def resolve_topic_name(self, name):
+            return f"/robot/{name}"
+
+    settings, place = Range2Config(type="pointcloud2", **settings), Place()
+    source = RangeSource(Names(), settings, place, None)
+    source.scans.add(swept_cloud(with_times=True))
+    found = source.scans.nearest(0, 1.0)
+    assert (found.offset_s is not None) == timed
+    assert source.placed(found, good_image(), settings).limits is settings
+    assert place.asked[0] is found.offset_s
+    assert place.asked[1] == error_s
+    assert (source.name, source.topic) == ("range2", "/robot/range2")
+
+
+def test_a_turning_robot_s_points_are_moved_each_from_its_own_time(robot, start_node):
+    node = start_node(
+        parameters={"range.fixed_frame": "odom", "fit.correction_limit": 1.0, "node.diagnostics_period_s": 0.1},
+        arguments=["-r", "__ns:=/turn"],
+        environment={"PYTHONPATH": str(TEST / "fake_tf2"), "FAKE_TF2_MOTION": f"{TURN_RAD_S} {SPEED_M_S}"},
+    )
+    robot.listen(__turn__depth=Image)
+
+    def residual(with_times: bool) -> float:
+        """After a few frames, so that the diagnostics speak of them."""
+        sent = []
+        robot.send_until(
+            lambda: sent.append(robot.send_frame(prefix="/turn/", range=swept_cloud(with_times))),
+            lambda: len(sent) > 2 and sent[2] in robot.answers["/turn/depth"],
+            "answers",
+        )
+        seen = robot.statuses_seen
+        robot.spin_until(lambda: robot.statuses_seen >= seen + 2, "diagnostics")
+        return float(robot.values("/turn/depth_node")["residual (relative)"])
+
+    answer = robot.frame_answered("/turn/depth", "/turn/", range=lambda: swept_cloud(True))
+    np.testing.assert_allclose(floats(answer), depth_m(WIDTH, HEIGHT), rtol=5e-3)
+    assert residual(True) < 0.002
+    assert residual(False) > 0.01
+    assert node.stop() == 0
