@@ -20,7 +20,7 @@ from marigold_ros.disagreement import confidence_of
 from marigold_ros.field import corrected
 from marigold_ros.geometry import Camera, Rectifier, rectifier
 from marigold_ros.metric import MetricFit, apply_fit
-from marigold_ros.tracker import RELATIVE, FindMotion, Metres, MetricTracker, unknown_motion
+from marigold_ros.tracker import DEGRADED, RELATIVE, FindMotion, Metres, MetricTracker, unknown_motion
 
 # Relative depth beyond this is 1 but for the rounding of a resize.
 _SATURATED = 1.0 - 1e-5
@@ -66,8 +66,10 @@ class FrameDepth:
 
     @property
     def state(self) -> str:
-        """One of `tracker.STATES`: RELATIVE where there are no metres."""
-        return RELATIVE if self.metres is None else self.metres.state
+        """One of `tracker.STATES`: RELATIVE where there are no metres, DEGRADED where they are the checkpoint's own."""
+        if self.metres is None:
+            return RELATIVE
+        return DEGRADED if self.metres.fit is None and self.depth_m is not None else self.metres.state
 
     @property
     def fit_age_s(self) -> float | None:
@@ -113,6 +115,7 @@ class Pipeline:
             rgb, camera = self._rectified(rgb, camera)
         with _timed(stage_s, "network"):
             relative, sure = self._look(rgb, camera, config.model.confidence if confidence else "none")
+        _require_finite(relative)
         if not metric:
             return FrameDepth(rgb, camera, relative, stage_s=stage_s, confidence=sure)
         with _timed(stage_s, "anchors"):
@@ -161,11 +164,12 @@ class Pipeline:
     def _rectified(self, rgb: np.ndarray, camera: Camera) -> tuple[np.ndarray, Camera]:
         """The image without lens distortion, and its camera."""
         if camera != self._raw_camera:
+            before, self._raw_camera = self._raw_camera, camera
             self._rectifier = rectifier(camera)
-            self._raw_camera = camera
             self._own = self._estimator.fit_of(camera if self._rectifier is None else self._rectifier.camera)
-            if self._own is not None:
-                self._tracker.reset()  # what was fitted belongs to another focal length
+            resized = before is None or (before.width, before.height) != (camera.width, camera.height)
+            if self._own is not None or resized:
+                self._tracker.reset()  # what was fitted belongs to another focal length, or to other pixels
         if self._rectifier is None:
             return rgb, camera
         return self._rectifier(rgb), self._rectifier.camera
@@ -190,6 +194,12 @@ class Pipeline:
             return None, str(problem), isinstance(problem, Fault)
         scans = [scans] if isinstance(scans, Scan) else scans
         return anchors_of(scans, camera, config.range, self._unseen), None, False
+
+
+def _require_finite(relative: np.ndarray) -> None:
+    """Half precision that overflows, or a device that is lost, leaves NaN: better no answer than that."""
+    if not np.isfinite(relative).all():
+        raise ArithmeticError("the network's answer is not finite: its engine or checkpoint is broken")
 
 
 @contextmanager
