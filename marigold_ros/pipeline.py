@@ -164,12 +164,13 @@ class Pipeline:
     def _rectified(self, rgb: np.ndarray, camera: Camera) -> tuple[np.ndarray, Camera]:
         """The image without lens distortion, and its camera."""
         if camera != self._raw_camera:
-            before, self._raw_camera = self._raw_camera, camera
+            before = self._raw_camera
             self._rectifier = rectifier(camera)
             self._own = self._estimator.fit_of(camera if self._rectifier is None else self._rectifier.camera)
             resized = before is None or (before.width, before.height) != (camera.width, camera.height)
             if self._own is not None or resized:
                 self._tracker.reset()  # what was fitted belongs to another focal length, or to other pixels
+            self._raw_camera = camera  # last: where this failed, the next image tries again
         if self._rectifier is None:
             return rgb, camera
         return self._rectifier(rgb), self._rectifier.camera
