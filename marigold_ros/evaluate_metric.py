@@ -119,6 +119,23 @@ def evaluate(frames: Iterator[Frame], source: Source, space: str) -> list[Row]:
     return rows
 
 
+def guided_rows(frames: Iterator[Frame], checkpoint: str) -> Iterator[Row]:
+    """The scores of Marigold-DC with the multi-step `checkpoint` in a few cases of a few frames."""
+    try:
+        from marigold_ros.metric_guided import GuidedMethods, first_frames
+    except ImportError as error:
+        raise Unusable(f"--marigold-dc: {error.name} is not installed; pip install torch diffusers") from error
+    methods = GuidedMethods(checkpoint)
+    for frame in first_frames(frames):
+        for found in methods.answers(frame):
+            pattern = found.case.pattern
+            asked = np.isfinite(pattern.truth_m)
+            yield _row(
+                pattern, found.case.fault, found.method, len(found.case.anchors),
+                found.depth_m[asked], pattern.truth_m[asked], math.nan,
+            )  # fmt: skip
+
+
 def _as_json(rows: Sequence[Row], answers: Sequence[Target], relative: str) -> str:
     def plain(values: dict) -> dict:
         return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in values.items()}
@@ -151,6 +168,11 @@ def _parser() -> argparse.ArgumentParser:
         "--scores", nargs="+", default=["abs_rel"], choices=SCORES, help="a table by case for each of them (abs_rel)"
     )
     parser.add_argument("--mean", action="store_true", help="tables of the frames' means instead of every frame")
+    parser.add_argument(
+        "--marigold-dc",
+        metavar="CHECKPOINT",
+        help="also the diffusion of this multi-step checkpoint, guided by the anchors, in a few cases (slow)",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all scores of all cases")
     return parser
 
@@ -164,6 +186,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = data_folder(arguments.data)
         source, space, words = _source(arguments)
         rows = evaluate(read_frames(folder, arguments.on), source, space)
+        if arguments.marigold_dc:
+            rows += guided_rows(read_frames(folder, arguments.on), arguments.marigold_dc)
         answers = targets(rows)
         if arguments.json is not None:
             with written_beside(arguments.json) as beside:
