@@ -33,7 +33,6 @@ from marigold_ros.checkpoints import describe, find_checkpoint
 from marigold_ros.config import Unusable, one_line
 from marigold_ros.files import written_beside
 from marigold_ros.sparse_depth import SUFFIXES as ANCHOR_SUFFIXES
-from marigold_ros.sparse_depth import KITTI_PER_METRE, anchors_of, read_sparse_depth
 from marigold_ros.visual import colour_map
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -139,9 +138,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--anchors-per-metre",
         type=float,
-        default=256.0,
+        default=KITTI_PER_METRE,
         metavar="N",
-        help="in a .png: 256 (KITTI's); millimetres: 1000",
+        help="of a .png: 256, as KITTI's, or 1000 for millimetres (256)",
     )
     return parser
 

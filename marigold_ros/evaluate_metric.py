@@ -120,13 +120,13 @@ def evaluate(frames: Iterator[Frame], source: Source, space: str) -> list[Row]:
 
 
 def guided_rows(frames: Iterator[Frame], checkpoint: str) -> Iterator[Row]:
-    """The scores of Marigold-DC with the multi-step `checkpoint` in a few cases of a few frames."""
+    """The scores of Marigold-DC with the multi-step `checkpoint` in a few cases of every frame."""
     try:
-        from marigold_ros.metric_guided import GuidedMethods, first_frames
+        from marigold_ros.metric_guided import GuidedMethods
     except ImportError as error:
         raise Unusable(f"--marigold-dc: {error.name} is not installed; pip install torch diffusers") from error
     methods = GuidedMethods(checkpoint)
-    for frame in first_frames(frames):
+    for frame in frames:
         for found in methods.answers(frame):
             pattern = found.case.pattern
             asked = np.isfinite(pattern.truth_m)

@@ -7,10 +7,11 @@ the same checkpoint without guidance, with the node's fit and correction.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from marigold_ros.anchors import Anchors
 from marigold_ros.checkpoints import CheckpointInfo, describe, find_checkpoint
@@ -29,8 +30,6 @@ PUBLISHED = "Marigold-DC as published"
 UNGUIDED = "its checkpoint, our fit and correction"
 PATTERNS = ("16 of 64 beams", "200 points", "16 lines", "500 points")
 FAULTS = (CLEAN, WRONG[1])
-# Of one room there are five frames; the first two tell enough.
-_FRAMES = 2
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,9 @@ class GuidedMethods:
     Raises `Unusable` for a checkpoint that anchors cannot guide.
     """
 
-    def __init__(self, checkpoint: str, device: str = "cpu") -> None:
+    def __init__(self, checkpoint: str) -> None:
         quiet()
+        device = "cuda" if torch.cuda.is_available() else "cpu"
         self.info: CheckpointInfo = describe(find_checkpoint(checkpoint))
         settings = Settings(steps=STEPS, spacing="trailing")
         self._guarded = Guided(self.info, settings, device)
@@ -70,16 +70,6 @@ class GuidedMethods:
                 yield GuidedAnswer(case, GUIDED_CORRECTED, _corrected(depth_m, anchors))
                 yield GuidedAnswer(case, PUBLISHED, _limited(self._published(frame.rgb, anchors).values))
                 yield GuidedAnswer(case, UNGUIDED, _fitted(relative, anchors, self.info.space))
-
-
-def first_frames(frames: Iterable[Frame]) -> list[Frame]:
-    """The first two frames of each dataset."""
-    chosen: dict[str, list[Frame]] = {}
-    for frame in frames:
-        some = chosen.setdefault(frame.dataset, [])
-        if len(some) < _FRAMES:
-            some.append(frame)
-    return [frame for some in chosen.values() for frame in some]
 
 
 def _limited(depth_m: np.ndarray) -> np.ndarray:
