@@ -32,6 +32,7 @@ from marigold_ros.anchors import Anchors
 from marigold_ros.checkpoints import describe, find_checkpoint
 from marigold_ros.config import Unusable, one_line
 from marigold_ros.files import written_beside
+from marigold_ros.sparse_depth import KITTI_PER_METRE, anchors_of, read_sparse_depth
 from marigold_ros.sparse_depth import SUFFIXES as ANCHOR_SUFFIXES
 from marigold_ros.visual import colour_map
 

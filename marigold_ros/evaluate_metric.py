@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -29,6 +30,9 @@ from marigold_ros.metric_frames import DATA_VARIABLE, DATASETS, Frame, data_fold
 from marigold_ros.metric_report import SCORES, Row, Target, case_tables, means, overview, targets, targets_table
 from marigold_ros.scores import near_rates, score
 from marigold_ros.timing import measure, timing
+
+if TYPE_CHECKING:
+    from marigold_ros.metric_guided import GuidedMethods
 
 DEGRADED = "degraded"
 _FIT_REPEATS = 5
@@ -119,13 +123,16 @@ def evaluate(frames: Iterator[Frame], source: Source, space: str) -> list[Row]:
     return rows
 
 
-def guided_rows(frames: Iterator[Frame], checkpoint: str) -> Iterator[Row]:
-    """The scores of Marigold-DC with the multi-step `checkpoint` in a few cases of every frame."""
+def _guided(checkpoint: str) -> GuidedMethods:
     try:
         from marigold_ros.metric_guided import GuidedMethods
     except ImportError as error:
         raise Unusable(f"--marigold-dc: {error.name} is not installed; pip install torch diffusers") from error
-    methods = GuidedMethods(checkpoint)
+    return GuidedMethods(checkpoint)
+
+
+def guided_rows(frames: Iterator[Frame], methods: GuidedMethods) -> Iterator[Row]:
+    """The scores of Marigold-DC in a few cases of every frame."""
     for frame in frames:
         for found in methods.answers(frame):
             pattern = found.case.pattern
@@ -184,10 +191,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.json is not None and arguments.json.is_dir():
             raise Unusable(f"--json {arguments.json}: is a folder; give a file in it")
         folder = data_folder(arguments.data)
+        guided = None if arguments.marigold_dc is None else _guided(arguments.marigold_dc)
         source, space, words = _source(arguments)
         rows = evaluate(read_frames(folder, arguments.on), source, space)
-        if arguments.marigold_dc:
-            rows += guided_rows(read_frames(folder, arguments.on), arguments.marigold_dc)
+        if guided is not None:
+            rows += guided_rows(read_frames(folder, arguments.on), guided)
         answers = targets(rows)
         if arguments.json is not None:
             with written_beside(arguments.json) as beside:
