@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -43,6 +44,9 @@ from marigold_ros.metric_sequences import Source, read_sequence
 from marigold_ros.places import shared
 from marigold_ros.scores import near_rates, score
 from marigold_ros.timing import measure, timing
+
+if TYPE_CHECKING:
+    from marigold_ros.metric_guided import GuidedMethods
 
 DEGRADED = "degraded"
 _FIT_REPEATS = 5
@@ -131,6 +135,26 @@ def evaluate(frames: Iterator[Frame], source: Source, space: str, needed: bool =
     return rows
 
 
+def _guided(checkpoint: str) -> GuidedMethods:
+    try:
+        from marigold_ros.metric_guided import GuidedMethods
+    except ImportError as error:
+        raise Unusable(f"--marigold-dc: {error.name} is not installed; pip install torch diffusers") from error
+    return GuidedMethods(checkpoint)
+
+
+def guided_rows(frames: Iterator[Frame], methods: GuidedMethods) -> Iterator[Row]:
+    """The scores of Marigold-DC in a few cases of every frame."""
+    for frame in frames:
+        for found in methods.answers(frame):
+            pattern = found.case.pattern
+            asked = np.isfinite(pattern.truth_m)
+            yield _row(
+                pattern, found.case.fault, found.method, len(found.case.anchors),
+                found.depth_m[asked], pattern.truth_m[asked], math.nan,
+            )  # fmt: skip
+
+
 def evaluate_sequences(
     paths: Sequence[Path], source: Source, space: str, arguments: argparse.Namespace
 ) -> list[SequenceRow]:
@@ -210,6 +234,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--mean", action="store_true", help="tables of the frames' means instead of every frame")
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="also draw the sequences' errors, as PNG files")
+    parser.add_argument(
+        "--marigold-dc",
+        metavar="CHECKPOINT",
+        help="also the diffusion of this multi-step checkpoint, guided by the anchors, in a few cases (slow)",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all scores of all cases")
     return parser
 
@@ -245,8 +274,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.json is not None and arguments.json.is_dir():
             raise Unusable(f"--json {arguments.json}: is a folder; give a file in it")
         frames, recordings = _still_frames(arguments), _recordings(arguments)
+        guided = None if arguments.marigold_dc is None else _guided(arguments.marigold_dc)
         source, space, words = _source(arguments)
         rows = evaluate(frames, source, space, needed=not recordings)
+        if guided is not None:
+            rows += guided_rows(_still_frames(arguments), guided)
         answers = targets(rows)
         over_time = evaluate_sequences(recordings, source, space, arguments)
         answers_over_time = sequence_targets(over_time)

@@ -195,12 +195,6 @@ def behind():
     return cloud_of(lidar_points() * np.float32([-1, 1, 1]))
 
 
-def at_one_depth():
-    points = lidar_points()
-    points[:, 0] = 5.0
-    return cloud_of(points)
-
-
 def nowhere():
     cloud = cloud_of(lidar_points())
     cloud.header.frame_id = "nowhere"
@@ -226,8 +220,7 @@ WITHOUT_METRES = {
     "empty cloud": (changed_cloud(lambda: cloud_of(np.empty((0, 3)))), "cloud of 0x1 points"),
     "cloud without z": (changed_cloud(lambda: cloud_of(lidar_points(), "xyw")), "needs 'z' as FLOAT32"),
     "truncated cloud": (changed_cloud(truncated_cloud), "cloud data of"),
-    "all points behind the camera": (changed_cloud(behind), "0 anchors in the image"),
-    "all points at one depth": (changed_cloud(at_one_depth), "all anchors lie at about one depth"),
+    "all points behind the camera": (changed_cloud(behind), "no anchor lies in the image"),
     "no transform": (changed_cloud(nowhere), "no transform from 'nowhere' to 'camera'"),
 }
 
@@ -285,7 +278,7 @@ def test_time_that_goes_backwards_starts_anew(listening, node):
         lambda: any(s in listening.answers[PREFIX + "relative_depth"] for s in sent),
         "relative depth",
     )
-    assert "time went back by" in node.log
+    listening.spin_until(lambda: "time went back by" in node.log, "the log")
     assert not set(sent) & set(listening.answers[PREFIX + "depth"]), "a fit of the future was used"
     depth = listening.frame_answered(PREFIX + "depth", PREFIX)
     np.testing.assert_allclose(floats(depth), depth_m(WIDTH, HEIGHT), rtol=1e-3)

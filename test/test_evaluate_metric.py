@@ -389,6 +389,37 @@ def test_the_program_prints_its_tables_and_writes_the_numbers(folder, tmp_path, 
     assert list(tmp_path.iterdir()) == [out]
 
 
+def test_marigold_dc_stands_beside_the_others_in_its_few_cases(folder, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("transformers")
+    from family_checkpoints import FAMILY, write_family_checkpoint
+    from marigold_ros import metric_guided
+
+    rows = {row.name: row for row in FAMILY}
+    monkeypatch.setattr(metric_guided, "STEPS", 1)
+    monkeypatch.setattr(evaluate_metric, "FAULTS", (CLEAN,))
+    checkpoint = write_family_checkpoint(tmp_path, rows["marigold-depth-v1-1"], (64, 64))
+    out = tmp_path / "scores.json"
+    arguments = ["--data", str(folder), "--relative", "degraded", "--json", str(out)]
+    assert evaluate_metric.main([*arguments, "--marigold-dc", str(checkpoint)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    heads = next(line for line in lines if line.startswith("| pattern | fault")).split(" | ")
+    column = heads.index("Marigold-DC, guarded")
+    cells = {
+        tuple(line.strip("| ").split(" | ")[:2]): line.split(" | ")[column] for line in lines if " | clean | " in line
+    }
+    assert float(cells["16 lines", "clean"]) > 0
+    assert cells["2D scan", "clean"] == ""
+    content = [r for r in json.loads(out.read_text())["rows"] if "arigold" in r["method"] or "its ch" in r["method"]]
+    assert {(r["pattern"], r["fault"]) for r in content} == {
+        (pattern, fault) for pattern in ("16 lines", "500 points") for fault in ("clean", "30 % wrong")
+    }
+    assert len(content) == 4 * 4
+
+    nothing = ["--marigold-dc", str(write_family_checkpoint(tmp_path, rows["marigold-e2e-ft-depth"]))]
+    assert evaluate_metric.main([*arguments, *nothing]) == 1
+    assert "takes one step from zeros" in capsys.readouterr().err
+
+
 def test_frames_are_read_as_they_were_measured(folder):
     (frame,) = read_frames(folder)
     assert (frame.dataset, frame.name, frame.rgb.shape) == (INDOOR, "07", (480, 640, 3))
