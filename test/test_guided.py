@@ -94,7 +94,7 @@ def test_metres_follow_the_unit_of_the_anchors(family, rgb, space):
     once, scaled = (Guided(info, QUICK)(rgb, ramp_anchors(factor=factor)).values for factor in (1, unit))
     known = np.isfinite(once)
     assert known.mean() > 0.5
-    np.testing.assert_allclose(scaled[known], unit * once[known], rtol=1e-2)
+    np.testing.assert_allclose(scaled[known], unit * once[known], rtol=5e-2)
 
 
 def test_without_rates_it_is_the_plain_diffusion(family, rgb, monkeypatch):
