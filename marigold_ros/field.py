@@ -66,8 +66,8 @@ class Evidence:
         values *= self.share
         return values.sum(axis=0)
 
-    def of(self, chosen: np.ndarray) -> Evidence:
-        """The evidence of some anchors, (N,) bool; the nodes stay."""
+    def of(self, chosen: np.ndarray | slice) -> Evidence:
+        """The evidence of some anchors, (N,) bool or a slice, whose order is random; the nodes stay."""
         parts = (self.residual[chosen], self.weight[chosen], self.pixels[chosen], self.index[:, chosen])
         return Evidence(*parts, self.share[:, chosen], self.node[chosen], self.low, self.high)
 
@@ -212,6 +212,13 @@ def _shuffled(count: int) -> np.ndarray:
 @lru_cache
 def _order(bits: int) -> np.ndarray:
     return np.random.default_rng(0).permutation(1 << bits)
+
+
+def squared_distance(evidence: Evidence, depth_m: np.ndarray) -> np.ndarray:
+    """(h, w) float32: the square of `node_distance` at every pixel of `depth_m`, (h, w) of any size."""
+    distance, beyond = read_back(node_distance(evidence), evidence.low, evidence.high, depth_m)
+    beyond *= np.float32(_NODES_PER_LN)
+    return cv2.add(cv2.multiply(distance, distance), cv2.multiply(beyond, beyond))
 
 
 @lru_cache(maxsize=4)
