@@ -7,12 +7,12 @@ import numpy as np
 
 # Nearer and farther than all depths; stand for unknown ones, which are neither.
 _NEAREST_M, _FARTHEST_M = 1e-6, 1e9
-# An edge is where the depths of 3x3 pixels differ by this factor; both its surfaces lie within so many pixels, a square.
+# An edge is where the depths of 3x3 pixels differ by this factor; its two surfaces lie within a square of so many.
 _EDGE_RATIO, _AROUND_PX = 1.1, 11
 # Inverse depth of a plane grows evenly: over 11 pixels five times as much as over 3. What grows by less is an edge.
-_PLANE_GROWTH = 3.4
+_PLANE_GROWTH = 3.0
 # This part of the way from one surface to the other is still the surface.
-_SURFACE = 0.17
+_SURFACE = 0.12
 
 
 def edge_ln(depth_m: np.ndarray) -> np.ndarray:

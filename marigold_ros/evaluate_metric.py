@@ -13,7 +13,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +23,20 @@ from marigold_ros.degraded_truth import degraded
 from marigold_ros.estimator import load_estimator
 from marigold_ros.files import written_beside
 from marigold_ros.metric import SPACES, MetricFit
-from marigold_ros.metric_baselines import GLOBAL, METHODS, ORACLE, OURS, Question, oracle_affine, own_fit
+from marigold_ros.metric_baselines import (
+    GLOBAL,
+    METHODS,
+    ORACLE,
+    OURS,
+    Question,
+    oracle_affine,
+    ours_with_sigma,
+    own_fit,
+)
 from marigold_ros.metric_cases import FAULTS, SEED, Fault, Pattern, cases, patterns
 from marigold_ros.metric_frames import DATA_VARIABLE, DATASETS, Frame, data_folder, read_frames
 from marigold_ros.metric_report import SCORES, Row, Target, case_tables, means, overview, targets, targets_table
-from marigold_ros.scores import near_rates, score
+from marigold_ros.scores import near_rates, score, shares_within
 from marigold_ros.timing import measure, timing
 
 DEGRADED = "degraded"
@@ -54,10 +63,13 @@ def pattern_rows(
         question = Question(relative, space, case.anchors, pixels, own)
         best = oracle_affine(question, truth_m) if best is None else best  # rests on the truth alone
         fit_ms = timing(measure(lambda question=question: own_fit(question), _FIT_REPEATS)).p50_ms
-        answers = {OURS: METHODS[OURS](question), ORACLE: best}
+        ours_m, sigma_m = ours_with_sigma(question)
+        within = shares_within(ours_m, sigma_m, truth_m)
+        answers = {OURS: ours_m, ORACLE: best}
         answers |= {name: method(question) for name, method in METHODS.items() if name != OURS}
         for method, predicted_m in answers.items():
-            yield _row(case.pattern, case.fault, method, len(case.anchors), predicted_m, truth_m, fit_ms)
+            row = _row(case.pattern, case.fault, method, len(case.anchors), predicted_m, truth_m, fit_ms)
+            yield replace(row, within_1=within[0], within_2=within[1]) if method == OURS else row
 
 
 def _row(

@@ -6,10 +6,11 @@ camera alone is made when the camera changes.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -17,9 +18,11 @@ import numpy as np
 from marigold_ros.anchors import Anchors, find_anchors
 from marigold_ros.config import Config, Unusable
 from marigold_ros.disagreement import confidence_of
-from marigold_ros.field import corrected
+from marigold_ros.field import apply_field, evidence_of, fitted_field
 from marigold_ros.geometry import Camera, Rectifier, rectifier
 from marigold_ros.metric import FitHolder, MetricFit, Refusal, apply_fit, fit_metric
+from marigold_ros.uncertainty import Uncertainty, confidence_from, doubt_of, sigma_of, smooth_variance, solid_part
+from marigold_ros.unknown import far_end, forget_far
 
 # Relative depth beyond this is 1 but for the rounding of a resize.
 _SATURATED = 1.0 - 1e-5
@@ -53,9 +56,10 @@ class FrameDepth:
     """The answer to one image.
 
     `rgb` and `camera` are those of the rectified image, pixel on pixel with `relative` and `depth_m`, (H, W) float32.
-    `confidence`, (H, W) float32 in [0, 1], is None unless it was asked for. `depth_m` is None without a `fit`; a metric
-    checkpoint has one of its own for want of another. `problem` says why anchors gave no new one, where they should;
-    `fit_age_s` is the age of one that they gave. `sigma_m`, (H, W) float32, is one standard deviation of `depth_m`.
+    `depth_m` is None without a `fit`; a metric checkpoint has one of its own for want of another. `problem` says why
+    anchors gave no new one, where they should; `fit_age_s` is the age of one that they gave.
+    None unless they were asked for: `sigma_m`, (H, W) float32, one standard deviation of `depth_m`; `confidence`,
+    (H, W) float32 in [0, 1], that of metric depth by `sigma_m`; `solid_m`, `depth_m` that may go into a cloud.
     """
 
     rgb: np.ndarray
@@ -69,6 +73,7 @@ class FrameDepth:
     stage_s: dict[str, float] = field(default_factory=dict)
     confidence: np.ndarray | None = None
     sigma_m: np.ndarray | None = None
+    solid_m: np.ndarray | None = None
 
 
 class Pipeline:
@@ -84,6 +89,9 @@ class Pipeline:
         self._rectifier: Rectifier | None = None
         # A metric checkpoint's scale and shift for this camera.
         self._own: MetricFit | None = None
+        self._uncertainty = Uncertainty()
+        # How far anchors were evidence when the last fit was made.
+        self._far_m = math.inf
 
     def __call__(
         self,
@@ -95,18 +103,24 @@ class Pipeline:
         *,
         metric: bool = True,
         confidence: bool = False,
+        sigma: bool = False,
+        solid: bool = False,
     ) -> FrameDepth:
         """Depth of one (H, W, 3) uint8 image.
 
         `find_scan` is called after the network, so that a scan that arrives meanwhile still counts; it raises
         `Unusable` where there is none. Without `metric` only the relative depth is computed.
-        `confidence` asks for that of model.confidence, too.
+        `confidence` asks for that, too: of metric depth where it can be had, else that of model.confidence. `sigma`
+        asks for the deviation of metric depth, `solid` for what of it has output.points_min_confidence.
         """
         stage_s: dict[str, float] = {}
         with _timed(stage_s, "rectify"):
             rgb, camera = self._rectified(rgb, camera)
         with _timed(stage_s, "network"):
-            relative, sure = self._look(rgb, camera, config.model.confidence if confidence else "none")
+            judged = confidence or (metric and (sigma or solid))
+            second = config.model.confidence if confidence or (metric and sigma) else "none"
+            relative, disagreement = self._look(rgb, camera, second)
+            sure = self._sure(disagreement, config.model.confidence) if confidence else None
         if not metric:
             return FrameDepth(rgb, camera, relative, stage_s=stage_s, confidence=sure)
         with _timed(stage_s, "anchors"):
@@ -121,31 +135,59 @@ class Pipeline:
             depth_m = None if fit is None else apply_fit(fit, relative, config.fit.max_depth_m)
         with _timed(stage_s, "correct"):
             # By anchors that this image was fitted to alone: a fit that is held was refused the new ones.
-            if new is not None and config.fit.correction_limit > 1.0:
-                depth_m = corrected(depth_m, anchors, config.fit.correction_limit, config.fit.max_depth_m)
+            limit, evidence, correction, fitted_m = config.fit.correction_limit, None, None, depth_m
+            if new is not None and (limit > 1.0 or judged):
+                evidence = evidence_of(fitted_m, anchors)
+            if evidence is not None:
+                correction = fitted_field(evidence, limit)
+                depth_m = apply_field(correction, fitted_m) if limit > 1.0 else fitted_m.copy()
         if depth_m is not None:
-            self._forget_unknown(depth_m, relative)
-        age_s = self._fits.age_s()
-        return FrameDepth(rgb, camera, relative, depth_m, fit, age_s, anchors, problem, stage_s, sure)
+            if new is not None:
+                self._far_m = far_end(anchors)
+            self._forget_unknown(depth_m, relative, config.fit.max_depth_m, measured=fit is not self._own)
+        frame = FrameDepth(rgb, camera, relative, depth_m, fit, self._fits.age_s(), anchors, problem, stage_s, sure)
+        if depth_m is None or not judged:
+            return frame
+        with _timed(stage_s, "sigma"):
+            doubt = doubt_of(fitted_m, disagreement, fit)
+            if evidence is not None:
+                self._uncertainty.learn(evidence, limit, doubt)
+            law = self._uncertainty.law
+            variance = smooth_variance(law, fitted_m, relative, fit, evidence, correction)
+            min_confidence = config.output.points_min_confidence
+            sigma_m = sigma_of(depth_m, variance, doubt, law) if sigma or confidence else None
+            return replace(
+                frame,
+                sigma_m=sigma_m,
+                confidence=confidence_from(depth_m, sigma_m) if confidence else None,
+                solid_m=solid_part(depth_m, variance, min_confidence) if solid else None,
+            )
 
-    def _forget_unknown(self, depth_m: np.ndarray, relative: np.ndarray) -> None:
-        """Set to NaN what is no depth: the end of a metric checkpoint's range, which means that far or farther and is
-        no wall, and what the lens did not see.
+    def _forget_unknown(self, depth_m: np.ndarray, relative: np.ndarray, max_depth_m: float, measured: bool) -> None:
+        """Set to NaN what is no depth: what lies far beyond all that was `measured`, the sky, the end of a metric
+        checkpoint's range, which means that far or farther and is no wall, and what the lens did not see.
         """
+        if measured:
+            forget_far(depth_m, relative, self._far_m, max_depth_m)
         if self._own is not None:
             depth_m[relative > _SATURATED] = np.nan
         if self._unseen is not None:
             depth_m[self._unseen] = np.nan
 
     def _look(self, rgb: np.ndarray, camera: Camera, method: str) -> tuple[np.ndarray, np.ndarray | None]:
-        """Relative depth and, unless `method` is 'none', its confidence: 0 where the lens did not see."""
+        """Relative depth and, unless `method` is 'none', the disagreement of two answers."""
         if method == "none":
             return self._estimator(rgb, camera.focal_px), None
-        relative, disagreement = self._estimator.with_disagreement(rgb, camera.focal_px)
+        return self._estimator.with_disagreement(rgb, camera.focal_px)
+
+    def _sure(self, disagreement: np.ndarray | None, method: str) -> np.ndarray | None:
+        """The confidence of relative depth, where there is one: 0 where the lens did not see."""
+        if disagreement is None:
+            return None
         confidence = confidence_of(disagreement, method)
         if self._unseen is not None:
             confidence[self._unseen] = 0.0
-        return relative, confidence
+        return confidence
 
     def _rectified(self, rgb: np.ndarray, camera: Camera) -> tuple[np.ndarray, Camera]:
         """The image without lens distortion, and its camera."""

@@ -169,9 +169,11 @@ def test_confidence_is_there_for_who_asks_and_nothing_else_changes():
     frame = Pipeline(Scene())(RGB, CAMERA, 0, scan, config, confidence=True)
     assert plain.confidence is None
     np.testing.assert_array_equal(frame.depth_m, plain.depth_m)
-    np.testing.assert_allclose(frame.confidence[:, [0, -1]], [[1 / 2, 1 / 3]] * 48, rtol=1e-6)
+    np.testing.assert_allclose(frame.confidence, np.clip(1 - 2 * frame.sigma_m / frame.depth_m, 0, 1), atol=1e-6)
     alone = Pipeline(Scene())(RGB, CAMERA, 0, no_scan, config, metric=False, confidence=True)
-    np.testing.assert_array_equal(alone.confidence, frame.confidence)
+    np.testing.assert_allclose(alone.confidence[:, [0, -1]], [[1 / 2, 1 / 3]] * 48, rtol=1e-6)
+    without_scan = Pipeline(Scene())(RGB, CAMERA, 0, no_scan, config, confidence=True)
+    np.testing.assert_array_equal(without_scan.confidence, alone.confidence)
 
 
 def test_where_the_lens_did_not_see_nothing_is_sure():
