@@ -1,7 +1,7 @@
 """What is no metric depth: the sky, and what lies far beyond all that was measured.
 
 It becomes NaN, never a number and never +inf. REP 117 has +inf for "nothing within range", but a network's answer at
-the far end may be the sky, a far wall or a guess; depth_image_proc and rtabmap take neither for a point, and what scales
+the far end may be the sky, a far wall or a guess; depth_image_proc takes neither for a point, and what scales
 or averages depth images, viewers among it, gets along with NaN more often.
 """
 
