@@ -58,4 +58,9 @@ def floating(depth_m: np.ndarray) -> np.ndarray:
     far += span
     found &= inverse < near
     found &= inverse > far
+    # At the border of the image planes grow to one side only.
+    border = _AROUND_PX // 2
+    inside = found[border:-border, border:-border].copy()
+    found[:] = False
+    found[border:-border, border:-border] = inside
     return found

@@ -142,6 +142,26 @@ def test_sigma_and_confidence_have_topics_of_their_own_while_somebody_listens(li
     listening.ignore(PREFIX + "depth/sigma")
 
 
+def test_the_cloud_has_what_is_sure_enough_and_depth_stays_whole(listening):
+    def known_points():
+        depth = listening.frame_answered(PREFIX + "depth", PREFIX)
+        assert np.isfinite(floats(depth)).all()
+        key = depth.header.stamp.sec * 10**9 + depth.header.stamp.nanosec
+        listening.spin_until(lambda: key in listening.answers[PREFIX + "points"], "points")
+        points = np.frombuffer(listening.answers[PREFIX + "points"][key].data, "<f4").reshape(-1, 4)
+        known = np.isfinite(points[:, 2])
+        assert (np.isfinite(points[:, :3]).all(axis=1) == known).all()
+        return known.mean()
+
+    assert known_points() == 1.0
+    name = "output.points_min_confidence"
+    assert set_parameter(listening, name, double_value=1.0).successful
+    assert known_points() == 0.0
+    assert set_parameter(listening, name, double_value=0.0).successful
+    assert known_points() == 1.0
+    assert set_parameter(listening, name, double_value=0.2).successful
+
+
 def test_distorted_images_are_rectified_and_the_outputs_say_so(listening):
     def distorted():
         info = good_info()

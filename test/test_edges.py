@@ -73,6 +73,13 @@ def test_what_is_blurred_into_the_sky_goes_and_the_outline_before_it_stays():
     assert not gone[found < 4.2].any()
 
 
+def test_a_surface_that_ends_at_the_border_of_the_image_stays():
+    steep_m = np.broadcast_to(np.linspace(2.0, 10.0, 64, dtype=np.float32), (48, 64))
+    assert not floating(steep_m).any()
+    assert not floating(np.ascontiguousarray(steep_m.T)).any()
+    assert not floating(steep_m[:4, :4]).any()
+
+
 def test_nothing_known():
     assert not floating(np.full((20, 30), np.nan, np.float32)).any()
     assert (edge_ln(np.full((20, 30), np.nan, np.float32)) == 0).all()
