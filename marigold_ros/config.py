@@ -119,8 +119,9 @@ class ModelConfig:
     )
     confidence: str = setting(
         "none",
-        "What topic confidence rests on: 'none' (no topic), or the disagreement with a second pass over the mirrored "
-        "image, at the working size ('mirror') or at half of it ('mirror_half', cheaper).",
+        "A second pass over the mirrored image, at the working size ('mirror') or at half of it ('mirror_half', "
+        "cheaper), while somebody listens to confidence or depth/sigma: where the two passes disagree depth is less "
+        "sure, and without metric depth confidence rests on that alone; or 'none'.",
         choices=("none", "mirror", "mirror_half"),
         read_only=True,
     )
@@ -352,6 +353,12 @@ class OutputConfig:
     points_stride: int = setting(
         1, "1: organized cloud of every pixel; n > 1: every n-th row and column, valid points only (for costmaps).",
         low=1, high=64,
+    )  # fmt: skip
+    points_min_confidence: float = setting(
+        0.2,
+        "Points of less confidence are left out of the cloud, and so are those that float in the air at edges of "
+        "depth; 0 leaves all in.",
+        low=0.0, high=1.0,
     )  # fmt: skip
     reliability: str = setting(
         "reliable", "QoS reliability of the outputs.", choices=("best_effort", "reliable"), read_only=True

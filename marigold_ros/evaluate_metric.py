@@ -15,7 +15,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,16 @@ from marigold_ros.degraded_truth import degraded
 from marigold_ros.estimator import load_estimator
 from marigold_ros.files import written_beside
 from marigold_ros.metric import SPACES, MetricFit
-from marigold_ros.metric_baselines import GLOBAL, METHODS, ORACLE, OURS, Question, oracle_affine, own_fit
+from marigold_ros.metric_baselines import (
+    GLOBAL,
+    METHODS,
+    ORACLE,
+    OURS,
+    Question,
+    oracle_affine,
+    ours_with_sigma,
+    own_fit,
+)
 from marigold_ros.metric_cases import FAULTS, SEED, Fault, Pattern, cases, patterns
 from marigold_ros.metric_frames import DATA_VARIABLE, DATASETS, SEQUENCES, Frame, data_folder, read_frames
 from marigold_ros.metric_over_time import SequenceRow, sequence_rows
@@ -42,7 +51,7 @@ from marigold_ros.metric_sequence_report import (
 )
 from marigold_ros.metric_sequences import Source, read_sequence
 from marigold_ros.places import shared
-from marigold_ros.scores import near_rates, score
+from marigold_ros.scores import near_rates, score, shares_within
 from marigold_ros.timing import measure, timing
 
 if TYPE_CHECKING:
@@ -70,10 +79,13 @@ def pattern_rows(
         question = Question(relative, space, case.anchors, pixels, own)
         best = oracle_affine(question, truth_m) if best is None else best  # rests on the truth alone
         fit_ms = timing(measure(lambda question=question: own_fit(question), _FIT_REPEATS)).p50_ms
-        answers = {OURS: METHODS[OURS](question), ORACLE: best}
+        ours_m, sigma_m = ours_with_sigma(question)
+        within = shares_within(ours_m, sigma_m, truth_m)
+        answers = {OURS: ours_m, ORACLE: best}
         answers |= {name: method(question) for name, method in METHODS.items() if name != OURS}
         for method, predicted_m in answers.items():
-            yield _row(case.pattern, case.fault, method, len(case.anchors), predicted_m, truth_m, fit_ms)
+            row = _row(case.pattern, case.fault, method, len(case.anchors), predicted_m, truth_m, fit_ms)
+            yield replace(row, within_1=within[0], within_2=within[1]) if method == OURS else row
 
 
 def _row(

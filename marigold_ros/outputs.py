@@ -58,11 +58,12 @@ class Wanted:
     points: bool
     visual: bool
     confidence: bool = False
+    sigma: bool = False
 
     @property
     def metric(self) -> bool:
-        """Whether anything in metres is wanted."""
-        return self.depth or self.points or self.visual
+        """Whether anything in metres is wanted; confidence may be had without."""
+        return self.depth or self.points or self.visual or self.sigma
 
     @property
     def anything(self) -> bool:
@@ -71,12 +72,9 @@ class Wanted:
 
 
 class Outputs:
-    """Publishes what is listened to, in the form that the settings ask for, under the image's own header.
+    """Publishes what is listened to, in the form that the settings ask for, under the image's own header."""
 
-    The topic of the confidence is there only with `confidence`: nobody shall wait for what will never come.
-    """
-
-    def __init__(self, node: LifecycleNode, settings: OutputConfig, confidence: bool = False) -> None:
+    def __init__(self, node: LifecycleNode, settings: OutputConfig) -> None:
         self._node = node
         self._profile = settings.reliability
         self._cloud: messages.CloudWriter | None = None
@@ -93,7 +91,8 @@ class Outputs:
             self._points = self._publisher(PointCloud2, "points")
             self._relative = self._publisher(Image, "relative_depth")
             self._visual = self._publisher(Image, "depth/visual")
-            self._confidence = self._publisher(Image, "confidence") if confidence else None
+            self._confidence = self._publisher(Image, "confidence")
+            self._sigma = self._publisher(Image, "depth/sigma")
         except Unusable:
             self.close()
             raise
@@ -105,7 +104,8 @@ class Outputs:
             depth=self._depth.get_subscription_count() > 0,
             points=self._points.get_subscription_count() > 0,
             visual=self._visual.get_subscription_count() > 0,
-            confidence=self._confidence is not None and self._confidence.get_subscription_count() > 0,
+            confidence=self._confidence.get_subscription_count() > 0,
+            sigma=self._sigma.get_subscription_count() > 0,
         )
 
     def publish(self, frame: FrameDepth, header: Header, wanted: Wanted, settings: OutputConfig) -> bool:
@@ -120,11 +120,14 @@ class Outputs:
             if wanted.visual:
                 picture = colour_map(frame.depth_m, settings.visual_max_m)
                 self._visual.publish(messages.colour_image(picture, "bgr8", header))
+            if wanted.sigma:
+                self._sigma.publish(messages.float_image(frame.sigma_m, header))
         if wanted.relative:
             self._relative.publish(messages.float_image(frame.relative, header))
-        if wanted.confidence:
+        sure = wanted.confidence and frame.confidence is not None
+        if sure:
             self._confidence.publish(messages.float_image(frame.confidence, header))
-        return wanted.relative or wanted.confidence or frame.depth_m is not None
+        return wanted.relative or sure or (wanted.metric and frame.depth_m is not None)
 
     def close(self) -> None:
         """Remove the topics."""
@@ -143,6 +146,7 @@ class Outputs:
     def _cloud_message(self, frame: FrameDepth, header: Header, stride: int) -> PointCloud2:
         if self._cloud is None or self._cloud.camera != frame.camera:
             self._cloud = messages.CloudWriter(frame.camera)
+        depth_m = frame.depth_m if frame.solid_m is None else frame.solid_m
         if stride == 1:
-            return self._cloud.organized(frame.depth_m, frame.rgb, header)
-        return self._cloud.strided(frame.depth_m, frame.rgb, stride, header)
+            return self._cloud.organized(depth_m, frame.rgb, header)
+        return self._cloud.strided(depth_m, frame.rgb, stride, header)

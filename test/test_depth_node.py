@@ -20,7 +20,6 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan, Point
 from flat_scene_node import FAR_M, NEAR_M, depth_m, relative_depth
 from marigold_ros.checkpoints import describe
 from marigold_ros.config import Unusable
-from marigold_ros.disagreement import TYPICAL
 from marigold_ros.export import cached_file, onnx_file
 from marigold_ros.selfcheck import reference_of
 from ros_harness import (
@@ -123,14 +122,44 @@ def test_the_visual_is_made_while_somebody_looks(listening):
     listening.ignore(PREFIX + "depth/visual")
 
 
-def test_confidence_has_a_topic_of_its_own_while_somebody_listens(listening, node):
+def test_sigma_and_confidence_have_topics_of_their_own_while_somebody_listens(listening, node):
     assert "comparing" not in node.log
-    listening.listen(**{f"{PREFIX}confidence".replace("/", "__"): Image})
+    listening.listen(**{f"{PREFIX}{topic}".replace("/", "__"): Image for topic in ("confidence", "depth/sigma")})
     confidence = listening.frame_answered(PREFIX + "confidence", PREFIX)
     assert (confidence.encoding, confidence.header.frame_id) == ("32FC1", "camera")
-    far = 0.1 / TYPICAL["mirror"]
-    np.testing.assert_allclose(floats(confidence)[0, [0, -1]], [1.0, 1 / (1 + far)], rtol=1e-5)
+    key = confidence.header.stamp.sec * 10**9 + confidence.header.stamp.nanosec
+    sigma_topic, depth_topic = PREFIX + "depth/sigma", PREFIX + "depth"
+    listening.spin_until(
+        lambda: key in listening.answers[sigma_topic] and key in listening.answers[depth_topic], "sigma and depth"
+    )
+    sigma, depth = (listening.answers[topic][key] for topic in (sigma_topic, depth_topic))
+    assert (sigma.encoding, sigma.header) == ("32FC1", depth.header)
+    expected = np.clip(1 - 2 * floats(sigma) / floats(depth), 0, 1)
+    np.testing.assert_allclose(floats(confidence), expected, atol=1e-5)
+    # The two passes of the flat scene's network agree at the left, not at the right; the anchors say that it is right.
+    assert 1.0 >= floats(confidence)[:, 0].mean() > floats(confidence)[:, -1].mean() > 0.9
     listening.ignore(PREFIX + "confidence")
+    listening.ignore(PREFIX + "depth/sigma")
+
+
+def test_the_cloud_has_what_is_sure_enough_and_depth_stays_whole(listening):
+    def known_points():
+        depth = listening.frame_answered(PREFIX + "depth", PREFIX)
+        assert np.isfinite(floats(depth)).all()
+        key = depth.header.stamp.sec * 10**9 + depth.header.stamp.nanosec
+        listening.spin_until(lambda: key in listening.answers[PREFIX + "points"], "points")
+        points = np.frombuffer(listening.answers[PREFIX + "points"][key].data, "<f4").reshape(-1, 4)
+        known = np.isfinite(points[:, 2])
+        assert (np.isfinite(points[:, :3]).all(axis=1) == known).all()
+        return known.mean()
+
+    assert known_points() == 1.0
+    name = "output.points_min_confidence"
+    assert set_parameter(listening, name, double_value=1.0).successful
+    assert known_points() == 0.0
+    assert set_parameter(listening, name, double_value=0.0).successful
+    assert known_points() == 1.0
+    assert set_parameter(listening, name, double_value=0.2).successful
 
 
 def test_distorted_images_are_rectified_and_the_outputs_say_so(listening):
@@ -310,7 +339,6 @@ def test_a_2d_lidar_gives_metres_too(robot, start_node):
     robot.listen(__flat__depth=Image)
     answer = floats(robot.frame_answered("/flat/depth", "/flat/", range=scan_of_the_flat_scene))
     np.testing.assert_allclose(answer, depth_m(WIDTH, HEIGHT), rtol=0.02)
-    assert robot.node.count_publishers("/flat/confidence") == 0  # without model.confidence there is no such topic
     assert node.stop() == 0
 
 
