@@ -1,0 +1,194 @@
+"""Does the LiDAR lie where the extrinsic says, and when its stamps say? A watch over many frames.
+
+Each frame gives normal equations of the turn by which the anchors lie beside the picture (`calibration_evidence`). A
+turn that stays is a wrong extrinsic, one that goes with the motion of the picture is a wrong time; both are solved for
+together. Errors of frames that follow each other are alike, and a robot that stands still sees the same ones for ever.
+So evidence is counted in looks: a look ends when the picture has become another one, and how sure the mean is follows
+from the scatter between looks, not between frames.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from marigold_ros.anchors import Anchors
+from marigold_ros.calibration_evidence import (
+    Evidence,
+    PictureMotion,
+    frame_evidence,
+    likeness,
+    thumbnail,
+    working_picture,
+)
+from marigold_ros.geometry import Camera
+
+# A look ends at the earliest after the first of these times, when the picture is less like its first one than this;
+# after the second time, when it is less like it than that.
+_LOOK_ENDS = ((0.5, 0.35), (2.0, 0.6))
+# A look this much like an earlier one adds to it: going to and fro shows nothing new.
+_SEEN_BEFORE = 0.5
+_LEAST_LOOKS, _MOST_LOOKS, _LEAST_S = 6, 60, 5.0
+# Without evidence, 1 / (rad, rad, rad, s)^2 in squared pixels of the working picture.
+_PRIOR = (1e3, 1e3, 1e3, 200.0)
+# What neighbouring looks have in common makes the mean less sure than their scatter says.
+_INFLATION = 1.5
+# What scenes and sensors have about them: errors of turns in degrees and of the time in seconds that no number of looks
+# takes out, and the size from which on an error matters.
+_FLOOR = (0.12, 0.06, 0.3, 0.006)
+_MATTERS = (0.2, 0.15, 0.5, 0.015)
+# What a component has to be in standard deviations, floor and all, to be told.
+ALARM = 3.0
+# Looks in succession that say so.
+_TIMES = 2
+_UNKNOWNS = ("pitch", "yaw", "roll", "delay")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What `looks` different views of the world say of extrinsic and time.
+
+    `turn_deg` (3,): by how much the anchors are turned about the camera's x, y and z; at least, for textures draw the
+    estimate towards nought, to about half. `delay_s`: how much older than its stamp a scan is, in the same sense.
+    Each with one standard deviation. `shift_px`: how far right and down of their places the anchors in the middle of
+    the picture lie, by that turn. `problem`: a sentence, where it is certain that something is wrong.
+    """
+
+    looks: int
+    turn_deg: tuple[float, float, float]
+    turn_sigma_deg: tuple[float, float, float]
+    delay_s: float
+    delay_sigma_s: float
+    shift_px: tuple[float, float]
+    problem: str | None = None
+
+    @property
+    def significance(self) -> tuple[float, float, float, float]:
+        """Turns about x, y, z and delay in standard deviations."""
+        pairs = zip((*self.turn_deg, self.delay_s), (*self.turn_sigma_deg, self.delay_sigma_s), strict=True)
+        return tuple(value / sigma for value, sigma in pairs)
+
+
+@dataclass
+class _Look:
+    """Sums of normal equations over the frames in which the picture stayed much the same."""
+
+    matrix: np.ndarray
+    vector: np.ndarray
+    first: np.ndarray
+    began_ns: int
+
+
+class CalibrationMonitor:
+    """Collects evidence frame by frame and judges it look by look; one camera, one range sensor."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all: another camera, another time."""
+        self._camera: Camera | None = None
+        self._newest_ns = 0
+        self._motion = PictureMotion()
+        self._looks: deque[_Look] = deque(maxlen=_MOST_LOOKS)
+        self._look: _Look | None = None
+        self._began_ns = 0
+        self._suspected = 0
+        self.verdict: Calibration | None = None
+        # Of the last frame, for who wants to draw it.
+        self.evidence: Evidence | None = None
+        self.motion: np.ndarray | None = None
+
+    def update(
+        self, stamp_ns: int, rgb: np.ndarray, camera: Camera, anchors: Anchors, origin_m: np.ndarray
+    ) -> Calibration | None:
+        """Take a frame, (H, W, 3) uint8 with its anchors; gives the verdict so far, None while there is none.
+
+        origin_m: (3,) where the LiDAR sits in the camera's frame. A time that goes back, or another camera, starts anew.
+        """
+        if camera != self._camera or stamp_ns <= self._newest_ns:
+            self.reset()
+            self._camera, self._began_ns = camera, stamp_ns
+        self._newest_ns = stamp_ns
+        grey = working_picture(rgb, camera)
+        thumb = thumbnail(grey)
+        self.motion = self._motion(stamp_ns, thumb, camera.fx * thumb.shape[1] / camera.width)
+        self.evidence = frame_evidence(grey, camera, anchors, origin_m)
+        if self._look is not None and self._is_over(self._look, stamp_ns, thumb):
+            self._keep(self._look)
+            self._look = None
+            self._judge(stamp_ns)
+        if self._look is None:
+            self._look = _Look(np.zeros((4, 4)), np.zeros(4), thumb, stamp_ns)
+        if self.motion is not None:
+            right, down = self.motion
+            # A scan that is older than its stamp lies where things were: against the motion of the picture.
+            unknowns = np.column_stack([np.eye(3), (down, -right, 0.0)])
+            self._look.matrix += unknowns.T @ self.evidence.matrix @ unknowns
+            self._look.vector += unknowns.T @ self.evidence.vector
+        return self.verdict
+
+    @staticmethod
+    def _is_over(look: _Look, stamp_ns: int, thumb: np.ndarray) -> bool:
+        age_s, alike = (stamp_ns - look.began_ns) * 1e-9, likeness(look.first, thumb)
+        return any(age_s >= least_s and alike < most for least_s, most in _LOOK_ENDS)
+
+    def _keep(self, look: _Look) -> None:
+        """Among the looks, or in the earlier one that it resembles."""
+        for earlier in self._looks:
+            if likeness(earlier.first, look.first) > _SEEN_BEFORE:
+                earlier.matrix += look.matrix
+                earlier.vector += look.vector
+                return
+        self._looks.append(look)
+
+    def _judge(self, stamp_ns: int) -> None:
+        if len(self._looks) < _LEAST_LOOKS or (stamp_ns - self._began_ns) * 1e-9 < _LEAST_S:
+            return
+        estimate, sigma = _solved(self._looks)
+        sizes = np.array([*np.degrees(estimate[:3]), estimate[3]])
+        sigmas = np.hypot(_INFLATION * np.array([*np.degrees(sigma[:3]), sigma[3]]), _FLOOR)
+        shift = self._camera.fx * float(estimate[1]), -self._camera.fy * float(estimate[0])
+        found = Calibration(
+            len(self._looks), tuple(map(float, sizes[:3])), tuple(map(float, sigmas[:3])), float(sizes[3]),
+            float(sigmas[3]), shift,
+        )  # fmt: skip
+        wrong = [i for i in range(4) if abs(sizes[i]) > _MATTERS[i] and abs(found.significance[i]) > ALARM]
+        self._suspected = self._suspected + 1 if wrong else 0
+        problem = _problem(found, wrong) if self._suspected >= _TIMES else None
+        self.verdict = Calibration(**{**vars(found), "problem": problem})
+
+
+def _solved(looks: deque[_Look]) -> tuple[np.ndarray, np.ndarray]:
+    """Turns in radians and delay in seconds (4,), and standard deviations from the scatter of the looks (sandwich)."""
+    matrices, vectors = np.array([look.matrix for look in looks]), np.array([look.vector for look in looks])
+    inverse = np.linalg.inv(matrices.sum(axis=0) + np.diag(_PRIOR))
+    estimate = inverse @ vectors.sum(axis=0)
+    left = vectors - matrices @ estimate
+    count = len(looks)
+    covariance = inverse @ (left.T @ left) @ inverse * (count / (count - 3.0))
+    return estimate, np.sqrt(np.diag(covariance))
+
+
+def _problem(found: Calibration, wrong: list[int]) -> str:
+    """What is wrong, in words; the most certain of it."""
+    worst = max(wrong, key=lambda i: abs(found.significance[i]))
+    sure = f"{abs(found.significance[worst]):.1f} standard deviations, {found.looks} views"
+    if _UNKNOWNS[worst] == "delay":
+        older = "older" if found.delay_s > 0 else "newer"
+        return (
+            f"the time offset looks wrong: scans are at least {abs(found.delay_s) * 1e3:.0f} ms {older} than their "
+            f"stamps say, against the images ({sure}); check the clocks and the drivers' stamps"
+        )
+    right, down = found.shift_px
+    if _UNKNOWNS[worst] == "roll":
+        where = f"are turned by at least {abs(found.turn_deg[2]):.1f}° about the optical axis"
+    elif _UNKNOWNS[worst] == "yaw":
+        where = f"lie at least {abs(right):.0f} px to the {'right' if right > 0 else 'left'}"
+    else:
+        where = f"lie at least {abs(down):.0f} px too {'low' if down > 0 else 'high'}"
+    turn = "" if _UNKNOWNS[worst] == "roll" else f", {abs(found.turn_deg[worst]):.1f}° of {_UNKNOWNS[worst]}"
+    return f"the extrinsic looks wrong: anchors {where}{turn} ({sure}); check camera_from_lidar"

@@ -1,0 +1,176 @@
+"""How far anchors lie beside the picture that they belong to, from one frame.
+
+Where a scan's depth jumps, the picture usually changes its brightness. The offset between the two, over all jumps, is
+the solution of normal equations (first moments of the brightness about each jump), not the best of several extrinsics
+that were tried. Jumps are found and placed in the LiDAR's view, so that what the camera does not see behind an edge
+weighs as little as what it sees in addition. No network is asked: what a weak one gets wrong, it gets wrong in every
+frame, and nothing would tell that from a wrong extrinsic.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from marigold_ros.anchors import Anchors
+from marigold_ros.geometry import Camera
+
+# Pictures are judged at this many pixels per degree, or at their own where they have fewer.
+_PX_PER_DEGREE = 3.4
+# How far from a jump brightness is looked at; how far apart two neighbours of a scan may be, along a beam and across.
+_REACH_DEG = 2.0
+_SPAN_DEG = (1.2, 2.6)
+# Least jump, in ln m.
+_JUMP = 0.25
+# Brightness that is noise, in grey levels from pixel to pixel.
+_NOISE = 0.3
+# More jumps than this in one direction say little more, and take their time.
+_MOST_JUMPS = 200
+# Width of the thumbnails by which pictures are compared, and the size of the details that count, in pixels.
+_THUMB_PX, _DETAIL_PX = 80, 15
+# Grey levels by which thumbnails of the same view may differ.
+_THUMB_NOISE = 2.0
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Normal equations of one frame.
+
+    `matrix` (3, 3) and `vector` (3,) are those of the turn, in radians about the camera's x, y and z, by which the
+    anchors lie beside the picture. `edges` (M, 2) are the places of the jumps in the camera's picture, `offset_px` (M,)
+    how far from there brightness changes, rightwards for the first `rightwards` of them and downwards for the rest, in
+    pixels of the camera, and `trust` (M,) in [0, 1] is how clear that is.
+    """
+
+    matrix: np.ndarray
+    vector: np.ndarray
+    edges: np.ndarray
+    offset_px: np.ndarray
+    trust: np.ndarray
+    rightwards: int
+
+
+def working_picture(rgb: np.ndarray, camera: Camera) -> np.ndarray:
+    """(h, w) float32 grey of (H, W, 3) uint8, at the resolution at which pictures are judged."""
+    scale = min(1.0, _PX_PER_DEGREE / (camera.fx * math.pi / 180.0))
+    size = max(16, round(camera.width * scale)), max(16, round(camera.height * scale))
+    small = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
+    return cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32)
+
+
+def frame_evidence(grey: np.ndarray, camera: Camera, anchors: Anchors, origin_m: np.ndarray) -> Evidence:
+    """What a `working_picture` says of the anchors in it; `camera` is that of the anchors.
+
+    origin_m: (3,) where the LiDAR sits in the camera's frame.
+    """
+    rows, columns = grey.shape
+    seen = camera.resized(columns, rows)
+    focal, centre = np.array([seen.fx, seen.fy], np.float32), np.array([seen.cx, seen.cy], np.float32)
+    px_per_degree = seen.fx * math.pi / 180.0
+    reach = max(2, round(_REACH_DEG * px_per_degree))
+    to_seen = np.float32(seen.fx / camera.fx), np.float32(seen.fy / camera.fy)
+    origin = np.asarray(origin_m, np.float32)
+    lidar_m = anchors.depth_m - origin[2]
+    # The picture that a camera in the LiDAR's place would take: each point moves by its parallax.
+    parallax = anchors.depth_m / lidar_m
+    view = np.empty((len(anchors), 2), np.float32)
+    for i, principal in enumerate((camera.cx, camera.cy)):
+        from_centre = (anchors.pixels[:, i] - np.float32(principal)) * to_seen[i]
+        view[:, i] = from_centre * parallax - origin[i] * focal[i] / lidar_m + centre[i]
+    matrix, vector, edges, offsets, trusts = np.zeros((3, 3)), np.zeros(3), [], [], []
+    for axis in (0, 1):
+        first, second = _jumps(view, lidar_m, axis, px_per_degree)
+        nearer_m = np.minimum(lidar_m[first], lidar_m[second])[:, None]
+        middle = (view[first] + view[second]) * np.float32(0.5)
+        # The edge is the nearer thing's: with its depth it goes back from the LiDAR's view to the camera's.
+        ray = ((middle - centre) / focal * nearer_m + origin[:2]) / (nearer_m + origin[2])
+        edge = ray * focal + centre
+        inside = (edge > reach + 2).all(axis=1) & (edge < (columns - reach - 3, rows - reach - 3)).all(axis=1)
+        edge, (x, y) = edge[inside], ray[inside].T.astype(np.float64)
+        offset, trust = _brightness_step(grey, edge, axis, reach)
+        # What a turn of the anchors moves them by, along the axis; brightness then lies the other way.
+        moved = (-x * y, 1 + x * x, -y) if axis == 0 else (-1 - y * y, x * y, x)
+        design = -float(focal[axis]) * np.stack(moved)
+        matrix += (design * trust) @ design.T
+        vector += design @ (offset * trust)
+        edges.append(edge)
+        offsets.append(offset / float(to_seen[axis]))
+        trusts.append(trust)
+    places = (np.concatenate(edges) - centre) / to_seen + np.array([camera.cx, camera.cy], np.float32)
+    return Evidence(matrix, vector, places, np.concatenate(offsets), np.concatenate(trusts), len(edges[0]))
+
+
+def _jumps(view: np.ndarray, depth_m: np.ndarray, axis: int, px_per_degree: float) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of neighbours (M,), (M,) along `axis` (0 rightwards, 1 downwards) of `view` between which depth jumps.
+
+    Planes are straight in inverse depth: where a neighbour on either side foretells half of it, it is a slope, no jump.
+    """
+    lines = (view[:, 1 - axis] * np.float32(0.5)).astype(np.int32)
+    order = np.argsort(view[:, axis] + lines * np.float32(8192.0))
+    across, along = view[order, 1 - axis], view[order, axis]
+    apart = np.diff(along)
+    near = (apart > 0) & (apart <= _SPAN_DEG[axis] * px_per_degree) & (np.abs(np.diff(across)) <= 1.0)
+    sorted_m = depth_m[order]
+    slope = np.diff(1.0 / sorted_m) / np.maximum(apart, np.float32(0.3))
+    ratio = sorted_m[1:] / sorted_m[:-1]
+    jump = (ratio > math.exp(_JUMP)) | (ratio < math.exp(-_JUMP))
+    i = 1 + np.flatnonzero(near[:-2] & near[1:-1] & near[2:] & jump[1:-1])
+    for beside in (-1, 1):
+        i = i[(slope[i] - slope[i + beside]) * slope[i] > 0.5 * slope[i] ** 2]
+    if len(i) > _MOST_JUMPS:
+        i = i[np.linspace(0, len(i) - 1, _MOST_JUMPS).astype(np.intp)]
+    return order[i], order[i + 1]
+
+
+def _brightness_step(grey: np.ndarray, edge: np.ndarray, axis: int, reach: int) -> tuple[np.ndarray, np.ndarray]:
+    """(M,) where brightness changes along `axis`, in pixels from `edge` (M, 2), and (M,) in [0, 1] how clear that is.
+
+    The first moment of the slope over the whole step: what goes up and down again, as texture does, cancels.
+    """
+    column, row = np.rint(edge).astype(np.intp).T
+    reaches = np.arange(-reach - 1, reach + 2)
+    along, across = (1, grey.shape[1]) if axis == 0 else (grey.shape[1], 1)
+    at = row * grey.shape[1] + column + reaches[:, None] * along
+    flat = grey.ravel()
+    profile = 0.5 * flat[at] + 0.25 * (flat[at - across] + flat[at + across])
+    slope = 0.5 * (profile[2:] - profile[:-2])
+    place = reaches[1:-1, None] - (edge[:, axis] - (column, row)[axis])
+    step, length = slope.sum(axis=0), np.abs(slope).sum(axis=0) + np.float32(_NOISE * len(slope))
+    trust = (step / length).astype(np.float64) ** 2
+    # Where the step is nought, so is the trust; the moment over the step is then not worth its digits.
+    offset = np.einsum("om,om->m", slope, place) / np.where(np.abs(step) > 1e-3, step, np.inf)
+    return np.clip(offset, -reach / np.maximum(trust, 1e-6), reach / np.maximum(trust, 1e-6)), trust
+
+
+def thumbnail(grey: np.ndarray) -> np.ndarray:
+    """(h, w) float32: a small picture's details, in which a small motion shows."""
+    size = _THUMB_PX, max(8, round(_THUMB_PX * grey.shape[0] / grey.shape[1]))
+    small = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
+    return small - cv2.blur(small, (_DETAIL_PX, _DETAIL_PX))
+
+
+def likeness(a: np.ndarray, b: np.ndarray) -> float:
+    """How alike two thumbnails are: 1 the same, about 0 for different views; noise on a blank wall is no difference."""
+    apart = max(cv2.norm(a, b, cv2.NORM_L2SQR) - 2 * a.size * _THUMB_NOISE**2, 0.0)
+    return 1.0 - apart / (cv2.norm(a, cv2.NORM_L2SQR) + cv2.norm(b, cv2.NORM_L2SQR) + 1e-6)
+
+
+class PictureMotion:
+    """How fast the picture moves as a whole, from one thumbnail to the next (phase correlation)."""
+
+    def __init__(self) -> None:
+        self._last: tuple[int, np.ndarray] | None = None
+        self._window: np.ndarray | None = None
+
+    def __call__(self, stamp_ns: int, thumb: np.ndarray, focal_px: float) -> np.ndarray | None:
+        """(2,) radians per second rightwards and downwards; None for the first, or after a second without any."""
+        last, self._last = self._last, (stamp_ns, thumb)
+        if last is None or not 0 < stamp_ns - last[0] < 1_000_000_000:
+            return None
+        if self._window is None:
+            self._window = cv2.createHanningWindow(thumb.shape[::-1], cv2.CV_32F)
+        moved, _ = cv2.phaseCorrelate(last[1], thumb, self._window)
+        return np.array(moved) / (focal_px * (stamp_ns - last[0]) * 1e-9)
