@@ -9,7 +9,6 @@ from the scatter between looks, not between frames.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from dataclasses import dataclass
 
@@ -31,7 +30,7 @@ from marigold_ros.geometry import Camera
 _LOOK_ENDS = ((0.5, 0.35), (2.0, 0.6))
 # A look this much like an earlier one adds to it: going to and fro shows nothing new.
 _SEEN_BEFORE = 0.5
-_LEAST_LOOKS, _MOST_LOOKS, _LEAST_S = 6, 60, 5.0
+_LEAST_LOOKS, _MOST_LOOKS, _LEAST_S = 8, 60, 5.0
 # Without evidence, 1 / (rad, rad, rad, s)^2 in squared pixels of the working picture.
 _PRIOR = (1e3, 1e3, 1e3, 200.0)
 # What neighbouring looks have in common makes the mean less sure than their scatter says.
@@ -39,7 +38,7 @@ _INFLATION = 1.5
 # What scenes and sensors have about them: errors of turns in degrees and of the time in seconds that no number of looks
 # takes out, and the size from which on an error matters.
 _FLOOR = (0.12, 0.06, 0.3, 0.006)
-_MATTERS = (0.2, 0.15, 0.5, 0.015)
+MATTERS = (0.2, 0.15, 0.5, 0.015)
 # What a component has to be in standard deviations, floor and all, to be told.
 ALARM = 3.0
 # Looks in succession that say so.
@@ -103,11 +102,18 @@ class CalibrationMonitor:
         self.motion: np.ndarray | None = None
 
     def update(
-        self, stamp_ns: int, rgb: np.ndarray, camera: Camera, anchors: Anchors, origin_m: np.ndarray
+        self,
+        stamp_ns: int,
+        rgb: np.ndarray,
+        camera: Camera,
+        anchors: Anchors,
+        origin_m: np.ndarray,
+        age_s: float = 0.0,
     ) -> Calibration | None:
         """Take a frame, (H, W, 3) uint8 with its anchors; gives the verdict so far, None while there is none.
 
-        origin_m: (3,) where the LiDAR sits in the camera's frame. A time that goes back, or another camera, starts anew.
+        origin_m: (3,) where the LiDAR sits in the camera's frame; age_s: by how much the scan is known to be older than
+        the image, and has not been moved. A time that goes back or another camera starts anew.
         """
         if camera != self._camera or stamp_ns <= self._newest_ns:
             self.reset()
@@ -116,7 +122,8 @@ class CalibrationMonitor:
         grey = working_picture(rgb, camera)
         thumb = thumbnail(grey)
         self.motion = self._motion(stamp_ns, thumb, camera.fx * thumb.shape[1] / camera.width)
-        self.evidence = frame_evidence(grey, camera, anchors, origin_m)
+        moved = (0.0, 0.0) if self.motion is None else tuple(self.motion * age_s)
+        self.evidence = frame_evidence(grey, camera, anchors, origin_m, moved)
         if self._look is not None and self._is_over(self._look, stamp_ns, thumb):
             self._keep(self._look)
             self._look = None
@@ -156,7 +163,7 @@ class CalibrationMonitor:
             len(self._looks), tuple(map(float, sizes[:3])), tuple(map(float, sigmas[:3])), float(sizes[3]),
             float(sigmas[3]), shift,
         )  # fmt: skip
-        wrong = [i for i in range(4) if abs(sizes[i]) > _MATTERS[i] and abs(found.significance[i]) > ALARM]
+        wrong = [i for i in range(4) if abs(sizes[i]) > MATTERS[i] and abs(found.significance[i]) > ALARM]
         self._suspected = self._suspected + 1 if wrong else 0
         problem = _problem(found, wrong) if self._suspected >= _TIMES else None
         self.verdict = Calibration(**{**vars(found), "problem": problem})

@@ -18,7 +18,7 @@ import numpy as np
 from marigold_ros.anchors import Anchors
 from marigold_ros.geometry import Camera
 
-# Pictures are judged at this many pixels per degree, or at their own where they have fewer.
+# Pictures are judged at about this many pixels per degree, or at their own where they have fewer.
 _PX_PER_DEGREE = 3.4
 # How far from a jump brightness is looked at; how far apart two neighbours of a scan may be, along a beam and across.
 _REACH_DEG = 2.0
@@ -55,16 +55,24 @@ class Evidence:
 
 def working_picture(rgb: np.ndarray, camera: Camera) -> np.ndarray:
     """(h, w) float32 grey of (H, W, 3) uint8, at the resolution at which pictures are judged."""
-    scale = min(1.0, _PX_PER_DEGREE / (camera.fx * math.pi / 180.0))
-    size = max(16, round(camera.width * scale)), max(16, round(camera.height * scale))
-    small = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
-    return cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    # By a whole number, for which OpenCV is ten times as fast.
+    shrink = max(1, round(camera.fx * math.pi / 180.0 / _PX_PER_DEGREE))
+    size = max(16, camera.width // shrink), max(16, camera.height // shrink)
+    grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
+    return cv2.resize(grey, size, interpolation=cv2.INTER_AREA).astype(np.float32)
 
 
-def frame_evidence(grey: np.ndarray, camera: Camera, anchors: Anchors, origin_m: np.ndarray) -> Evidence:
+def frame_evidence(
+    grey: np.ndarray,
+    camera: Camera,
+    anchors: Anchors,
+    origin_m: np.ndarray,
+    moved: tuple[float, float] = (0.0, 0.0),
+) -> Evidence:
     """What a `working_picture` says of the anchors in it; `camera` is that of the anchors.
 
-    origin_m: (3,) where the LiDAR sits in the camera's frame.
+    origin_m: (3,) where the LiDAR sits in the camera's frame. moved: by how many radians rightwards and downwards the
+    picture is known to have moved since the scan.
     """
     rows, columns = grey.shape
     seen = camera.resized(columns, rows)
@@ -73,6 +81,8 @@ def frame_evidence(grey: np.ndarray, camera: Camera, anchors: Anchors, origin_m:
     reach = max(2, round(_REACH_DEG * px_per_degree))
     to_seen = np.float32(seen.fx / camera.fx), np.float32(seen.fy / camera.fy)
     origin = np.asarray(origin_m, np.float32)
+    if origin[2] > 0:  # what lies beside or behind a LiDAR that sits before the camera
+        anchors = _beyond(anchors, origin[2] + 0.1)
     lidar_m = anchors.depth_m - origin[2]
     # The picture that a camera in the LiDAR's place would take: each point moves by its parallax.
     parallax = anchors.depth_m / lidar_m
@@ -87,13 +97,13 @@ def frame_evidence(grey: np.ndarray, camera: Camera, anchors: Anchors, origin_m:
         middle = (view[first] + view[second]) * np.float32(0.5)
         # The edge is the nearer thing's: with its depth it goes back from the LiDAR's view to the camera's.
         ray = ((middle - centre) / focal * nearer_m + origin[:2]) / (nearer_m + origin[2])
-        edge = ray * focal + centre
+        edge = (ray + np.float32(moved)) * focal + centre
         inside = (edge > reach + 2).all(axis=1) & (edge < (columns - reach - 3, rows - reach - 3)).all(axis=1)
         edge, (x, y) = edge[inside], ray[inside].T.astype(np.float64)
         offset, trust = _brightness_step(grey, edge, axis, reach)
         # What a turn of the anchors moves them by, along the axis; brightness then lies the other way.
-        moved = (-x * y, 1 + x * x, -y) if axis == 0 else (-1 - y * y, x * y, x)
-        design = -float(focal[axis]) * np.stack(moved)
+        turned = (-x * y, 1 + x * x, -y) if axis == 0 else (-1 - y * y, x * y, x)
+        design = -float(focal[axis]) * np.stack(turned)
         matrix += (design * trust) @ design.T
         vector += design @ (offset * trust)
         edges.append(edge)
@@ -103,13 +113,20 @@ def frame_evidence(grey: np.ndarray, camera: Camera, anchors: Anchors, origin_m:
     return Evidence(matrix, vector, places, np.concatenate(offsets), np.concatenate(trusts), len(edges[0]))
 
 
+def _beyond(anchors: Anchors, least_m: float) -> Anchors:
+    far = anchors.depth_m > least_m
+    return Anchors(anchors.pixels[far], anchors.depth_m[far], anchors.weight[far], anchors.seen)
+
+
 def _jumps(view: np.ndarray, depth_m: np.ndarray, axis: int, px_per_degree: float) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of neighbours (M,), (M,) along `axis` (0 rightwards, 1 downwards) of `view` between which depth jumps.
 
     Planes are straight in inverse depth: where a neighbour on either side foretells half of it, it is a slope, no jump.
     """
     lines = (view[:, 1 - axis] * np.float32(0.5)).astype(np.int32)
-    order = np.argsort(view[:, axis] + lines * np.float32(8192.0))
+    # Along each line, with the anchor's number in the lowest bits: numpy sorts numbers faster than it sorts orders.
+    keys = (lines.astype(np.int64) << 20) + np.rint(view[:, axis] * np.float32(64.0)).astype(np.int64)
+    order = np.sort((keys << 24) + np.arange(len(keys))) & 0xFFFFFF
     across, along = view[order, 1 - axis], view[order, axis]
     apart = np.diff(along)
     near = (apart > 0) & (apart <= _SPAN_DEG[axis] * px_per_degree) & (np.abs(np.diff(across)) <= 1.0)

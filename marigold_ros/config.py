@@ -210,6 +210,10 @@ class RangeConfig:
         read_only=True,
     )  # fmt: skip
 
+    check_calibration: bool = setting(
+        True, "Watch over many frames whether the extrinsic and the stamps fit the images; diagnostics warn if not."
+    )
+
     def __post_init__(self) -> None:
         check(self)
         if self.min_depth_m >= self.max_depth_m:

@@ -156,7 +156,8 @@ class FrameProcessor:
         camera_from_lidar = self._extrinsic.camera_from_lidar(
             image.header.frame_id, image_ns, found.frame, found.stamp_ns
         )
-        return Scan(found.points, camera_from_lidar)
+        age_s = 0.0 if config.range.fixed_frame else (image_ns - found.stamp_ns) * 1e-9
+        return Scan(found.points, camera_from_lidar, age_s)
 
     def _notice_time(self, image_ns: int) -> None:
         """When time runs backwards (a bag that starts again), forget what was known of the future."""

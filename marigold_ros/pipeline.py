@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from marigold_ros.anchors import Anchors, find_anchors
+from marigold_ros.calibration import Calibration, CalibrationMonitor
 from marigold_ros.config import Config, Unusable
 from marigold_ros.disagreement import confidence_of
 from marigold_ros.field import corrected
@@ -42,10 +43,14 @@ class Estimator(Protocol):
 
 @dataclass(frozen=True)
 class Scan:
-    """Range points (N, 3) float32 in the LiDAR's frame, and (4, 4) `camera_from_lidar`."""
+    """Range points (N, 3) float32 in the LiDAR's frame, and (4, 4) `camera_from_lidar`.
+
+    `age_s`: by how much the scan was stamped before the image, unless the transform makes up for it.
+    """
 
     points: np.ndarray
     camera_from_lidar: np.ndarray
+    age_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ class FrameDepth:
     `confidence`, (H, W) float32 in [0, 1], is None unless it was asked for. `depth_m` is None without a `fit`; a metric
     checkpoint has one of its own for want of another. `problem` says why anchors gave no new one, where they should;
     `fit_age_s` is the age of one that they gave. `sigma_m`, (H, W) float32, is one standard deviation of `depth_m`.
+    `calibration` is what many frames say of the extrinsic and the time offset; None while that is not known.
     """
 
     rgb: np.ndarray
@@ -69,6 +75,7 @@ class FrameDepth:
     stage_s: dict[str, float] = field(default_factory=dict)
     confidence: np.ndarray | None = None
     sigma_m: np.ndarray | None = None
+    calibration: Calibration | None = None
 
 
 class Pipeline:
@@ -80,6 +87,8 @@ class Pipeline:
     def __init__(self, estimator: Estimator) -> None:
         self._estimator = estimator
         self._fits = FitHolder()
+        self._calibration = CalibrationMonitor()
+        self._scan: Scan | None = None
         self._raw_camera: Camera | None = None
         self._rectifier: Rectifier | None = None
         # A metric checkpoint's scale and shift for this camera.
@@ -111,6 +120,8 @@ class Pipeline:
             return FrameDepth(rgb, camera, relative, stage_s=stage_s, confidence=sure)
         with _timed(stage_s, "anchors"):
             anchors, problem = self._anchors(find_scan, camera, config)
+        with _timed(stage_s, "calibration"):
+            calibration = self._watched(stamp_ns, rgb, camera, anchors, config)
         with _timed(stage_s, "fit"):
             new = None
             if anchors is not None:
@@ -126,7 +137,21 @@ class Pipeline:
         if depth_m is not None:
             self._forget_unknown(depth_m, relative)
         age_s = self._fits.age_s()
-        return FrameDepth(rgb, camera, relative, depth_m, fit, age_s, anchors, problem, stage_s, sure)
+        return FrameDepth(
+            rgb, camera, relative, depth_m, fit, age_s, anchors, problem, stage_s, sure, calibration=calibration
+        )
+
+    def _watched(
+        self, stamp_ns: int, rgb: np.ndarray, camera: Camera, anchors: Anchors | None, config: Config
+    ) -> Calibration | None:
+        """What this frame and those before say of the extrinsic and the time offset."""
+        if not config.range.check_calibration:
+            self._calibration.reset()
+            return None
+        if anchors is None or self._scan is None:
+            return self._calibration.verdict
+        origin_m = self._scan.camera_from_lidar[:3, 3]
+        return self._calibration.update(stamp_ns, rgb, camera, anchors, origin_m, self._scan.age_s)
 
     def _forget_unknown(self, depth_m: np.ndarray, relative: np.ndarray) -> None:
         """Set to NaN what is no depth: the end of a metric checkpoint's range, which means that far or farther and is
@@ -174,6 +199,7 @@ class Pipeline:
             scan = find_scan()
         except Unusable as problem:
             return None, str(problem)
+        self._scan = scan
         return find_anchors(scan.points, scan.camera_from_lidar, camera, config.range, self._unseen), None
 
 

@@ -77,11 +77,9 @@ class Rig:
         points = points[
             np.any(points != 0, axis=1)
         ]  # exact zeros say "no return", and must not be moved away from there
-        scan_ns = stamp_ns(message.header) + delay_ns
-        return Scan(
-            points,
-            self._camera_from_lidar(image_header.frame_id, stamp_ns(image_header), message.header.frame_id, scan_ns),
-        )
+        image_ns, scan_ns = stamp_ns(image_header), stamp_ns(message.header) + delay_ns
+        matrix = self._camera_from_lidar(image_header.frame_id, image_ns, message.header.frame_id, scan_ns)
+        return Scan(points, matrix, 0.0 if self._settings.fixed_frame else (image_ns - scan_ns) * 1e-9)
 
     def anchors(self, image_header: Any, camera: Camera, scans: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
         """Pixels (N, 2) float32 u, v and depths (N,) in metres of the scans' points; the suspect ones are left out.

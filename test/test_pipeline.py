@@ -80,7 +80,7 @@ def test_depth_is_brought_to_the_anchors_of_this_image_only():
 
 def test_every_stage_is_timed():
     frame = Pipeline(Scene())(RGB, CAMERA, 0, scan, CONFIG)
-    assert set(frame.stage_s) == {"rectify", "network", "anchors", "fit", "correct"}
+    assert set(frame.stage_s) == {"rectify", "network", "anchors", "calibration", "fit", "correct"}
     assert all(seconds >= 0 for seconds in frame.stage_s.values())
 
 
