@@ -30,7 +30,7 @@ from marigold_ros.geometry import Camera
 _LOOK_ENDS = ((0.5, 0.35), (2.0, 0.6))
 # A look this much like an earlier one adds to it: going to and fro shows nothing new.
 _SEEN_BEFORE = 0.5
-_LEAST_LOOKS, _MOST_LOOKS, _LEAST_S = 8, 60, 5.0
+_LEAST_LOOKS, _MOST_LOOKS, _LEAST_S = 6, 60, 5.0
 # Without evidence, 1 / (rad, rad, rad, s)^2 in squared pixels of the working picture.
 _PRIOR = (1e3, 1e3, 1e3, 200.0)
 # What neighbouring looks have in common makes the mean less sure than their scatter says.

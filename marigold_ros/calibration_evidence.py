@@ -21,14 +21,16 @@ from marigold_ros.geometry import Camera
 # Pictures are judged at about this many pixels per degree, or at their own where they have fewer.
 _PX_PER_DEGREE = 3.4
 # How far from a jump brightness is looked at; how far apart two neighbours of a scan may be, along a beam and across.
-_REACH_DEG = 2.0
+_REACH_DEG = 2.5
 _SPAN_DEG = (1.2, 2.6)
 # Least jump, in ln m.
 _JUMP = 0.25
 # Brightness that is noise, in grey levels from pixel to pixel.
 _NOISE = 0.3
-# More jumps than this in one direction say little more, and take their time.
-_MOST_JUMPS = 200
+# Least change of the slope of inverse depth between neighbours where planes meet: a part of it, and metres of noise.
+_BEND, _BEND_M = 0.15, 0.12
+# More edges than this of one kind say little more, and take their time.
+_MOST_EDGES = 200
 # Width of the thumbnails by which pictures are compared, and the size of the details that count, in pixels.
 _THUMB_PX, _DETAIL_PX = 80, 15
 # Grey levels by which thumbnails of the same view may differ.
@@ -92,11 +94,9 @@ def frame_evidence(
         view[:, i] = from_centre * parallax - origin[i] * focal[i] / lidar_m + centre[i]
     matrix, vector, edges, offsets, trusts = np.zeros((3, 3)), np.zeros(3), [], [], []
     for axis in (0, 1):
-        first, second = _jumps(view, lidar_m, axis, px_per_degree)
-        nearer_m = np.minimum(lidar_m[first], lidar_m[second])[:, None]
-        middle = (view[first] + view[second]) * np.float32(0.5)
+        middle, edge_m = _edges(view, lidar_m, axis, px_per_degree)
         # The edge is the nearer thing's: with its depth it goes back from the LiDAR's view to the camera's.
-        ray = ((middle - centre) / focal * nearer_m + origin[:2]) / (nearer_m + origin[2])
+        ray = ((middle - centre) / focal * edge_m + origin[:2]) / (edge_m + origin[2])
         edge = (ray + np.float32(moved)) * focal + centre
         inside = (edge > reach + 2).all(axis=1) & (edge < (columns - reach - 3, rows - reach - 3)).all(axis=1)
         edge, (x, y) = edge[inside], ray[inside].T.astype(np.float64)
@@ -118,28 +118,50 @@ def _beyond(anchors: Anchors, least_m: float) -> Anchors:
     return Anchors(anchors.pixels[far], anchors.depth_m[far], anchors.weight[far], anchors.seen)
 
 
-def _jumps(view: np.ndarray, depth_m: np.ndarray, axis: int, px_per_degree: float) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of neighbours (M,), (M,) along `axis` (0 rightwards, 1 downwards) of `view` between which depth jumps.
+def _edges(view: np.ndarray, depth_m: np.ndarray, axis: int, px_per_degree: float) -> tuple[np.ndarray, np.ndarray]:
+    """Places (M, 2) in `view`, and depths (M, 1) of what is nearer there, of edges across `axis` (0 right, 1 down).
 
-    Planes are straight in inverse depth: where a neighbour on either side foretells half of it, it is a slope, no jump.
+    Four neighbours in a row tell. Planes are straight in inverse depth: where it jumps and no neighbour on either side
+    foretells half of that, a thing ends; beams far enough apart for it show also where two planes meet.
     """
     lines = (view[:, 1 - axis] * np.float32(0.5)).astype(np.int32)
     # Along each line, with the anchor's number in the lowest bits: numpy sorts numbers faster than it sorts orders.
     keys = (lines.astype(np.int64) << 20) + np.rint(view[:, axis] * np.float32(64.0)).astype(np.int64)
     order = np.sort((keys << 24) + np.arange(len(keys))) & 0xFFFFFF
-    across, along = view[order, 1 - axis], view[order, axis]
+    across, along, sorted_m = view[order, 1 - axis], view[order, axis], depth_m[order]
     apart = np.diff(along)
     near = (apart > 0) & (apart <= _SPAN_DEG[axis] * px_per_degree) & (np.abs(np.diff(across)) <= 1.0)
-    sorted_m = depth_m[order]
-    slope = np.diff(1.0 / sorted_m) / np.maximum(apart, np.float32(0.3))
+    inverse = 1.0 / sorted_m
+    slope = np.diff(inverse) / np.maximum(apart, np.float32(0.3))
     ratio = sorted_m[1:] / sorted_m[:-1]
     jump = (ratio > math.exp(_JUMP)) | (ratio < math.exp(-_JUMP))
-    i = 1 + np.flatnonzero(near[:-2] & near[1:-1] & near[2:] & jump[1:-1])
+    row = near[:-2] & near[1:-1] & near[2:]
+    i = 1 + np.flatnonzero(row & jump[1:-1])
     for beside in (-1, 1):
         i = i[(slope[i] - slope[i + beside]) * slope[i] > 0.5 * slope[i] ** 2]
-    if len(i) > _MOST_JUMPS:
-        i = i[np.linspace(0, len(i) - 1, _MOST_JUMPS).astype(np.intp)]
-    return order[i], order[i + 1]
+    i = _some(i)
+    share, edge_m = np.full(len(i), 0.5, np.float32), np.minimum(sorted_m[i], sorted_m[i + 1])
+    if axis == 1:
+        j = 1 + np.flatnonzero(row & ~(jump[:-2] | jump[1:-1] | jump[2:]))
+        bend = slope[j + 1] - slope[j - 1]
+        bent = np.abs(bend) * apart[j] > np.maximum(_BEND, _BEND_M * inverse[j]) * inverse[j]
+        j = _some(j[bent])
+        bend = slope[j + 1] - slope[j - 1]
+        meet = (slope[j + 1] - slope[j]) / bend
+        j, meet = j[(meet > 0) & (meet < 1)], meet[(meet > 0) & (meet < 1)]
+        i, share = np.concatenate([i, j]), np.concatenate([share, meet])
+        edge_m = np.concatenate([edge_m, 1.0 / (inverse[j] + slope[j - 1] * meet * apart[j])])
+    places = np.empty((len(i), 2), np.float32)
+    places[:, axis] = along[i] + share * apart[i]
+    places[:, 1 - axis] = across[i] + share * (across[i + 1] - across[i])
+    return places, edge_m[:, None]
+
+
+def _some(numbers: np.ndarray) -> np.ndarray:
+    """At most `_MOST_EDGES`, evenly."""
+    if len(numbers) <= _MOST_EDGES:
+        return numbers
+    return numbers[np.linspace(0, len(numbers) - 1, _MOST_EDGES).astype(np.intp)]
 
 
 def _brightness_step(grey: np.ndarray, edge: np.ndarray, axis: int, reach: int) -> tuple[np.ndarray, np.ndarray]:
