@@ -37,13 +37,13 @@ _PRIOR = (1e3, 1e3, 1e3, 200.0)
 _INFLATION = 1.5
 # What scenes and sensors have about them: errors of turns in degrees and of the time in seconds that no number of looks
 # takes out, and the size from which on an error matters.
-_FLOOR = (0.12, 0.06, 0.3, 0.006)
+_FLOOR = (0.12, 0.06, 0.3, 0.004)
 MATTERS = (0.2, 0.15, 0.5, 0.015)
 # What a component has to be in standard deviations, floor and all, to be told.
 ALARM = 3.0
 # Looks in succession that say so.
 _TIMES = 2
-_UNKNOWNS = ("pitch", "yaw", "roll", "delay")
+UNKNOWNS = ("pitch", "yaw", "roll", "delay")
 
 
 @dataclass(frozen=True)
@@ -184,18 +184,18 @@ def _problem(found: Calibration, wrong: list[int]) -> str:
     """What is wrong, in words; the most certain of it."""
     worst = max(wrong, key=lambda i: abs(found.significance[i]))
     sure = f"{abs(found.significance[worst]):.1f} standard deviations, {found.looks} views"
-    if _UNKNOWNS[worst] == "delay":
+    if UNKNOWNS[worst] == "delay":
         older = "older" if found.delay_s > 0 else "newer"
         return (
             f"the time offset looks wrong: scans are at least {abs(found.delay_s) * 1e3:.0f} ms {older} than their "
             f"stamps say, against the images ({sure}); check the clocks and the drivers' stamps"
         )
     right, down = found.shift_px
-    if _UNKNOWNS[worst] == "roll":
+    if UNKNOWNS[worst] == "roll":
         where = f"are turned by at least {abs(found.turn_deg[2]):.1f}° about the optical axis"
-    elif _UNKNOWNS[worst] == "yaw":
+    elif UNKNOWNS[worst] == "yaw":
         where = f"lie at least {abs(right):.0f} px to the {'right' if right > 0 else 'left'}"
     else:
         where = f"lie at least {abs(down):.0f} px too {'low' if down > 0 else 'high'}"
-    turn = "" if _UNKNOWNS[worst] == "roll" else f", {abs(found.turn_deg[worst]):.1f}° of {_UNKNOWNS[worst]}"
+    turn = "" if UNKNOWNS[worst] == "roll" else f", {abs(found.turn_deg[worst]):.1f}° of {UNKNOWNS[worst]}"
     return f"the extrinsic looks wrong: anchors {where}{turn} ({sure}); check camera_from_lidar"

@@ -33,6 +33,8 @@ _BEND, _BEND_M = 0.15, 0.12
 _MOST_EDGES = 200
 # Width of the thumbnails by which pictures are compared, and the size of the details that count, in pixels.
 _THUMB_PX, _DETAIL_PX = 80, 15
+# Share of two thumbnails' spectra that has to agree with one motion.
+_SURE = 0.4
 # Grey levels by which thumbnails of the same view may differ.
 _THUMB_NOISE = 2.0
 
@@ -205,11 +207,15 @@ class PictureMotion:
         self._window: np.ndarray | None = None
 
     def __call__(self, stamp_ns: int, thumb: np.ndarray, focal_px: float) -> np.ndarray | None:
-        """(2,) radians per second rightwards and downwards; None for the first, or after a second without any."""
+        """(2,) radians per second rightwards and downwards; None for the first, after a second without
+        any, and where the two have little in common.
+        """
         last, self._last = self._last, (stamp_ns, thumb)
         if last is None or not 0 < stamp_ns - last[0] < 1_000_000_000:
             return None
         if self._window is None:
             self._window = cv2.createHanningWindow(thumb.shape[::-1], cv2.CV_32F)
-        moved, _ = cv2.phaseCorrelate(last[1], thumb, self._window)
+        moved, response = cv2.phaseCorrelate(last[1], thumb, self._window)
+        if response < _SURE or max(map(abs, moved)) > thumb.shape[1] / 4:
+            return None  # another picture altogether
         return np.array(moved) / (focal_px * (stamp_ns - last[0]) * 1e-9)

@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from marigold_ros.calibration import UNKNOWNS, Calibration
 from marigold_ros.calibration_recording import Course, Fault, Source, watch
 from marigold_ros.config import RangeConfig, Unusable
 from marigold_ros.recordings import Recording
@@ -74,6 +75,10 @@ def table(rows: Sequence[tuple[str, Sequence[Course]]]) -> str:
     return "\n".join(lines)
 
 
+def _verdicts(courses: Iterable[Course]) -> Iterator[Calibration]:
+    return (m.verdict for course in courses for m in course.moments if m.verdict is not None)
+
+
 def _cell(course: Course) -> str:
     if not course.moments:
         return ""
@@ -85,11 +90,16 @@ def summary(rows: Sequence[tuple[str, Sequence[Course]]]) -> str:
     clean = [courses[0] for _, courses in rows]
     total_s = sum(course.duration_s for course in clean)
     lines = [f"as it is: {sum(course.alarms for course in clean)} false alarms in {total_s / 60:.1f} minutes"]
-    for number, fault in enumerate(FAULTS[1:], 1):
+    most = [max((abs(v.significance[i]) for v in _verdicts(clean)), default=0.0) for i in range(4)]
+    names = zip(UNKNOWNS, most, strict=True)
+    lines.append("most, in standard deviations: " + ", ".join(f"{name} {value:.1f}" for name, value in names))
+    for number in range(1, len(rows[0][1])):
         told = [courses[number].alarm_s for _, courses in rows if courses[number].moments]
         in_time = sum(time_s is not None and time_s <= 30.0 for time_s in told)
         at_all = sum(time_s is not None for time_s in told)
-        lines.append(f"{fault.name}: told within 30 s in {in_time} of {len(told)} recordings, {at_all} in all")
+        lines.append(
+            f"{rows[0][1][number].fault.name}: told within 30 s in {in_time} of {len(told)} recordings, {at_all} in all"
+        )
     return "\n".join(lines)
 
 
