@@ -10,6 +10,7 @@ from the scatter between looks, not between frames.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -169,15 +170,16 @@ class CalibrationMonitor:
         self.verdict = Calibration(**{**vars(found), "problem": problem})
 
 
-def _solved(looks: deque[_Look]) -> tuple[np.ndarray, np.ndarray]:
-    """Turns in radians and delay in seconds (4,), and standard deviations from the scatter of the looks (sandwich)."""
+def _solved(looks: Sequence[_Look]) -> tuple[np.ndarray, np.ndarray]:
+    """Turns in radians and delay in seconds (4,), and their standard deviations (4,).
+
+    By leaving out one look at a time (jackknife): what rests on a single look is not sure, however clear that was.
+    """
     matrices, vectors = np.array([look.matrix for look in looks]), np.array([look.vector for look in looks])
-    inverse = np.linalg.inv(matrices.sum(axis=0) + np.diag(_PRIOR))
-    estimate = inverse @ vectors.sum(axis=0)
-    left = vectors - matrices @ estimate
-    count = len(looks)
-    covariance = inverse @ (left.T @ left) @ inverse * (count / (count - 3.0))
-    return estimate, np.sqrt(np.diag(covariance))
+    matrix, vector = matrices.sum(axis=0) + np.diag(_PRIOR), vectors.sum(axis=0)
+    estimate = np.linalg.solve(matrix, vector)
+    without = np.linalg.solve(matrix - matrices, (vector - vectors)[..., None])[..., 0]
+    return estimate, np.sqrt((len(looks) - 1) * ((without - estimate) ** 2).mean(axis=0))
 
 
 def _problem(found: Calibration, wrong: list[int]) -> str:

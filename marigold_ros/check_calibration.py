@@ -82,6 +82,8 @@ def _verdicts(courses: Iterable[Course]) -> Iterator[Calibration]:
 def _cell(course: Course) -> str:
     if not course.moments:
         return ""
+    if course.verdict is None:
+        return "?"
     return "–" if course.alarm_s is None else f"{course.alarm_s:.1f}"
 
 
@@ -125,7 +127,7 @@ def run(arguments: argparse.Namespace) -> int:
             draw(courses[0], name, picture)
             print(picture)
     if arguments.evaluate:
-        print(f"Seconds until it was told, – never\n\n{table(rows)}\n\n{summary(rows)}")
+        print(f"Seconds until it was told, – never, ? no verdict\n\n{table(rows)}\n\n{summary(rows)}")
     return status
 
 

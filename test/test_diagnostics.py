@@ -1,11 +1,11 @@
 """What the node says of itself."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 pytest.importorskip("rclpy")
-from dataclasses import replace
-
 from marigold_ros.anchors import Anchors
 from marigold_ros.calibration import Calibration
 from marigold_ros.diagnostics import ERROR, OK, WARN, Diagnostics
