@@ -9,6 +9,7 @@ from the scatter between looks, not between frames.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,9 +37,9 @@ _LEAST_LOOKS, _MOST_LOOKS, _LEAST_S = 6, 60, 5.0
 _PRIOR = (1e3, 1e3, 1e3, 200.0)
 # What neighbouring looks have in common makes the mean less sure than their scatter says.
 _INFLATION = 1.5
-# What scenes and sensors have about them: errors of turns in degrees and of the time in seconds that no number of looks
-# takes out, and the size from which on an error matters.
-_FLOOR = (0.12, 0.06, 0.3, 0.004)
+# What scenes and sensors have about them: errors in degrees that no number of looks takes out, of the turns and of what
+# goes with the motion of the picture; and the size in degrees and seconds from which on an error matters.
+_FLOOR_DEG, _MOTION_FLOOR_DEG = (0.12, 0.06, 0.3), 0.03
 MATTERS = (0.2, 0.15, 0.5, 0.015)
 # What a component has to be in standard deviations, floor and all, to be told.
 ALARM = 3.0
@@ -153,12 +154,22 @@ class CalibrationMonitor:
                 return
         self._looks.append(look)
 
+    def _delay_floor_s(self) -> float:
+        """The time that the floor makes up at the motions that were seen: where nothing turned, no time can be told."""
+        total = sum(look.matrix for look in self._looks) + np.diag(_PRIOR)
+        of_turns = total[:3, :3]
+        of_delay = total[3, 3] - total[3, :3] @ np.linalg.solve(of_turns, total[:3, 3])
+        motion = math.sqrt(max(of_delay, 1e-9) / (0.5 * (of_turns[0, 0] + of_turns[1, 1])))
+        return math.radians(_MOTION_FLOOR_DEG) / motion
+
     def _judge(self, stamp_ns: int) -> None:
         if len(self._looks) < _LEAST_LOOKS or (stamp_ns - self._began_ns) * 1e-9 < _LEAST_S:
             return
         estimate, sigma = _solved(self._looks)
         sizes = np.array([*np.degrees(estimate[:3]), estimate[3]])
-        sigmas = np.hypot(_INFLATION * np.array([*np.degrees(sigma[:3]), sigma[3]]), _FLOOR)
+        sigmas = np.hypot(
+            _INFLATION * np.array([*np.degrees(sigma[:3]), sigma[3]]), (*_FLOOR_DEG, self._delay_floor_s())
+        )
         shift = self._camera.fx * float(estimate[1]), -self._camera.fy * float(estimate[0])
         found = Calibration(
             len(self._looks), tuple(map(float, sizes[:3])), tuple(map(float, sigmas[:3])), float(sizes[3]),
