@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -32,19 +32,23 @@ from marigold_ros.geometry import Camera
 _LOOK_ENDS = ((0.5, 0.35), (2.0, 0.6))
 # A look this much like an earlier one adds to it: going to and fro shows nothing new.
 _SEEN_BEFORE = 0.5
-_LEAST_LOOKS, _MOST_LOOKS, _LEAST_S = 6, 60, 5.0
+_LEAST_LOOKS, _MOST_LOOKS, _LEAST_S = 8, 60, 5.0
 # Without evidence, 1 / (rad, rad, rad, s)^2 in squared pixels of the working picture.
 _PRIOR = (1e3, 1e3, 1e3, 200.0)
+# How far off a single edge is, in pixels of the working picture; the edges of one thing are wrong together.
+_EDGE_PX = 0.7
+# Fewer clear edges than this, counted once per look, say nothing, whatever they agree on.
+_LEAST_EDGES = 30.0
 # What neighbouring looks have in common makes the mean less sure than their scatter says.
 _INFLATION = 1.5
 # What scenes and sensors have about them: errors in degrees that no number of looks takes out, of the turns and of what
 # goes with the motion of the picture; and the size in degrees and seconds from which on an error matters.
-_FLOOR_DEG, _MOTION_FLOOR_DEG = (0.12, 0.06, 0.3), 0.03
+_FLOOR_DEG, _MOTION_FLOOR_DEG = (0.18, 0.06, 0.3), 0.03
 MATTERS = (0.2, 0.15, 0.5, 0.015)
 # What a component has to be in standard deviations, floor and all, to be told.
 ALARM = 3.0
 # Looks in succession that say so.
-_TIMES = 2
+_TIMES = 4
 UNKNOWNS = ("pitch", "yaw", "roll", "delay")
 
 
@@ -81,6 +85,7 @@ class _Look:
     vector: np.ndarray
     first: np.ndarray
     began_ns: int
+    frames: int = 0
 
 
 class CalibrationMonitor:
@@ -98,6 +103,7 @@ class CalibrationMonitor:
         self._look: _Look | None = None
         self._began_ns = 0
         self._suspected = 0
+        self._shrunk = 1.0
         self.verdict: Calibration | None = None
         # Of the last frame, for who wants to draw it.
         self.evidence: Evidence | None = None
@@ -122,6 +128,7 @@ class CalibrationMonitor:
             self._camera, self._began_ns = camera, stamp_ns
         self._newest_ns = stamp_ns
         grey = working_picture(rgb, camera)
+        self._shrunk = grey.shape[1] / camera.width
         thumb = thumbnail(grey)
         self.motion = self._motion(stamp_ns, thumb, camera.fx * thumb.shape[1] / camera.width)
         moved = (0.0, 0.0) if self.motion is None else tuple(self.motion * age_s)
@@ -136,6 +143,7 @@ class CalibrationMonitor:
             right, down = self.motion
             # A scan that is older than its stamp lies where things were: against the motion of the picture.
             unknowns = np.column_stack([np.eye(3), (down, -right, 0.0)])
+            self._look.frames += 1
             self._look.matrix += unknowns.T @ self.evidence.matrix @ unknowns
             self._look.vector += unknowns.T @ self.evidence.vector
         return self.verdict
@@ -151,6 +159,7 @@ class CalibrationMonitor:
             if likeness(earlier.first, look.first) > _SEEN_BEFORE:
                 earlier.matrix += look.matrix
                 earlier.vector += look.vector
+                earlier.frames += look.frames
                 return
         self._looks.append(look)
 
@@ -175,10 +184,13 @@ class CalibrationMonitor:
             len(self._looks), tuple(map(float, sizes[:3])), tuple(map(float, sigmas[:3])), float(sizes[3]),
             float(sigmas[3]), shift,
         )  # fmt: skip
-        wrong = [i for i in range(4) if abs(sizes[i]) > MATTERS[i] and abs(found.significance[i]) > ALARM]
+        edges = np.diag(_once_each(self._looks))[:2] / (self._camera.fx * self._shrunk) ** 2
+        enough = np.array([*edges, edges.sum(), edges.sum()]) > _LEAST_EDGES
+        told = (np.abs(sizes) > MATTERS) & (np.abs(found.significance) > ALARM) & enough
+        wrong = list(np.flatnonzero(told))
         self._suspected = self._suspected + 1 if wrong else 0
         problem = _problem(found, wrong) if self._suspected >= _TIMES else None
-        self.verdict = Calibration(**{**vars(found), "problem": problem})
+        self.verdict = replace(found, problem=problem)
 
 
 def _solved(looks: Sequence[_Look]) -> tuple[np.ndarray, np.ndarray]:
@@ -190,7 +202,15 @@ def _solved(looks: Sequence[_Look]) -> tuple[np.ndarray, np.ndarray]:
     matrix, vector = matrices.sum(axis=0) + np.diag(_PRIOR), vectors.sum(axis=0)
     estimate = np.linalg.solve(matrix, vector)
     without = np.linalg.solve(matrix - matrices, (vector - vectors)[..., None])[..., 0]
-    return estimate, np.sqrt((len(looks) - 1) * ((without - estimate) ** 2).mean(axis=0))
+    variance = (len(looks) - 1) * ((without - estimate) ** 2).mean(axis=0)
+    # Looks that agree by chance are no surer than their edges, each of which is one, in however many frames of a look.
+    once = _once_each(looks) + np.diag(_PRIOR) * 1e-3
+    return estimate, np.sqrt(variance + _EDGE_PX**2 * np.diag(np.linalg.inv(once)))
+
+
+def _once_each(looks: Sequence[_Look]) -> np.ndarray:
+    """(4, 4) normal matrix in which each edge counts once per look, not once per frame."""
+    return sum(look.matrix / max(look.frames, 1) for look in looks)
 
 
 def _problem(found: Calibration, wrong: list[int]) -> str:

@@ -214,12 +214,13 @@ class PictureMotion:
         """(2,) radians per second rightwards and downwards; None for the first, after a second without
         any, and where the two have little in common.
         """
-        last, self._last = self._last, (stamp_ns, thumb)
+        # A copy, and one below: OpenCV multiplies what it is given by the window, in place.
+        last, self._last = self._last, (stamp_ns, thumb.copy())
         if last is None or not 0 < stamp_ns - last[0] < 1_000_000_000:
             return None
         if self._window is None:
             self._window = cv2.createHanningWindow(thumb.shape[::-1], cv2.CV_32F)
-        moved, response = cv2.phaseCorrelate(last[1], thumb, self._window)
+        moved, response = cv2.phaseCorrelate(last[1], thumb.copy(), self._window)
         if response < _SURE or max(map(abs, moved)) > thumb.shape[1] / 4:
             return None  # another picture altogether
         return np.array(moved) / (focal_px * (stamp_ns - last[0]) * 1e-9)
