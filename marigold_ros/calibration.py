@@ -39,6 +39,7 @@ _PRIOR = (1e3, 1e3, 1e3, 200.0)
 _EDGE_PX = 0.7
 # Fewer clear edges than this, counted once per look, say nothing, whatever they agree on.
 _LEAST_EDGES = 30.0
+_MANY_ANCHORS = 4096
 # What neighbouring looks have in common makes the mean less sure than their scatter says.
 _INFLATION = 1.5
 # What scenes and sensors have about them: errors in degrees that no number of looks takes out, of the turns and of what
@@ -104,6 +105,7 @@ class CalibrationMonitor:
         self._began_ns = 0
         self._suspected = 0
         self._shrunk = 1.0
+        self._frames = 0
         self.verdict: Calibration | None = None
         # Of the last frame, for who wants to draw it.
         self.evidence: Evidence | None = None
@@ -132,7 +134,10 @@ class CalibrationMonitor:
         thumb = thumbnail(grey)
         self.motion = self._motion(stamp_ns, thumb, camera.fx * thumb.shape[1] / camera.width)
         moved = (0.0, 0.0) if self.motion is None else tuple(self.motion * age_s)
-        self.evidence = frame_evidence(grey, camera, anchors, origin_m, moved)
+        # Of many anchors, one direction at a time is enough, and takes half the time.
+        self._frames += 1
+        axes = (0, 1) if len(anchors) <= _MANY_ANCHORS else (self._frames % 2,)
+        self.evidence = frame_evidence(grey, camera, anchors, origin_m, moved, axes)
         if self._look is not None and self._is_over(self._look, stamp_ns, thumb):
             self._keep(self._look)
             self._look = None

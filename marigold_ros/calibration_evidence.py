@@ -10,6 +10,7 @@ frame, and nothing would tell that from a wrong extrinsic.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -29,7 +30,6 @@ _JUMP = 0.25
 _NOISE = 0.3
 # Least change of the slope of inverse depth between neighbours where planes meet: a part of it, and metres of noise.
 _BEND, _BEND_M = 0.15, 0.12
-_MANY_ANCHORS = 4096
 # More edges than this of one kind say little more, and take their time.
 _MOST_EDGES = 200
 # Width of the thumbnails by which pictures are compared, and the size of the details that count, in pixels.
@@ -73,11 +73,12 @@ def frame_evidence(
     anchors: Anchors,
     origin_m: np.ndarray,
     moved: tuple[float, float] = (0.0, 0.0),
+    axes: Sequence[int] = (0, 1),
 ) -> Evidence:
     """What a `working_picture` says of the anchors in it; `camera` is that of the anchors.
 
     origin_m: (3,) where the LiDAR sits in the camera's frame. moved: by how many radians rightwards and downwards the
-    picture is known to have moved since the scan.
+    picture is known to have moved since the scan. axes: directions in which edges are looked for, 0 rightwards, 1 down.
     """
     rows, columns = grey.shape
     seen = camera.resized(columns, rows)
@@ -96,7 +97,7 @@ def frame_evidence(
         from_centre = (anchors.pixels[:, i] - np.float32(principal)) * to_seen[i]
         view[:, i] = from_centre * parallax - origin[i] * focal[i] / lidar_m + centre[i]
     matrix, vector, edges, offsets, trusts = np.zeros((3, 3)), np.zeros(3), [], [], []
-    for axis in (0, 1):
+    for axis in axes:
         middle, edge_m = _edges(view, lidar_m, axis, px_per_degree)
         # The edge is the nearer thing's: with its depth it goes back from the LiDAR's view to the camera's.
         ray = ((middle - centre) / focal * edge_m + origin[:2]) / (edge_m + origin[2])
@@ -112,8 +113,9 @@ def frame_evidence(
         edges.append(edge)
         offsets.append(offset / float(to_seen[axis]))
         trusts.append(trust)
+    rightwards = len(edges[0]) if 0 in axes else 0
     places = (np.concatenate(edges) - centre) / to_seen + np.array([camera.cx, camera.cy], np.float32)
-    return Evidence(matrix, vector, places, np.concatenate(offsets), np.concatenate(trusts), len(edges[0]))
+    return Evidence(matrix, vector, places, np.concatenate(offsets), np.concatenate(trusts), rightwards)
 
 
 def _beyond(anchors: Anchors, least_m: float) -> Anchors:
@@ -128,9 +130,6 @@ def _edges(view: np.ndarray, depth_m: np.ndarray, axis: int, px_per_degree: floa
     foretells half of that, a thing ends; beams far enough apart for it show also where two planes meet.
     """
     lines = (view[:, 1 - axis] * np.float32(0.5)).astype(np.int64)
-    if len(lines) > _MANY_ANCHORS:  # every second line says enough
-        kept = np.flatnonzero((lines & 1) == 0)
-        view, depth_m, lines = view[kept], depth_m[kept], lines[kept]
     # Along each line, with the anchor's number in the lowest bits: numpy sorts numbers faster than it sorts orders.
     keys = (lines << 20) + np.rint(view[:, axis] * np.float32(64.0)).astype(np.int64)
     order = np.sort((keys << 24) + np.arange(len(keys))) & 0xFFFFFF
