@@ -90,6 +90,11 @@ class Diagnostics:
             elif self._metric_off_since_ns is None:
                 self._metric_off_since_ns = stamp_ns
             since_ns = self._metric_off_since_ns
+        wrong = None if frame.calibration is None else frame.calibration.problem
+        if wrong is None:
+            self.solved("calibration")
+        else:
+            self.problem("calibration", wrong)
         if off:
             level = ERROR if frame.state == FAULT else WARN
             self.problem("metric", f"no metric depth since {since_ns * 1e-9:.3f}: {frame.problem}", level)
@@ -135,7 +140,7 @@ class Diagnostics:
         numbers |= self._latency_numbers()
         for stage, seconds in self._stages_s.items():
             numbers |= _percentiles(f"{stage} time", seconds)
-        return numbers | self._fit_numbers()
+        return numbers | self._fit_numbers() | self._calibration_numbers()
 
     def _scan_events(self) -> list[str]:
         """'scan', and those of further range sensors: 'range2 scan'."""
@@ -176,6 +181,16 @@ class Diagnostics:
             "independent anchors": f"{fit.evidence.effective:.0f}",
             "fit age (s)": f"{frame.fit_age_s:.3f}",
             "fit uncertainty (relative)": f"{frame.metres.sigma:.4f}",
+        }
+
+    def _calibration_numbers(self) -> dict[str, str]:
+        found = None if self._frame is None else self._frame.calibration
+        if found is None:
+            return {}
+        right, down = found.shift_px
+        return {
+            "calibration shift (px)": f"{right:+.1f} right, {down:+.1f} down",
+            "time offset (ms)": f"{found.delay_s * 1e3:+.0f} ± {found.delay_sigma_s * 1e3:.0f}",
         }
 
     def _rate(self, event: str) -> float:

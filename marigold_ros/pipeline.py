@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from marigold_ros.anchors import Anchors, Scan, anchors_of
+from marigold_ros.calibration import Calibration, CalibrationMonitor
 from marigold_ros.config import Config, Fault, FitConfig, Unusable
 from marigold_ros.disagreement import confidence_of
 from marigold_ros.field import Evidence, Field, apply_field, evidence_of, fitted_field
@@ -52,6 +53,7 @@ class FrameDepth:
     `depth_m` is None without a `fit`; a metric checkpoint has one of its own for want of another. `problem` says why
     anchors gave no new one, where they should. `metres` tells how sure the fit is; it is None where metres were not
     asked for.
+    `calibration` is what many frames say of the extrinsic and the time offset; None while that is not known.
     None unless they were asked for: `sigma_m`, (H, W) float32, one standard deviation of `depth_m`; `confidence`,
     (H, W) float32 in [0, 1], that of metric depth by `sigma_m`; `solid_m`, `depth_m` that may go into a cloud.
     """
@@ -68,6 +70,7 @@ class FrameDepth:
     sigma_m: np.ndarray | None = None
     solid_m: np.ndarray | None = None
     metres: Metres | None = None
+    calibration: Calibration | None = None
 
     @property
     def state(self) -> str:
@@ -89,6 +92,8 @@ class Pipeline:
     def __init__(self, estimator: Estimator) -> None:
         self._estimator = estimator
         self._tracker = MetricTracker(estimator.space)
+        self._calibration = CalibrationMonitor()
+        self._scans: Sequence[Scan] = ()
         self._raw_camera: Camera | None = None
         self._rectifier: Rectifier | None = None
         # A metric checkpoint's scale and shift for this camera.
@@ -133,6 +138,8 @@ class Pipeline:
             return FrameDepth(rgb, camera, relative, stage_s=stage_s, confidence=sure)
         with _timed(stage_s, "anchors"):
             anchors, problem, fault = self._anchors(find_scan, camera, config)
+        with _timed(stage_s, "calibration"):
+            calibration = self._watched(stamp_ns, rgb, camera, anchors, config)
         with _timed(stage_s, "fit"):
             metres = self._tracker.update(
                 stamp_ns,
@@ -158,7 +165,19 @@ class Pipeline:
             if metres.fresh:
                 self._notice_far_end(anchors, metres)
             self._forget_unknown(depth_m, relative, config.fit.max_depth_m, measured=fit is not self._own)
-        frame = FrameDepth(rgb, camera, relative, depth_m, fit, anchors, metres.problem, stage_s, sure, metres=metres)
+        frame = FrameDepth(
+            rgb,
+            camera,
+            relative,
+            depth_m,
+            fit,
+            anchors,
+            metres.problem,
+            stage_s,
+            sure,
+            metres=metres,
+            calibration=calibration,
+        )
         if depth_m is None or not judged:
             return frame
         with _timed(stage_s, "sigma"):
@@ -175,6 +194,18 @@ class Pipeline:
                 confidence=confidence_from(depth_m, sigma_m) if confidence else None,
                 solid_m=solid_part(depth_m, variance, min_confidence) if solid else None,
             )
+
+    def _watched(
+        self, stamp_ns: int, rgb: np.ndarray, camera: Camera, anchors: Anchors | None, config: Config
+    ) -> Calibration | None:
+        """What this frame and those before say of the extrinsic and the time offset of the only range sensor."""
+        if not config.fit.check_calibration:
+            self._calibration.reset()
+            return None
+        if anchors is None or len(self._scans) != 1:
+            return self._calibration.verdict
+        (scan,) = self._scans
+        return self._calibration.update(stamp_ns, rgb, camera, anchors, scan.camera_from_lidar[:3, 3], scan.age_s)
 
     def _correction(
         self, metres: Metres, evidence: Evidence | None, settings: FitConfig
@@ -252,6 +283,7 @@ class Pipeline:
         except Unusable as problem:
             return None, str(problem), isinstance(problem, Fault)
         scans = [scans] if isinstance(scans, Scan) else scans
+        self._scans = scans
         return anchors_of(scans, camera, config.range, self._unseen), None, False
 
 

@@ -83,7 +83,7 @@ def test_depth_is_brought_to_the_anchors_and_stays_there_for_a_while():
 
 def test_every_stage_is_timed():
     frame = Pipeline(Scene())(RGB, CAMERA, 0, scan, CONFIG)
-    assert set(frame.stage_s) == {"rectify", "network", "anchors", "fit", "correct"}
+    assert set(frame.stage_s) == {"rectify", "network", "anchors", "calibration", "fit", "correct"}
     assert all(seconds >= 0 for seconds in frame.stage_s.values())
 
 
@@ -339,3 +339,22 @@ def test_the_end_of_a_metric_range_is_unknown_not_a_wall():
     assert np.isnan(frame.depth_m[1:20]).all()
     np.testing.assert_allclose(frame.depth_m[0], 80.0 * 800.0**-0.001, rtol=1e-4)
     np.testing.assert_allclose(frame.depth_m[20:], DEPTH_M[20:], rtol=1e-4)
+
+
+def test_the_calibration_watch_sees_every_scan_until_it_is_turned_off(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "marigold_ros.calibration.CalibrationMonitor.update", lambda self, *frame: seen.append(frame) or "verdict"
+    )
+    pipeline = Pipeline(Scene())
+    late = replace(scan(), age_s=0.04)
+    assert pipeline(RGB, CAMERA, SECOND, lambda: late, CONFIG).calibration == "verdict"
+    stamp_ns, rgb, camera, anchors, origin_m, age_s = seen.pop()
+    assert (stamp_ns, camera, age_s) == (SECOND, CAMERA, 0.04)
+    assert rgb is RGB
+    assert len(anchors) > 0
+    np.testing.assert_allclose(origin_m, [0.3, -0.1, 0.2])
+    assert pipeline(RGB, CAMERA, 2 * SECOND, no_scan, CONFIG).calibration is None
+    off = replace(CONFIG, fit=FitConfig(check_calibration=False))
+    assert pipeline(RGB, CAMERA, 3 * SECOND, scan, off).calibration is None
+    assert seen == []
