@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.lifecycle import LifecycleNode
 from rclpy.lifecycle.publisher import LifecyclePublisher
 from rclpy.qos import HistoryPolicy, QoSPolicyKind, QoSProfile, ReliabilityPolicy
@@ -15,6 +16,7 @@ from std_msgs.msg import Header
 
 from marigold_ros import messages
 from marigold_ros.config import OutputConfig, Unusable
+from marigold_ros.diagnostics import metric_status
 from marigold_ros.pipeline import FrameDepth
 from marigold_ros.visual import colour_map
 
@@ -59,11 +61,12 @@ class Wanted:
     visual: bool
     confidence: bool = False
     sigma: bool = False
+    status: bool = False
 
     @property
     def metric(self) -> bool:
         """Whether anything in metres is wanted; confidence may be had without."""
-        return self.depth or self.points or self.visual or self.sigma
+        return self.depth or self.points or self.visual or self.sigma or self.status
 
     @property
     def anything(self) -> bool:
@@ -76,6 +79,7 @@ class Outputs:
 
     def __init__(self, node: LifecycleNode, settings: OutputConfig) -> None:
         self._node = node
+        self._name = f"{node.get_fully_qualified_name()}: metres"
         self._profile = settings.reliability
         self._cloud: messages.CloudWriter | None = None
         self._publishers: list[LifecyclePublisher] = []
@@ -93,6 +97,7 @@ class Outputs:
             self._visual = self._publisher(Image, "depth/visual")
             self._confidence = self._publisher(Image, "confidence")
             self._sigma = self._publisher(Image, "depth/sigma")
+            self._status = self._publisher(DiagnosticArray, "depth/status")
         except Unusable:
             self.close()
             raise
@@ -106,6 +111,7 @@ class Outputs:
             visual=self._visual.get_subscription_count() > 0,
             confidence=self._confidence.get_subscription_count() > 0,
             sigma=self._sigma.get_subscription_count() > 0,
+            status=self._status.get_subscription_count() > 0,
         )
 
     def publish(self, frame: FrameDepth, header: Header, wanted: Wanted, settings: OutputConfig) -> bool:
@@ -122,12 +128,14 @@ class Outputs:
                 self._visual.publish(messages.colour_image(picture, "bgr8", header))
             if wanted.sigma:
                 self._sigma.publish(messages.float_image(frame.sigma_m, header))
+        if wanted.status:
+            self._status.publish(metric_status(frame, header, self._name))
         if wanted.relative:
             self._relative.publish(messages.float_image(frame.relative, header))
         sure = wanted.confidence and frame.confidence is not None
         if sure:
             self._confidence.publish(messages.float_image(frame.confidence, header))
-        return wanted.relative or sure or (wanted.metric and frame.depth_m is not None)
+        return wanted.relative or wanted.status or sure or (wanted.metric and frame.depth_m is not None)
 
     def close(self) -> None:
         """Remove the topics."""

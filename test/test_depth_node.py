@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("rclpy")
+from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.msg import Parameter, ParameterValue
@@ -38,7 +39,13 @@ from ros_harness import (
     stamp,
 )
 
-OUTPUTS = {"depth": Image, "depth__camera_info": CameraInfo, "points": PointCloud2, "relative_depth": Image}
+OUTPUTS = {
+    "depth": Image,
+    "depth__camera_info": CameraInfo,
+    "depth__status": DiagnosticArray,
+    "points": PointCloud2,
+    "relative_depth": Image,
+}
 PREFIX = "/robot/"
 
 
@@ -234,6 +241,16 @@ def truncated_cloud():
     cloud = cloud_of(lidar_points())
     cloud.data = cloud.data[:-1]
     return cloud
+
+
+def test_the_state_of_the_metres_comes_with_every_frame(listening):
+    listening.frame_answered(PREFIX + "depth", PREFIX)
+    (status,) = listening.frame_answered(PREFIX + "depth/status", PREFIX).status
+    values = {pair.key: pair.value for pair in status.values}
+    assert status.name.endswith("depth_node: metres")
+    assert (status.level, status.message) == (b"\0", values["metric state"])
+    assert values["metric state"] in ("OK", "DEGRADED")
+    assert 0.0 < float(values["fit uncertainty (relative)"]) < 0.2
 
 
 UNUSABLE = {
