@@ -307,7 +307,11 @@ class FitConfig:
         0.3, "Share of the anchors that must agree with a fit for it to be used.", low=0.0, high=1.0
     )
     inlier_error: float = setting(
-        0.2, "An anchor agrees with a fit when its relative depth error is at most this.", low=0.01, high=1.0
+        0.2,
+        "An anchor agrees with a fit when its relative depth error is at most this, or 1.5 times the network's own "
+        "where that is more.",
+        low=0.01,
+        high=1.0,
     )
     max_sigma: float = setting(
         0.2,

@@ -31,7 +31,8 @@ _CELLS = 16
 _CELL_CAP = 2.0
 # Where no more than this share of the anchors agrees, they must be so many times as many as agree on some one depth:
 # that many do by chance.
-_MOST, _BETTER = 0.45, 1.2
+_MOST, _BETTER = 0.5, 1.2
+_WEAK_SIGMAS = 1.5
 # The network errs alike at depths that differ by less than this factor, and in squares of this part of the image.
 _ALIKE_FACTOR, _PARTS = 1.2, 4
 # Whether the network answers at all is seen at every so-manieth pixel.
@@ -161,17 +162,15 @@ def fit_metric(
         return Refusal(contradiction)
     predicted_m = from_space(line.scale * p + line.shift, space)
     error = np.nan_to_num(np.abs(predicted_m - depth_m) / depth_m, nan=np.inf)
-    count, inliers = len(anchors), int(np.count_nonzero(error <= config.inlier_error))
+    # Of a weak network the right anchors, too, are farther off.
+    agreeing = max(config.inlier_error, _WEAK_SIGMAS * evidence.sigma)
+    count, inliers = len(anchors), int(np.count_nonzero(error <= agreeing))
     if inliers < config.min_inliers * count:
         return Refusal(
             f"only {inliers} of {count} anchors agree with one scale and shift (fit.min_inliers="
             f"{config.min_inliers}): check the extrinsic and the time stamps"
         )
-    if (
-        shape is None
-        and inliers < _MOST * count
-        and inliers < _BETTER * _agreeing_on_one_depth(depth_m, config.inlier_error)
-    ):
+    if shape is None and inliers < _MOST * count and inliers < _BETTER * _agreeing_on_one_depth(depth_m, agreeing):
         return Refusal(
             f"only {inliers} of {count} anchors agree with one scale and shift, hardly more than lie at one depth: "
             "check the extrinsic and the time stamps"
