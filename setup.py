@@ -68,6 +68,7 @@ setup(
             f"recorder = {NAME}.recorder:main",
             f"kitti = {NAME}.kitti:main",
             f"evaluate_metric = {NAME}.evaluate_metric:main",
+            f"check_calibration = {NAME}.check_calibration:main",
             f"export = {NAME}.export:main",
         ]
     },

@@ -35,13 +35,15 @@ _NOISE = {
 class Scan:
     """Range points (N, 3) float32 in the sensor's frame, and (4, 4) `camera_from_lidar`.
 
-    `limits` are the sensor's settings, None for those of section range. `sweep` tells how it moved meanwhile.
+    `limits` are the sensor's settings, None for those of section range. `sweep` tells how it moved meanwhile. `age_s`:
+    by how much the scan was stamped before the image, unless the transform makes up for it.
     """
 
     points: np.ndarray
     camera_from_lidar: np.ndarray
     limits: RangeConfig | None = None
     sweep: Sweep | None = None
+    age_s: float = 0.0
 
 
 @dataclass(frozen=True)

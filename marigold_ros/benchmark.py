@@ -28,11 +28,11 @@ from std_msgs.msg import Header
 
 from marigold_ros import comparison, decoding, messages
 from marigold_ros.anchors import find_anchors
-from marigold_ros.config import FitConfig, ModelConfig, RangeConfig, Unusable
+from marigold_ros.config import FitConfig, ModelConfig, OutputConfig, RangeConfig, Unusable
 from marigold_ros.driver import Driver, cloud_message, driven_node
 from marigold_ros.estimator import load_estimator
 from marigold_ros.export import cache_folder
-from marigold_ros.field import corrected
+from marigold_ros.field import corrected, evidence_of, fitted_field
 from marigold_ros.geometry import Camera, Rectifier, backproject, pixel_rays, resize
 from marigold_ros.metric import MetricFit, apply_fit, fit_metric, from_space, to_space
 from marigold_ros.roofline import (
@@ -48,6 +48,7 @@ from marigold_ros.roofline import (
     subject,
 )
 from marigold_ros.timing import WARM_UP, Timing, alone, measure, timing
+from marigold_ros.uncertainty import Uncertainty, confidence_from, doubt_of, sigma_of, smooth_variance, solid_part
 
 SIZES = ((640, 480), (1280, 720))
 POINTS = 20_000
@@ -153,6 +154,17 @@ def measure_stages(estimator: Any, scene: Scene, repeats: int) -> dict[str, Timi
         messages.float_image(depth_m, header)
         writer.organized(depth_m, rgb, header)
 
+    evidence, uncertainty = evidence_of(depth_m, anchors), Uncertainty()
+    correction = fitted_field(evidence, fitting.correction_limit)
+
+    def judge() -> None:
+        doubt = doubt_of(depth_m, None, fit)
+        uncertainty.learn(evidence, fitting.correction_limit, doubt)
+        variance = smooth_variance(uncertainty.law, depth_m, relative, fit, evidence, correction)
+        confidence_from(depth_m, sigma_of(depth_m, variance, doubt, uncertainty.law))
+        solid_part(depth_m, variance, OutputConfig().points_min_confidence)
+
+    judge()  # the first frame's law is dearer
     stages: dict[str, Callable[[], object]] = {
         "decode image message (bgr8)": lambda: decoding.rgb_from_image(image),
         "rectify": lambda: rectify(rgb),
@@ -164,6 +176,7 @@ def measure_stages(estimator: Any, scene: Scene, repeats: int) -> dict[str, Timi
         "fit": lambda: fit_metric(relative, anchors, estimator.space, fitting),
         "apply": lambda: apply_fit(fit, relative, fitting.max_depth_m),
         "correct": lambda: corrected(depth_m, anchors, fitting.correction_limit, fitting.max_depth_m),
+        "sigma, confidence, gate of the cloud": judge,
         "messages out (depth, info, cloud)": out,
     }
     samples = {name: measure(work, repeats) for name, work in stages.items()}

@@ -119,8 +119,9 @@ class ModelConfig:
     )
     confidence: str = setting(
         "none",
-        "What topic confidence rests on: 'none' (no topic), or the disagreement with a second pass over the mirrored "
-        "image, at the working size ('mirror') or at half of it ('mirror_half', cheaper).",
+        "A second pass over the mirrored image, at the working size ('mirror') or at half of it ('mirror_half', "
+        "cheaper), while somebody listens to confidence or depth/sigma: where the two passes disagree depth is less "
+        "sure, and without metric depth confidence rests on that alone; or 'none'.",
         choices=("none", "mirror", "mirror_half"),
         read_only=True,
     )
@@ -306,7 +307,11 @@ class FitConfig:
         0.3, "Share of the anchors that must agree with a fit for it to be used.", low=0.0, high=1.0
     )
     inlier_error: float = setting(
-        0.2, "An anchor agrees with a fit when its relative depth error is at most this.", low=0.01, high=1.0
+        0.2,
+        "An anchor agrees with a fit when its relative depth error is at most this, or 1.5 times the network's own "
+        "where that is more.",
+        low=0.01,
+        high=1.0,
     )
     max_sigma: float = setting(
         0.2,
@@ -332,6 +337,11 @@ class FitConfig:
         "this factor; 1 leaves it as it is.",
         low=1.0, high=4.0,
     )  # fmt: skip
+    check_calibration: bool = setting(
+        True,
+        "Watch over many frames whether extrinsic and stamps of the only range sensor fit the images; diagnostics warn "
+        "if not.",
+    )
     max_depth_m: float = setting(120.0, "Farther than this is unknown (NaN), never a wall.", low=1.0, high=10000.0)
     seed: int = setting(0, "Seed of the random hypotheses of the robust fit.", low=0, high=2**31 - 1)
 
@@ -352,6 +362,12 @@ class OutputConfig:
     points_stride: int = setting(
         1, "1: organized cloud of every pixel; n > 1: every n-th row and column, valid points only (for costmaps).",
         low=1, high=64,
+    )  # fmt: skip
+    points_min_confidence: float = setting(
+        0.2,
+        "Points of less confidence are left out of the cloud, and so are those that float in the air at edges of "
+        "depth; 0 leaves all in.",
+        low=0.0, high=1.0,
     )  # fmt: skip
     reliability: str = setting(
         "reliable", "QoS reliability of the outputs.", choices=("best_effort", "reliable"), read_only=True

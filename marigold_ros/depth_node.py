@@ -158,7 +158,7 @@ class DepthNode(LifecycleNode):
         self._estimator = self._load_estimator(self._config.model)
         engine, checkpoint = self._estimator.engine, self._estimator.checkpoint
         self._sources = RangeSources(self, self._config, self._diagnostics)
-        self._outputs = Outputs(self, self._config.output, confidence=self._config.model.confidence != "none")
+        self._outputs = Outputs(self, self._config.output)
         self._frames = FrameProcessor(
             self, lambda: self._config, self._estimator, self._sources, self._outputs, self._diagnostics
         )

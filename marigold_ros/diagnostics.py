@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from std_msgs.msg import Header
 
 from marigold_ros.pipeline import FrameDepth
-from marigold_ros.tracker import FAULT
+from marigold_ros.tracker import FAULT, HOLD, RELATIVE
 
 # Rates and percentiles cover this much of the past.
 _WINDOW_S = 10.0
@@ -91,6 +92,11 @@ class Diagnostics:
             elif self._metric_off_since_ns is None or stamp_ns < self._metric_off_since_ns:
                 self._metric_off_since_ns = stamp_ns  # or time went back: not since a time to come
             since_ns = self._metric_off_since_ns
+        wrong = None if frame.calibration is None else frame.calibration.problem
+        if wrong is None:
+            self.solved("calibration")
+        else:
+            self.problem("calibration", wrong)
         if off:
             level = ERROR if frame.state == FAULT else WARN
             self.problem("metric", f"no metric depth since {since_ns * 1e-9:.3f}: {frame.problem}", level)
@@ -137,7 +143,7 @@ class Diagnostics:
         numbers |= self._latency_numbers()
         for stage, seconds in self._stages_s.items():
             numbers |= _percentiles(f"{stage} time", seconds)
-        return numbers | self._fit_numbers()
+        return numbers | self._fit_numbers() | self._calibration_numbers()
 
     def _scan_events(self) -> list[str]:
         """'scan', and those of further range sensors: 'range2 scan'."""
@@ -153,34 +159,19 @@ class Diagnostics:
         gone = self._counts["image"] > 0 and self._rate("image") == 0.0
         if gone or any(key in self._problems for key in _NO_ANSWER):
             return {"metric state": FAULT}
-        frame = self._frame
-        if frame is None or (frame.metres is None and frame.anchors is None and frame.fit is None):
-            return {}
-        numbers = {}
-        if frame.metres is not None:
-            numbers = {"metric state": frame.state, "metres started anew": str(frame.metres.jumps)}
-        if frame.anchors is not None:
-            used = len(frame.anchors)
-            numbers |= {"anchors used": str(used), "anchors rejected": str(frame.anchors.seen - used)}
+        numbers = {} if self._frame is None else metric_numbers(self._frame)
         if self._metric_off_since_ns is not None:
             numbers["metric off since (s)"] = f"{self._metric_off_since_ns * 1e-9:.3f}"
-        fit = frame.fit
-        if fit is None:
-            return numbers
-        numbers |= {
-            "metres from": fit.source,
-            "scale": f"{fit.scale:.6g}",
-            "shift": f"{fit.shift:.6g}",
-            "space": fit.space,
-        }
-        if frame.fit_age_s is None:
-            return numbers
-        return numbers | {
-            "anchors that agree": f"{fit.inliers} of {fit.anchors}",
-            "residual (relative)": f"{fit.residual:.4f}",
-            "independent anchors": f"{fit.evidence.effective:.0f}",
-            "fit age (s)": f"{frame.fit_age_s:.3f}",
-            "fit uncertainty (relative)": f"{frame.metres.sigma:.4f}",
+        return numbers
+
+    def _calibration_numbers(self) -> dict[str, str]:
+        found = None if self._frame is None else self._frame.calibration
+        if found is None:
+            return {}
+        right, down = found.shift_px
+        return {
+            "calibration shift (px)": f"{right:+.1f} right, {down:+.1f} down",
+            "time offset (ms)": f"{found.delay_s * 1e3:+.0f} ± {found.delay_sigma_s * 1e3:.0f}",
         }
 
     def _rate(self, event: str) -> float:
@@ -191,6 +182,42 @@ class Diagnostics:
             return len(recent) / _WINDOW_S
         # From the first event to now, so that a topic that stops fades out instead of keeping its rate.
         return (len(recent) - 1) / max(now - recent[0], 1e-3)
+
+
+def metric_numbers(frame: FrameDepth) -> dict[str, str]:
+    """What a frame's metres rest on, as key-values."""
+    numbers = {}
+    if frame.metres is not None:
+        numbers = {"metric state": frame.state, "metres started anew": str(frame.metres.jumps)}
+    if frame.anchors is not None:
+        used = len(frame.anchors)
+        numbers |= {"anchors used": str(used), "anchors rejected": str(frame.anchors.seen - used)}
+    fit = frame.fit
+    if fit is None:
+        return numbers
+    numbers |= {
+        "metres from": fit.source,
+        "scale": f"{fit.scale:.6g}",
+        "shift": f"{fit.shift:.6g}",
+        "space": fit.space,
+    }
+    if frame.fit_age_s is None:
+        return numbers
+    return numbers | {
+        "anchors that agree": f"{fit.inliers} of {fit.anchors}",
+        "residual (relative)": f"{fit.residual:.4f}",
+        "independent anchors": f"{fit.evidence.effective:.0f}",
+        "fit age (s)": f"{frame.fit_age_s:.3f}",
+        "fit uncertainty (relative)": f"{frame.metres.sigma:.4f}",
+    }
+
+
+def metric_status(frame: FrameDepth, header: Header, name: str) -> DiagnosticArray:
+    """The state of one frame's metres under the image's header: OK, WARN while they are held or missing, or ERROR."""
+    level = {FAULT: ERROR, HOLD: WARN, RELATIVE: WARN}.get(frame.state, OK)
+    pairs = [KeyValue(key=key, value=value) for key, value in metric_numbers(frame).items()]
+    text = frame.state if frame.problem is None else f"{frame.state}: {frame.problem}"
+    return DiagnosticArray(header=header, status=[DiagnosticStatus(level=level, name=name, message=text, values=pairs)])
 
 
 def _percentiles(name: str, seconds: Iterable[float]) -> dict[str, str]:

@@ -4,10 +4,14 @@ For every image and everything that the checkpoint predicts, DIR gets NAME_WHAT.
 and NAME_WHAT_colour.png, and of ensembles the same of NAME_WHAT_uncertainty.
 
     depth       relative, in [0, 1], increasing with distance; PNG: 65535 is 1
-    depth_m     metres along the optical axis, of a metric checkpoint and with --focal-px only; PNG: 256 is 1 m
+    depth_m     metres along the optical axis, of a metric checkpoint with --focal-px, or of any depth checkpoint of
+                several steps with --anchors; PNG: 256 is 1 m, 0 unknown
     normals     unit vectors in the optical frame (x right, y down, z forward); PNG: red, green, blue are x, y, z,
                 0 is -1 and 65535 is 1
     albedo, ... in [0, 1], linear or sRGB as the checkpoint's model_index.json says; PNG: 65535 is 1
+
+With --anchors, a sparse depth image guides the diffusion to metres (Marigold-DC, arXiv 2412.13389; with a guard against
+wrong anchors): 50 steps forward and backward, minutes without a GPU. The answer is the median of the --ensemble.
 
 The ablation of timesteps (arXiv 2409.11355, figure 1): run prs-eth/marigold-depth-v1-0 with --spacing leading and with
 --spacing trailing, each with --steps 1, 2, 4, 10, 50.
@@ -24,9 +28,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from marigold_ros.anchors import Anchors
 from marigold_ros.checkpoints import describe, find_checkpoint
 from marigold_ros.config import Unusable, one_line
 from marigold_ros.files import written_beside
+from marigold_ros.sparse_depth import KITTI_PER_METRE, anchors_of, read_sparse_depth
+from marigold_ros.sparse_depth import SUFFIXES as ANCHOR_SUFFIXES
 from marigold_ros.visual import colour_map
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -66,8 +73,8 @@ def write_result(stem: Path, what: str, values: np.ndarray) -> None:
     unit = values
     if what == "normals":
         unit = (values + 1.0) * 0.5
-    elif what == "depth_m":
-        unit = values * np.float32(256.0 / 65535.0)
+    elif what.startswith("depth_m"):
+        unit = np.nan_to_num(values, nan=0.0) * np.float32(256.0 / 65535.0)
     unit = np.clip(unit, 0.0, 1.0)
     _write(Path(f"{start}.npy"), values)
     _write(Path(f"{start}.png"), _bgr(np.round(unit * 65535.0).astype(np.uint16)))
@@ -121,7 +128,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="members that run at once")
     parser.add_argument("--alignment", default="closed", choices=("closed", "diffusers"), help="of an ensemble's depth")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
-    parser.add_argument("--half", action="store_true", help="compute in float16 (on a GPU)")
+    parser.add_argument("--half", action="store_true", help="compute in float16, with --anchors in bfloat16 (on a GPU)")
+    parser.add_argument(
+        "--anchors",
+        type=Path,
+        metavar="FILE",
+        help="sparse depth image of the image's size, 16-bit .png (0 unknown) or .npy of metres (NaN or 0 unknown), "
+        "that guides the diffusion; for several images a folder with NAME.png or NAME.npy for each",
+    )
+    parser.add_argument(
+        "--anchors-per-metre",
+        type=float,
+        default=KITTI_PER_METRE,
+        metavar="N",
+        help="of a .png: 256, as KITTI's, or 1000 for millimetres (256)",
+    )
     return parser
 
 
@@ -143,11 +164,13 @@ def run(arguments: argparse.Namespace) -> None:
     images = images_in(arguments.images)
     if arguments.out.resolve() in {path.resolve().parent for path in images}:
         raise Unusable(f"--out {arguments.out}: holds images to be read; give another folder")
+    anchors = None if arguments.anchors is None else _anchors(images, arguments.anchors, arguments.anchors_per_metre)
     info = describe(find_checkpoint(arguments.checkpoint, download=True))
     try:
         import torch
         from tqdm import tqdm
 
+        from marigold_ros.guided import Guided
         from marigold_ros.multistep import MultiStep, Settings, quiet
     except ImportError as error:
         raise Unusable(
@@ -166,16 +189,55 @@ def run(arguments: argparse.Namespace) -> None:
         batch=arguments.batch,
         diffusers_alignment=arguments.alignment == "diffusers",
     )
-    network = MultiStep(info, settings, device, torch.float16 if arguments.half else torch.float32)
+    half = torch.float16 if anchors is None else torch.bfloat16  # gradients of large networks leave float16's range
+    dtype = half if arguments.half else torch.float32
+    network = (MultiStep if anchors is None else Guided)(info, settings, device, dtype)
     print(f"{info.name}: {', '.join(info.kind.targets)}; {network.steps} steps, {settings.ensemble} members, {device}")
-    if info.metric is not None and not arguments.focal_px:
+    if info.metric is not None and not arguments.focal_px and anchors is None:
         print("no --focal-px: no metres; they depend on the camera's focal length, and none is assumed")
+    show = sys.stderr.isatty()
     with _folder(arguments.out):
         for path in tqdm(images, desc="images", unit="image", disable=None):
-            for what, prediction in network(read_image(path), progress=sys.stderr.isatty()).items():
+            if isinstance(network, Guided):
+                predictions = {"depth_m": network(read_image(path), anchors[path], progress=show)}
+            else:
+                predictions = network(read_image(path), progress=show)
+            for what, prediction in predictions.items():
                 write_result(arguments.out / path.stem, what, prediction.values)
                 if prediction.uncertainty is not None:
                     write_result(arguments.out / path.stem, f"{what}_uncertainty", prediction.uncertainty)
+
+
+def _anchors(images: Sequence[Path], given: Path, per_metre: float) -> dict[Path, Anchors]:
+    """The anchors of each image in `given`, its file or a folder of all; raises `Unusable` where they do not fit."""
+    if given.is_dir():
+        files = {path: _anchor_file(given, path.stem) for path in images}
+    elif len(images) > 1:
+        raise Unusable(f"--anchors {given}: is one file for {len(images)} images; give a folder with one for each")
+    else:
+        files = {images[0]: given}
+    found = {}
+    for path, file in files.items():
+        depth_m, size = read_sparse_depth(file, per_metre), read_image(path).shape[:2]
+        if depth_m.shape != size:
+            raise Unusable(
+                f"anchors {file}: is {depth_m.shape[1]}x{depth_m.shape[0]}, image {path.name} is {size[1]}x{size[0]}; "
+                "give them at the image's size"
+            )
+        if not np.isfinite(depth_m).any():
+            raise Unusable(f"anchors {file}: has no known depth; give a sparse depth image with some")
+        found[path] = anchors_of(depth_m)
+        low, high = np.nanmin(depth_m), np.nanmax(depth_m)
+        print(f"{path.name}: {len(found[path])} anchors, {low:.2f} to {high:.2f} m")  # shows a wrong unit
+    return found
+
+
+def _anchor_file(folder: Path, stem: str) -> Path:
+    files = [file for suffix in ANCHOR_SUFFIXES if (file := folder / f"{stem}{suffix}").is_file()]
+    if len(files) != 1:
+        what = "both" if files else "neither"
+        raise Unusable(f"--anchors {folder}: has {what} of {stem}.png and {stem}.npy; give one for each image")
+    return files[0]
 
 
 @contextlib.contextmanager

@@ -15,8 +15,9 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,7 +26,16 @@ from marigold_ros.degraded_truth import degraded
 from marigold_ros.estimator import load_estimator
 from marigold_ros.files import written_beside
 from marigold_ros.metric import SPACES, MetricFit
-from marigold_ros.metric_baselines import GLOBAL, METHODS, ORACLE, OURS, Question, oracle_affine, own_fit
+from marigold_ros.metric_baselines import (
+    GLOBAL,
+    METHODS,
+    ORACLE,
+    OURS,
+    Question,
+    oracle_affine,
+    ours_with_sigma,
+    own_fit,
+)
 from marigold_ros.metric_cases import FAULTS, SEED, Fault, Pattern, cases, patterns
 from marigold_ros.metric_frames import DATA_VARIABLE, DATASETS, SEQUENCES, Frame, data_folder, read_frames
 from marigold_ros.metric_over_time import SequenceRow, sequence_rows
@@ -41,8 +51,11 @@ from marigold_ros.metric_sequence_report import (
 )
 from marigold_ros.metric_sequences import Source, read_sequence
 from marigold_ros.places import shared
-from marigold_ros.scores import near_rates, score
+from marigold_ros.scores import near_rates, score, shares_within
 from marigold_ros.timing import measure, timing
+
+if TYPE_CHECKING:
+    from marigold_ros.metric_guided import GuidedMethods
 
 DEGRADED = "degraded"
 _FIT_REPEATS = 5
@@ -66,10 +79,13 @@ def pattern_rows(
         question = Question(relative, space, case.anchors, pixels, own)
         best = oracle_affine(question, truth_m) if best is None else best  # rests on the truth alone
         fit_ms = timing(measure(lambda question=question: own_fit(question), _FIT_REPEATS)).p50_ms
-        answers = {OURS: METHODS[OURS](question), ORACLE: best}
+        ours_m, sigma_m = ours_with_sigma(question)
+        within = shares_within(ours_m, sigma_m, truth_m)
+        answers = {OURS: ours_m, ORACLE: best}
         answers |= {name: method(question) for name, method in METHODS.items() if name != OURS}
         for method, predicted_m in answers.items():
-            yield _row(case.pattern, case.fault, method, len(case.anchors), predicted_m, truth_m, fit_ms)
+            row = _row(case.pattern, case.fault, method, len(case.anchors), predicted_m, truth_m, fit_ms)
+            yield replace(row, within_1=within[0], within_2=within[1]) if method == OURS else row
 
 
 def _row(
@@ -129,6 +145,26 @@ def evaluate(frames: Iterator[Frame], source: Source, space: str, needed: bool =
     if left_out:
         print(f"left out, no dense depth to degrade: {', '.join(left_out)}", file=sys.stderr)
     return rows
+
+
+def _guided(checkpoint: str) -> GuidedMethods:
+    try:
+        from marigold_ros.metric_guided import GuidedMethods
+    except ImportError as error:
+        raise Unusable(f"--marigold-dc: {error.name} is not installed; pip install torch diffusers") from error
+    return GuidedMethods(checkpoint)
+
+
+def guided_rows(frames: Iterator[Frame], methods: GuidedMethods) -> Iterator[Row]:
+    """The scores of Marigold-DC in a few cases of every frame."""
+    for frame in frames:
+        for found in methods.answers(frame):
+            pattern = found.case.pattern
+            asked = np.isfinite(pattern.truth_m)
+            yield _row(
+                pattern, found.case.fault, found.method, len(found.case.anchors),
+                found.depth_m[asked], pattern.truth_m[asked], math.nan,
+            )  # fmt: skip
 
 
 def evaluate_sequences(
@@ -210,6 +246,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--mean", action="store_true", help="tables of the frames' means instead of every frame")
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="also draw the sequences' errors, as PNG files")
+    parser.add_argument(
+        "--marigold-dc",
+        metavar="CHECKPOINT",
+        help="also the diffusion of this multi-step checkpoint, guided by the anchors, in a few cases (slow)",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all scores of all cases")
     return parser
 
@@ -245,8 +286,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.json is not None and arguments.json.is_dir():
             raise Unusable(f"--json {arguments.json}: is a folder; give a file in it")
         frames, recordings = _still_frames(arguments), _recordings(arguments)
+        guided = None if arguments.marigold_dc is None else _guided(arguments.marigold_dc)
         source, space, words = _source(arguments)
         rows = evaluate(frames, source, space, needed=not recordings)
+        if guided is not None:
+            rows += guided_rows(_still_frames(arguments), guided)
         answers = targets(rows)
         over_time = evaluate_sequences(recordings, source, space, arguments)
         answers_over_time = sequence_targets(over_time)

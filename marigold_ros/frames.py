@@ -68,7 +68,7 @@ class FrameProcessor:
 
     def _answer(self, message: ImageMessage) -> None:
         wanted = self._outputs.wanted()
-        if not wanted.metric:
+        if not self._metres_needed(wanted):
             self._diagnostics.solved("metric", *self._sources.problems)
         if not wanted.anything:
             self._diagnostics.rest()
@@ -92,9 +92,11 @@ class FrameProcessor:
             image_ns,
             partial(self._sources.scans, message, config),
             config,
-            metric=wanted.metric,
+            metric=wanted.metric or wanted.confidence,
             confidence=wanted.confidence,
             find_motion=self._sources.motion_until(message),
+            sigma=wanted.sigma,
+            solid=wanted.points and config.output.points_min_confidence > 0.0,
         )
         if wanted.anything:
             self._publish(frame, message, image_ns, wanted, config, decode_s=decoded - start)
@@ -115,13 +117,18 @@ class FrameProcessor:
         self._diagnostics.solved("frame")
         if published:
             self._diagnostics.count("published")
-        self._diagnostics.frame(frame, image_ns, latency_s, wanted.metric)
-        if wanted.metric and frame.problem is not None:
+        metres_needed = self._metres_needed(wanted)
+        self._diagnostics.frame(frame, image_ns, latency_s, metres_needed)
+        if metres_needed and frame.problem is not None:
             if frame.fit_age_s is not None:
                 consequence = "the last metres are held"
             else:
                 consequence = "no metric depth" if frame.fit is None else f"metres from {frame.fit.source}"
             self._complain(self._sources.label, frame.problem, consequence)
+
+    def _metres_needed(self, wanted: Wanted) -> bool:
+        """Whether something that is wanted cannot do without metres."""
+        return wanted.metric or (wanted.confidence and self._config().model.confidence == "none")
 
     def _camera_of(self, width: int, height: int, config: Config) -> Camera | None:
         """The camera of an image of this size, or None while no camera info tells of one."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from marigold_ros.anchors import Anchors
 from marigold_ros.config import FitConfig, Unusable
-from marigold_ros.field import corrected
+from marigold_ros.field import apply_field, evidence_of, fitted_field
 from marigold_ros.metric import (
     MetricFit,
     Refusal,
@@ -27,6 +27,8 @@ from marigold_ros.metric import (
     sample,
     to_space,
 )
+from marigold_ros.uncertainty import Uncertainty, doubt_of, sigma_of, smooth_variance
+from marigold_ros.unknown import far_end, forget_far
 
 OURS, GLOBAL = "ours", "ours, no correction"
 ORACLE, LINEAR = "oracle affine", "linear interpolation"
@@ -74,12 +76,27 @@ def ours_without_correction(question: Question) -> np.ndarray:
 
 def ours(question: Question) -> np.ndarray:
     """What the node publishes: its fit, corrected where anchors contradict it; NaN where it refuses."""
+    return ours_with_sigma(question)[0]
+
+
+def ours_with_sigma(question: Question) -> tuple[np.ndarray, np.ndarray]:
+    """`ours`, and (M,) metres: the standard deviation that the node gives it, in its first frame."""
     fit = own_fit(question)
     if isinstance(fit, Refusal):
-        return _unknown(question)
-    depth_m = apply_fit(fit, question.relative, _MAX_DEPTH_M)
-    depth_m = corrected(depth_m, question.anchors, FitConfig().correction_limit, _MAX_DEPTH_M)
-    return depth_m[question.pixels[:, 1], question.pixels[:, 0]]
+        return _unknown(question), _unknown(question)
+    fitted_m = apply_fit(fit, question.relative, _MAX_DEPTH_M)
+    limit, correction, depth_m = FitConfig().correction_limit, None, fitted_m.copy()
+    doubt, uncertainty = doubt_of(fitted_m, None, fit), Uncertainty()
+    evidence = evidence_of(fitted_m, question.anchors)
+    if evidence is not None:
+        correction = fitted_field(evidence, limit)
+        depth_m = apply_field(correction, fitted_m)
+        uncertainty.learn(evidence, limit, doubt)
+    forget_far(depth_m, question.relative, far_end(question.anchors), _MAX_DEPTH_M)
+    variance = smooth_variance(uncertainty.law, fitted_m, question.relative, fit, evidence, correction)
+    sigma_m = sigma_of(depth_m, variance, doubt, uncertainty.law)
+    u, v = question.pixels.T
+    return depth_m[v, u], sigma_m[v, u]
 
 
 def oracle_affine(question: Question, truth_m: np.ndarray) -> np.ndarray:

@@ -18,9 +18,10 @@ from marigold_ros.metric_sequences import Sequence
 from marigold_ros.pipeline import FrameDepth, Pipeline, Scan
 
 GLOBAL = "ours, no correction"
+ODOMETRY = "ours, with odometry"
 FORGETFUL, PER_FRAME, SMOOTHED = "ours, no memory", "fit per frame", "smoothed scale and shift"
 OTHERS = ("least squares", "Huber", "median scaling", LINEAR)
-SEQUENCE_METHODS = (OURS, GLOBAL, ORACLE, FORGETFUL, PER_FRAME, SMOOTHED, *OTHERS)
+SEQUENCE_METHODS = (OURS, ODOMETRY, GLOBAL, ORACLE, FORGETFUL, PER_FRAME, SMOOTHED, *OTHERS)
 # What neither remembers nor changes with the case is asked in every fourth frame of a fault.
 _EVERY = 4
 _SMOOTHING = 0.3
@@ -60,10 +61,15 @@ class Replay:
 
 
 class Chain:
-    """The node's chain on a sequence, from anchors to metres, with what it remembers."""
+    """The node's chain on a sequence, from anchors to metres, with what it remembers.
 
-    def __init__(self, sequence: Sequence, config: Config) -> None:
+    odometry: the camera's motion is known, as by tf2 through `range.fixed_frame`.
+    """
+
+    def __init__(self, sequence: Sequence, config: Config, odometry: bool = False) -> None:
         self._estimator = Replay(sequence)
+        self._odometry = odometry
+        self._poses: dict[int, np.ndarray | None] = {}
         self._pipeline = Pipeline(self._estimator)
         self._config = config
 
@@ -71,8 +77,22 @@ class Chain:
         """The answer to the next step."""
         self._estimator.relative = step.sequence.relative[step.frame]
         rgb, camera = step.sequence.rgb[step.frame], step.sequence.camera
-        found = self._pipeline(rgb, camera, step.stamp_ns, lambda: _scan(step), self._config)
+        if self._odometry:
+            self._poses[step.stamp_ns] = step.sequence.poses[step.frame]
+        found = self._pipeline(
+            rgb,
+            camera,
+            step.stamp_ns,
+            lambda: _scan(step),
+            self._config,
+            find_motion=lambda then_ns: self._moved(then_ns, step.stamp_ns),
+        )
         return _answer(found, step.sequence.pixels)
+
+    def _moved(self, then_ns: int, now_ns: int) -> np.ndarray | None:
+        """(4, 4) now_from_then."""
+        then, now = self._poses.get(then_ns), self._poses.get(now_ns)
+        return None if then is None or now is None else np.linalg.inv(now) @ then
 
 
 def _scan(step: Step) -> Scan:
@@ -156,9 +176,12 @@ def answers(case: Case, oracle: Oracle) -> Iterator[dict[str, Answer]]:
     plain = replace(config, fit=replace(config.fit, correction_limit=1.0))
     first = case.steps[0].sequence
     chain, chain_alone, smoothed = Chain(first, config), Chain(first, plain), Smoothed()
+    informed = Chain(first, config, odometry=True)
     for number, step in enumerate(case.steps):
         sequence = step.sequence
         found = {OURS: chain(step), GLOBAL: chain_alone(step), ORACLE: Answer(oracle(sequence, step.frame))}
+        if all(pose is not None for pose in sequence.poses):
+            found[ODOMETRY] = informed(step)
         anchors = _none()
         if step.points is not None:
             anchors = find_anchors(step.points, step.camera_from_lidar, sequence.camera, config.range)

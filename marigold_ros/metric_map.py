@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -20,6 +21,8 @@ from marigold_ros.robust_fit import Base, NoLine, Samples, gather, weigh
 _GRID = (32, 24)
 # Relative errors up to which a pixel supports a comparison of maps, the share of pixels that must, and the fewest.
 _SAME, _SAME_SHARE, _FEWEST = 0.3, 0.5, 50
+# Where as many are within this of what they were, scale and shift are looked for from where they were.
+_UNCHANGED = 0.1
 # What the metres lose from a frame to the next, and over a second: relative, one standard deviation.
 _EACH, _DRIFT = 0.01, 0.044
 _SINGULAR = 1e12
@@ -111,13 +114,15 @@ def _line_of_same(p: np.ndarray, y: np.ndarray, slope: np.ndarray, before: Metri
     Both are a network's answers and equally wrong, so neither is regressed on the other: the slope is that of the
     reduced major axis. (Regression would flatten the map a little with every frame.)
     """
-    nothing, one = np.zeros_like(p), np.ones_like(p)
-    samples = Samples(p, y, slope, one, nothing, nothing, groups=np.empty((0, len(p)), np.intp))
-    try:
-        line = weigh(gather(samples, Base(before.scale, before.shift, True, 1.0), _SAME, seed=0))
-    except NoLine:
-        return None
-    scale, shift = line.scale, line.shift
+    scale, shift = before.scale, before.shift
+    if np.count_nonzero(np.abs(slope * (scale * p + shift - y)) < _UNCHANGED) < _SAME_SHARE * len(p):
+        nothing, one = np.zeros_like(p), np.ones_like(p)
+        samples = Samples(p, y, slope, one, nothing, nothing, groups=np.empty((0, len(p)), np.intp))
+        try:
+            line = weigh(gather(samples, Base(scale, shift, True, 1.0), _SAME, seed=0))
+        except NoLine:
+            return None
+        scale, shift = line.scale, line.shift
     for _ in range(_ROUNDS):
         # What is the same, and what it weighs, is told from the middle between the two: either alone would take sides.
         middle_m = from_space((y + scale * p + shift) / 2.0, before.space)
@@ -163,6 +168,7 @@ def _moved(
     return np.rint(np.where(seen[:, None], places, 0.0)).astype(np.intp), depth_m, seen
 
 
+@lru_cache(maxsize=2)
 def _grid(shape: tuple[int, int]) -> np.ndarray:
     """(K, 2) pixels u, v: the centres of a grid of cells over an (H, W) image."""
     v = ((np.arange(_GRID[1]) + 0.5) * shape[0] / _GRID[1]).astype(np.intp)

@@ -93,7 +93,7 @@ class MultiStep:
             INTRINSICS: (MarigoldIntrinsicsPipeline, {"target_properties": index.get("target_properties")}),
         }[info.kind.task]
         prediction = index.get("prediction_type") or info.kind.task
-        with self._refusing_what_diffusers_does():
+        with self.refusing_what_diffusers_does():
             self.pipeline: DiffusionPipeline = kind(
                 modules.unet,
                 modules.vae,
@@ -116,9 +116,9 @@ class MultiStep:
         """
         self.pipeline.set_progress_bar_config(disable=not progress, leave=False)
         settings = self.settings
-        image = torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1).float() / 255.0
+        image = _floats(rgb)
         resolution = self._resolution(rgb.shape[1], rgb.shape[0])
-        with self._refusing_what_diffusers_does(f" on an image of {rgb.shape[1]}x{rgb.shape[0]}"):
+        with self.refusing_what_diffusers_does(f" on an image of {rgb.shape[1]}x{rgb.shape[0]}"):
             result = self.pipeline(
                 image,
                 num_inference_steps=self.steps,
@@ -133,6 +133,14 @@ class MultiStep:
         if settings.focal_px:
             named["depth_m"] = Prediction(self._depth_m(named[DEPTH].values, resolution), None)
         return named
+
+    def preprocessed(self, rgb: np.ndarray) -> tuple[torch.Tensor, tuple[int, int]]:
+        """(H, W, 3) uint8 to (1, 3, h, w) in [-1, 1] as the network sees it, and the rows and columns padded to it."""
+        return self._padded(_floats(rgb)[None], self._resolution(rgb.shape[1], rgb.shape[0]))
+
+    def _padded(self, image: torch.Tensor, resolution: int | None) -> tuple[torch.Tensor, tuple[int, int]]:
+        pipe = self.pipeline
+        return pipe.image_processor.preprocess(image, self._side(resolution), "bilinear", pipe.device, pipe.dtype)[:2]
 
     def _resolution(self, width: int, height: int) -> int | None:
         """Pixels of the long side at which the network sees an image; 0 is the image's own, None the checkpoint's."""
@@ -154,7 +162,7 @@ class MultiStep:
         return self.pipeline.default_processing_resolution if resolution is None else resolution
 
     @contextlib.contextmanager
-    def _refusing_what_diffusers_does(self, on: str = "") -> Iterator[None]:
+    def refusing_what_diffusers_does(self, on: str = "") -> Iterator[None]:
         """One sentence for whatever it raises: of many kinds, for odd values that only it reads, and for memory."""
         try:
             yield
@@ -201,7 +209,7 @@ class MultiStep:
             )
 
     def _scheduler(self) -> DDIMScheduler | LCMScheduler:
-        with self._refusing_what_diffusers_does():
+        with self.refusing_what_diffusers_does():
             scheduler = self._made_scheduler()
             # An LCM's steps are chosen among the fewer ones that it was distilled from.
             field = "original_inference_steps" if self.info.kind.protocol == LCM else "num_train_timesteps"
@@ -237,8 +245,7 @@ class MultiStep:
         pipe = self.pipeline
         if self.info.kind.protocol != E2E:
             return {"generator": torch.Generator(pipe.device).manual_seed(self.settings.seed)}
-        side = self._side(resolution)
-        padded, _, _ = pipe.image_processor.preprocess(image, side, "bilinear", pipe.device, pipe.dtype)
+        padded, _ = self._padded(image, resolution)
         rows, columns = (pixels // pipe.vae_scale_factor for pixels in padded.shape[2:])
         channels = pipe.unet.config.out_channels
         return {"latents": torch.zeros(1, channels, rows, columns, device=pipe.device, dtype=pipe.dtype)}
@@ -259,6 +266,11 @@ class MultiStep:
             name: Prediction(value, doubt)
             for name, value, doubt in zip(self.info.kind.targets, values, doubts, strict=True)
         }
+
+
+def _floats(rgb: np.ndarray) -> torch.Tensor:
+    """(H, W, 3) uint8 to (3, H, W) float32 in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1).float() / 255.0
 
 
 def quiet() -> None:

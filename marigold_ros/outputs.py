@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.lifecycle import LifecycleNode
 from rclpy.lifecycle.publisher import LifecyclePublisher
 from rclpy.qos import HistoryPolicy, QoSPolicyKind, QoSProfile, ReliabilityPolicy
@@ -15,6 +16,7 @@ from std_msgs.msg import Header
 
 from marigold_ros import messages
 from marigold_ros.config import OutputConfig, Unusable
+from marigold_ros.diagnostics import metric_status
 from marigold_ros.pipeline import FrameDepth
 from marigold_ros.visual import colour_map
 
@@ -58,11 +60,13 @@ class Wanted:
     points: bool
     visual: bool
     confidence: bool = False
+    sigma: bool = False
+    status: bool = False
 
     @property
     def metric(self) -> bool:
-        """Whether anything in metres is wanted."""
-        return self.depth or self.points or self.visual
+        """Whether anything in metres is wanted; confidence may be had without."""
+        return self.depth or self.points or self.visual or self.sigma or self.status
 
     @property
     def anything(self) -> bool:
@@ -71,13 +75,11 @@ class Wanted:
 
 
 class Outputs:
-    """Publishes what is listened to, in the form that the settings ask for, under the image's own header.
+    """Publishes what is listened to, in the form that the settings ask for, under the image's own header."""
 
-    The topic of the confidence is there only with `confidence`: nobody shall wait for what will never come.
-    """
-
-    def __init__(self, node: LifecycleNode, settings: OutputConfig, confidence: bool = False) -> None:
+    def __init__(self, node: LifecycleNode, settings: OutputConfig) -> None:
         self._node = node
+        self._name = f"{node.get_fully_qualified_name()}: metres"
         self._profile = settings.reliability
         self._cloud: messages.CloudWriter | None = None
         self._publishers: list[LifecyclePublisher] = []
@@ -93,7 +95,9 @@ class Outputs:
             self._points = self._publisher(PointCloud2, "points")
             self._relative = self._publisher(Image, "relative_depth")
             self._visual = self._publisher(Image, "depth/visual")
-            self._confidence = self._publisher(Image, "confidence") if confidence else None
+            self._confidence = self._publisher(Image, "confidence")
+            self._sigma = self._publisher(Image, "depth/sigma")
+            self._status = self._publisher(DiagnosticArray, "depth/status")
         except Unusable:
             self.close()
             raise
@@ -105,7 +109,9 @@ class Outputs:
             depth=self._depth.get_subscription_count() > 0,
             points=self._points.get_subscription_count() > 0,
             visual=self._visual.get_subscription_count() > 0,
-            confidence=self._confidence is not None and self._confidence.get_subscription_count() > 0,
+            confidence=self._confidence.get_subscription_count() > 0,
+            sigma=self._sigma.get_subscription_count() > 0,
+            status=self._status.get_subscription_count() > 0,
         )
 
     def publish(self, frame: FrameDepth, header: Header, wanted: Wanted, settings: OutputConfig) -> bool:
@@ -120,11 +126,16 @@ class Outputs:
             if wanted.visual:
                 picture = colour_map(frame.depth_m, settings.visual_max_m)
                 self._visual.publish(messages.colour_image(picture, "bgr8", header))
+            if wanted.sigma:
+                self._sigma.publish(messages.float_image(frame.sigma_m, header))
+        if wanted.status:
+            self._status.publish(metric_status(frame, header, self._name))
         if wanted.relative:
             self._relative.publish(messages.float_image(frame.relative, header))
-        if wanted.confidence:
+        sure = wanted.confidence and frame.confidence is not None
+        if sure:
             self._confidence.publish(messages.float_image(frame.confidence, header))
-        return wanted.relative or wanted.confidence or frame.depth_m is not None
+        return wanted.relative or wanted.status or sure or (wanted.metric and frame.depth_m is not None)
 
     def close(self) -> None:
         """Remove the topics."""
@@ -143,6 +154,7 @@ class Outputs:
     def _cloud_message(self, frame: FrameDepth, header: Header, stride: int) -> PointCloud2:
         if self._cloud is None or self._cloud.camera != frame.camera:
             self._cloud = messages.CloudWriter(frame.camera)
+        depth_m = frame.depth_m if frame.solid_m is None else frame.solid_m
         if stride == 1:
-            return self._cloud.organized(frame.depth_m, frame.rgb, header)
-        return self._cloud.strided(frame.depth_m, frame.rgb, stride, header)
+            return self._cloud.organized(depth_m, frame.rgb, header)
+        return self._cloud.strided(depth_m, frame.rgb, stride, header)

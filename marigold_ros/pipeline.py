@@ -6,21 +6,25 @@ camera alone is made when the camera changes.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 
 from marigold_ros.anchors import Anchors, Scan, anchors_of
-from marigold_ros.config import Config, Fault, Unusable
+from marigold_ros.calibration import Calibration, CalibrationMonitor
+from marigold_ros.config import Config, Fault, FitConfig, Unusable
 from marigold_ros.disagreement import confidence_of
-from marigold_ros.field import corrected
+from marigold_ros.field import Evidence, Field, apply_field, evidence_of, fitted_field
 from marigold_ros.geometry import Camera, Rectifier, rectifier
 from marigold_ros.metric import MetricFit, apply_fit
-from marigold_ros.tracker import DEGRADED, RELATIVE, FindMotion, Metres, MetricTracker, unknown_motion
+from marigold_ros.tracker import DEGRADED, HOLD, OK, RELATIVE, FindMotion, Metres, MetricTracker, unknown_motion
+from marigold_ros.uncertainty import Uncertainty, confidence_from, doubt_of, sigma_of, smooth_variance, solid_part
+from marigold_ros.unknown import far_end, forget_far
 
 # Relative depth beyond this is 1 but for the rounding of a resize.
 _SATURATED = 1.0 - 1e-5
@@ -46,10 +50,12 @@ class FrameDepth:
     """The answer to one image.
 
     `rgb` and `camera` are those of the rectified image, pixel on pixel with `relative` and `depth_m`, (H, W) float32.
-    `confidence`, (H, W) float32 in [0, 1], is None unless it was asked for. `depth_m` is None without a `fit`; a metric
-    checkpoint has one of its own for want of another. `problem` says why anchors gave no new one, where they should.
-    `metres` tells how sure the fit is; it is None where metres were not asked for. `sigma_m`, (H, W) float32, is one
-    standard deviation of `depth_m`.
+    `depth_m` is None without a `fit`; a metric checkpoint has one of its own for want of another. `problem` says why
+    anchors gave no new one, where they should. `metres` tells how sure the fit is; it is None where metres were not
+    asked for.
+    `calibration` is what many frames say of the extrinsic and the time offset; None while that is not known.
+    None unless they were asked for: `sigma_m`, (H, W) float32, one standard deviation of `depth_m`; `confidence`,
+    (H, W) float32 in [0, 1], that of metric depth by `sigma_m`; `solid_m`, `depth_m` that may go into a cloud.
     """
 
     rgb: np.ndarray
@@ -62,7 +68,9 @@ class FrameDepth:
     stage_s: dict[str, float] = field(default_factory=dict)
     confidence: np.ndarray | None = None
     sigma_m: np.ndarray | None = None
+    solid_m: np.ndarray | None = None
     metres: Metres | None = None
+    calibration: Calibration | None = None
 
     @property
     def state(self) -> str:
@@ -86,10 +94,17 @@ class Pipeline:
     def __init__(self, estimator: Estimator) -> None:
         self._estimator = estimator
         self._tracker = MetricTracker(estimator.space)
+        self._calibration = CalibrationMonitor()
+        self._scans: Sequence[Scan] = ()
         self._raw_camera: Camera | None = None
         self._rectifier: Rectifier | None = None
         # A metric checkpoint's scale and shift for this camera.
         self._own: MetricFit | None = None
+        self._uncertainty = Uncertainty()
+        # How far anchors were evidence when the last fit was made.
+        self._far_m = math.inf
+        # The last correction, and what it rests on, for as long as metres are held.
+        self._held: tuple[Evidence, Field] | None = None
 
     def __call__(
         self,
@@ -101,25 +116,33 @@ class Pipeline:
         *,
         metric: bool = True,
         confidence: bool = False,
+        sigma: bool = False,
+        solid: bool = False,
         find_motion: FindMotion = unknown_motion,
     ) -> FrameDepth:
         """Depth of one (H, W, 3) uint8 image.
 
         `find_scan` is called after the network, so that a scan that arrives meanwhile still counts; it gives one, or
         those of several sensors, and raises `Unusable` where there is none. Without `metric` only the relative
-        depth is computed. `confidence` asks for that of model.confidence, too. `find_motion` tells how the camera moved
-        since an earlier image.
+        depth is computed. `confidence` asks for that, too: of metric depth where it can be had, else that of
+        model.confidence. `sigma` asks for the deviation of metric depth, `solid` for what of it has
+        output.points_min_confidence. `find_motion` tells how the camera moved since an earlier image.
         """
         stage_s: dict[str, float] = {}
         with _timed(stage_s, "rectify"):
             rgb, camera = self._rectified(rgb, camera)
         with _timed(stage_s, "network"):
-            relative, sure = self._look(rgb, camera, config.model.confidence if confidence else "none")
-        _require_finite(relative)
+            judged = confidence or (metric and (sigma or solid))
+            second = config.model.confidence if confidence or (metric and sigma) else "none"
+            relative, disagreement = self._look(rgb, camera, second)
+            _require_finite(relative)
+            sure = self._sure(disagreement, config.model.confidence) if confidence else None
         if not metric:
             return FrameDepth(rgb, camera, relative, stage_s=stage_s, confidence=sure)
         with _timed(stage_s, "anchors"):
             anchors, problem, fault = self._anchors(find_scan, camera, config)
+        with _timed(stage_s, "calibration"):
+            calibration = self._watched(stamp_ns, rgb, camera, anchors, config)
         with _timed(stage_s, "fit"):
             metres = self._tracker.update(
                 stamp_ns,
@@ -135,31 +158,102 @@ class Pipeline:
             fit = metres.fit or self._own
             depth_m = None if fit is None else apply_fit(fit, relative, config.fit.max_depth_m)
         with _timed(stage_s, "correct"):
-            # By anchors that this image was fitted to alone: metres that are held were refused the new ones.
-            if metres.fresh and config.fit.correction_limit > 1.0:
-                depth_m = corrected(depth_m, anchors, config.fit.correction_limit, config.fit.max_depth_m)
+            limit, fitted_m = config.fit.correction_limit, depth_m
+            evidence = evidence_of(fitted_m, anchors) if metres.fresh and (limit > 1.0 or judged) else None
+            learnable = evidence
+            evidence, correction = self._correction(metres, evidence, config.fit)
+            if correction is not None:
+                depth_m = apply_field(correction, fitted_m) if limit > 1.0 else fitted_m.copy()
         if depth_m is not None:
-            self._forget_unknown(depth_m, relative)
-        return FrameDepth(rgb, camera, relative, depth_m, fit, anchors, metres.problem, stage_s, sure, metres=metres)
+            if metres.fresh:
+                self._notice_far_end(anchors, metres)
+            self._forget_unknown(depth_m, relative, config.fit.max_depth_m, measured=fit is not self._own)
+        frame = FrameDepth(
+            rgb,
+            camera,
+            relative,
+            depth_m,
+            fit,
+            anchors,
+            metres.problem,
+            stage_s,
+            sure,
+            metres=metres,
+            calibration=calibration,
+        )
+        if depth_m is None or not judged:
+            return frame
+        with _timed(stage_s, "sigma"):
+            doubt = doubt_of(fitted_m, disagreement, fit)
+            if learnable is not None:
+                self._uncertainty.learn(learnable, limit, doubt)
+            law = self._uncertainty.law
+            variance = smooth_variance(law, fitted_m, relative, fit, evidence, correction, metres.fresh)
+            min_confidence = config.output.points_min_confidence
+            sigma_m = sigma_of(depth_m, variance, doubt, law) if sigma or confidence else None
+            return replace(
+                frame,
+                sigma_m=sigma_m,
+                confidence=confidence_from(depth_m, sigma_m) if confidence else None,
+                solid_m=solid_part(depth_m, variance, min_confidence) if solid else None,
+            )
 
-    def _forget_unknown(self, depth_m: np.ndarray, relative: np.ndarray) -> None:
-        """Set to NaN what is no depth: the end of a metric checkpoint's range, which means that far or farther and is
-        no wall, and what the lens did not see.
+    def _watched(
+        self, stamp_ns: int, rgb: np.ndarray, camera: Camera, anchors: Anchors | None, config: Config
+    ) -> Calibration | None:
+        """What this frame and those before say of the extrinsic and the time offset of the only range sensor."""
+        if not config.fit.check_calibration:
+            self._calibration.reset()
+            return None
+        if anchors is None or len(self._scans) != 1:
+            return self._calibration.verdict
+        (scan,) = self._scans
+        return self._calibration.update(stamp_ns, rgb, camera, anchors, scan.camera_from_lidar[:3, 3], scan.age_s)
+
+    def _correction(
+        self, metres: Metres, evidence: Evidence | None, settings: FitConfig
+    ) -> tuple[Evidence | None, Field | None]:
+        """The correction by this image's anchors, and what it rests on; while metres are held the last one, fading."""
+        if evidence is not None:
+            self._held = evidence, fitted_field(evidence, settings.correction_limit)
+            return self._held
+        if metres.state != HOLD or self._held is None:
+            self._held = None
+            return None, None
+        evidence, field = self._held
+        left = max(0.0, 1.0 - (metres.age_s / settings.hold_s) ** 2) if metres.age_s > 0 else 1.0
+        return evidence, replace(field, log_factor=field.log_factor * np.float32(left))
+
+    def _notice_far_end(self, anchors: Anchors, metres: Metres) -> None:
+        """Remember how far there is evidence: a few anchors that are near by chance do not shorten it."""
+        far_m = far_end(anchors)
+        self._far_m = far_m if metres.state == OK or math.isinf(self._far_m) else max(far_m, self._far_m)
+
+    def _forget_unknown(self, depth_m: np.ndarray, relative: np.ndarray, max_depth_m: float, measured: bool) -> None:
+        """Set to NaN what is no depth: what lies far beyond all that was `measured`, the sky, the end of a metric
+        checkpoint's range, which means that far or farther and is no wall, and what the lens did not see.
         """
+        if measured:
+            forget_far(depth_m, relative, self._far_m, max_depth_m)
         if self._own is not None:
             depth_m[relative > _SATURATED] = np.nan
         if self._unseen is not None:
             depth_m[self._unseen] = np.nan
 
     def _look(self, rgb: np.ndarray, camera: Camera, method: str) -> tuple[np.ndarray, np.ndarray | None]:
-        """Relative depth and, unless `method` is 'none', its confidence: 0 where the lens did not see."""
+        """Relative depth and, unless `method` is 'none', the disagreement of two answers."""
         if method == "none":
             return self._estimator(rgb, camera.focal_px), None
-        relative, disagreement = self._estimator.with_disagreement(rgb, camera.focal_px)
+        return self._estimator.with_disagreement(rgb, camera.focal_px)
+
+    def _sure(self, disagreement: np.ndarray | None, method: str) -> np.ndarray | None:
+        """The confidence of relative depth, where there is one: 0 where the lens did not see."""
+        if disagreement is None:
+            return None
         confidence = confidence_of(disagreement, method)
         if self._unseen is not None:
             confidence[self._unseen] = 0.0
-        return relative, confidence
+        return confidence
 
     def _rectified(self, rgb: np.ndarray, camera: Camera) -> tuple[np.ndarray, Camera]:
         """The image without lens distortion, and its camera."""
@@ -194,6 +288,7 @@ class Pipeline:
         except Unusable as problem:
             return None, str(problem), isinstance(problem, Fault)
         scans = [scans] if isinstance(scans, Scan) else scans
+        self._scans = scans
         return anchors_of(scans, camera, config.range, self._unseen), None, False
 
 

@@ -147,17 +147,19 @@ def weigh(evidence: Evidence, belief: Belief | None = None) -> Line:
     e, (about_scale, about_both, about_shift) = evidence, known.information
     # Information about (scale, shift); the samples' mean lies on the line: mean_y = mean_p * scale + shift.
     w, p = e.mean_information, e.mean_p
-    data = np.array([[e.scale_information + w * p * p, w * p], [w * p, w]])
-    vector = np.array([e.scale_information * e.scale + w * p * e.mean_y, w * e.mean_y])
-    prior, mean = np.array([[about_scale, about_both], [about_both, about_shift]]), np.array([known.scale, known.shift])
-    covariance = np.linalg.inv(data + prior)
-    scale, shift = found = covariance @ (vector + prior @ mean)
+    in_scale, in_both, in_shift = e.scale_information + w * p * p + about_scale, w * p + about_both, w + about_shift
+    to_scale = e.scale_information * e.scale + w * p * e.mean_y + about_scale * known.scale + about_both * known.shift
+    to_shift = w * e.mean_y + about_both * known.scale + about_shift * known.shift
+    determinant = in_scale * in_shift - in_both**2
+    variances = in_shift / determinant, -in_both / determinant, in_scale / determinant
+    scale = variances[0] * to_scale + variances[1] * to_shift
+    shift = variances[1] * to_scale + variances[2] * to_shift
     if not scale > 0:
         raise NoLine(f"the best scale is not positive ({scale:.4g}): wrong extrinsic or wrong checkpoint")
-    contradiction = (found - mean) @ prior @ (found - mean)
+    off_scale, off_shift = scale - known.scale, shift - known.shift
+    contradiction = about_scale * off_scale**2 + 2.0 * about_both * off_scale * off_shift + about_shift * off_shift**2
     contradiction += e.scale_information * (scale - e.scale) ** 2 + w * (p * scale + shift - e.mean_y) ** 2
-    variances = float(covariance[0, 0]), float(covariance[0, 1]), float(covariance[1, 1])
-    return Line(float(scale), float(shift), variances, float(contradiction))
+    return Line(scale, shift, variances, contradiction)
 
 
 def _best_hypothesis(

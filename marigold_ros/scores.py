@@ -79,3 +79,16 @@ def near_rates(predicted_m: np.ndarray, truth_m: np.ndarray, near_m: float = 5.0
         miss = ~known | (predicted > (1 + off) * truth)
         phantom = known & (predicted < (1 - off) * truth)
     return NearRates(float(np.mean(miss)), float(np.mean(phantom)), len(truth))
+
+
+def shares_within(predicted_m: np.ndarray, sigma_m: np.ndarray, truth_m: np.ndarray) -> tuple[float, float]:
+    """Shares of the errors that lie within one and within two standard deviations, 0.68 and 0.95 of normal ones.
+
+    Arrays of one shape in metres; NaN means unknown; NaN when nothing can be compared.
+    """
+    with np.errstate(invalid="ignore"):
+        sigmas = np.abs(predicted_m - truth_m) / sigma_m
+    sigmas = sigmas[np.isfinite(sigmas)]
+    if len(sigmas) == 0:
+        return np.nan, np.nan
+    return float(np.mean(sigmas <= 1.0)), float(np.mean(sigmas <= 2.0))

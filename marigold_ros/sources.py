@@ -71,7 +71,9 @@ class RangeSource:
         camera_from_lidar = self.extrinsic.camera_from_lidar(*between)
         told = found.offset_s is not None or self._type == "depth_image" or not settings.point_times
         error_s = _TIME_ERROR_S if told else _TIME_ERROR_OF_SCAN_S
-        return Scan(found.points, camera_from_lidar, settings, self.extrinsic.sweep(*between, found.offset_s, error_s))
+        sweep = self.extrinsic.sweep(*between, found.offset_s, error_s)
+        age_s = 0.0 if settings.fixed_frame else (between[1] - found.stamp_ns) * 1e-9
+        return Scan(found.points, camera_from_lidar, settings, sweep, age_s)
 
     @property
     def _info_topic(self) -> str:

@@ -23,11 +23,11 @@ from bags import (
 from marigold_ros.config import ModelConfig, Unusable
 from marigold_ros.estimator import load_estimator
 from marigold_ros.places import shared
+from marigold_ros.transform_tree import TransformTree
 from trainer import collect, collector
 from trainer.__main__ import main as trainer
 from trainer.samples import SampleFolder, read_sample
 from trainer.selection import Selection, TimeSplit, difference, miniature, sharpness
-from trainer.transform_tree import TransformTree
 
 SIZE = 64, 48
 K = 50.0, 50.0, 31.5, 23.25

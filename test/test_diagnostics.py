@@ -1,10 +1,13 @@
 """What the node says of itself."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 pytest.importorskip("rclpy")
 from marigold_ros.anchors import Anchors
+from marigold_ros.calibration import Calibration
 from marigold_ros.diagnostics import ERROR, OK, WARN, Diagnostics
 from marigold_ros.geometry import Camera
 from marigold_ros.metric import MetricFit
@@ -204,3 +207,18 @@ def test_missing_images_are_said_beside_what_else_is_wrong(watched):
     status, _ = watched.status()
     assert status.message.startswith("no images")
     assert "no scan" in status.message
+
+
+def test_a_wrong_calibration_warns_until_it_is_right_again(watched):
+    right = Calibration(20, (0.1, 0.0, 0.0), (0.1, 0.1, 0.4), 0.002, 0.004, (0.2, -1.3))
+    wrong = replace(right, turn_deg=(0.1, 0.9, 0.0), shift_px=(8.4, -1.3), problem="the extrinsic looks wrong")
+    for calibration, level in ((None, OK), (wrong, WARN), (right, OK), (wrong, WARN), (None, OK)):
+        watched.diagnostics.count("image")
+        watched.diagnostics.frame(replace(good(), calibration=calibration), 0, 0.05, metric=True)
+        status, values = watched.status()
+        assert status.level == level
+        assert ("the extrinsic looks wrong" in status.message) == (level == WARN)
+        assert ("time offset (ms)" in values) == (calibration is not None)
+        if calibration is wrong:
+            assert values["calibration shift (px)"] == "+8.4 right, -1.3 down"
+            assert values["time offset (ms)"] == "+2 ± 4"

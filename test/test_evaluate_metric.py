@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -18,7 +19,7 @@ from marigold_ros.metric_baselines import METHODS, Question, oracle_affine
 from marigold_ros.metric_cases import CLEAN, FAULTS, TURNED, WRONG, Pattern, cases, patterns, with_wrong_depths
 from marigold_ros.metric_frames import DATA_VARIABLE, INDOOR, KITTI, Frame, data_folder, read_frames
 from marigold_ros.metric_report import Row, means, targets
-from marigold_ros.scores import near_rates, score
+from marigold_ros.scores import near_rates, score, shares_within
 
 ROWS, COLUMNS = 96, 128
 EVERY_PIXEL = np.stack(np.meshgrid(np.arange(COLUMNS), np.arange(ROWS)), axis=-1).reshape(-1, 2)
@@ -307,6 +308,13 @@ def test_misses_and_phantoms_are_those_of_the_definition():
     assert score(np.array([1.0, 3.0]), np.array([2.0, 6.0])).mae_m == 2.0
 
 
+def test_shares_within_sigma_by_hand():
+    predicted_m, sigma_m = np.array([1.0, 2.0, 3.0, 4.0, np.nan]), np.array([0.1, 0.1, 0.5, 0.1, 0.1])
+    truth_m = np.array([1.05, 2.15, 2.6, 5.0, 1.0])  # 0.5, 1.5, 0.8 and 10 standard deviations
+    assert shares_within(predicted_m, sigma_m, truth_m) == (0.5, 0.75)
+    assert math.isnan(shares_within(predicted_m, sigma_m, np.full(5, np.nan))[0])
+
+
 def row(abs_rel, method, fault="clean", pattern="16 of 64 beams", frame="a", dataset=KITTI):
     return Row(dataset, frame, pattern, fault, method, 100, 10, abs_rel, 1.0, 1.0, 0.9, 0.1, 0.1, 7, 1.0, 2.0)
 
@@ -338,6 +346,17 @@ def test_targets_are_judged_by_the_worst_case():
     assert found[5] == ("correction, 16 of 64 beams", 0.11, 0.8 * 1.05 * 0.11, False)
 
 
+def test_calibration_is_judged_by_the_worst_case_of_a_fault():
+    shares = [("clean", 0.7), ("clean", 0.79), ("30 % wrong", 0.6), ("30 % wrong", 0.41), ("50 % wrong", math.nan)]
+    rows = [replace(row(0.1, "ours", fault), within_1=share) for fault, share in shares]
+    found = [t for t in targets(rows) if "standard deviation" in t.what]
+    assert [(t.what.split(", ")[1], t.measured, t.allowed, t.met) for t in found] == [
+        ("clean", 0.79, 0.8, True),
+        ("30 % wrong", 0.41, 0.55, False),
+    ]
+    assert found[1].where == "kitti: 1 of 2 cases; worst: a, 16 of 64 beams"
+
+
 def test_means_leave_out_what_is_unknown():
     (found,) = means([row(0.1, "ours"), row(0.3, "ours", frame="b"), row(math.nan, "ours", frame="c")])
     assert (found.abs_rel, found.frame) == (pytest.approx(0.2), "mean of 3")
@@ -355,6 +374,8 @@ def test_every_method_is_scored_in_every_case():
     ours = [r for r in rows if r.method == "ours, no correction"]
     assert all(r.fit_ms > 0 and r.abs_rel < 0.1 and r.pixels == np.isfinite(truth_m).sum() for r in ours)
     assert all(math.isnan(r.fit_ms) for r in rows if r.method != "ours, no correction")
+    assert all(math.isnan(r.within_1) == (r.method != "ours") for r in rows)
+    assert all(0.0 < r.within_1 < r.within_2 <= 1.0 for r in rows if r.method == "ours")
     oracle = {r.abs_rel for r in rows if r.method == "oracle affine"}
     assert len(oracle) == 1
 
@@ -387,6 +408,37 @@ def test_the_program_prints_its_tables_and_writes_the_numbers(folder, tmp_path, 
     clean = [r for r in content["rows"] if r["method"] == "ours" and r["fault"] == "clean"]
     assert all(r["abs_rel"] < 0.1 for r in clean)
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_marigold_dc_stands_beside_the_others_in_its_few_cases(folder, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("transformers")
+    from family_checkpoints import FAMILY, write_family_checkpoint
+    from marigold_ros import metric_guided
+
+    rows = {row.name: row for row in FAMILY}
+    monkeypatch.setattr(metric_guided, "STEPS", 1)
+    monkeypatch.setattr(evaluate_metric, "FAULTS", (CLEAN,))
+    checkpoint = write_family_checkpoint(tmp_path, rows["marigold-depth-v1-1"], (64, 64))
+    out = tmp_path / "scores.json"
+    arguments = ["--data", str(folder), "--relative", "degraded", "--json", str(out)]
+    assert evaluate_metric.main([*arguments, "--marigold-dc", str(checkpoint)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    heads = next(line for line in lines if line.startswith("| pattern | fault")).split(" | ")
+    column = heads.index("Marigold-DC, guarded")
+    cells = {
+        tuple(line.strip("| ").split(" | ")[:2]): line.split(" | ")[column] for line in lines if " | clean | " in line
+    }
+    assert float(cells["16 lines", "clean"]) > 0
+    assert cells["2D scan", "clean"] == ""
+    content = [r for r in json.loads(out.read_text())["rows"] if "arigold" in r["method"] or "its ch" in r["method"]]
+    assert {(r["pattern"], r["fault"]) for r in content} == {
+        (pattern, fault) for pattern in ("16 lines", "500 points") for fault in ("clean", "30 % wrong")
+    }
+    assert len(content) == 4 * 4
+
+    nothing = ["--marigold-dc", str(write_family_checkpoint(tmp_path, rows["marigold-e2e-ft-depth"]))]
+    assert evaluate_metric.main([*arguments, *nothing]) == 1
+    assert "takes one step from zeros" in capsys.readouterr().err
 
 
 def test_frames_are_read_as_they_were_measured(folder):

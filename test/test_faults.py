@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("rclpy")
-from diagnostic_msgs.msg import DiagnosticStatus
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from lifecycle_msgs.srv import ChangeState, GetState
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 
@@ -33,8 +33,17 @@ from ros_harness import (
 
 SPACE = "/faults/"
 NODE = SPACE + "depth_node"
-METRIC = {"depth": Image, "depth/camera_info": CameraInfo, "points": PointCloud2, "depth/visual": Image}
-OUTPUTS = {**METRIC, "relative_depth": Image}
+OUTPUTS = {
+    "depth": Image,
+    "depth/camera_info": CameraInfo,
+    "depth/sigma": Image,
+    "depth/visual": Image,
+    "points": PointCloud2,
+    "relative_depth": Image,
+    "depth/status": DiagnosticArray,
+}
+# What goes on without metres.
+RELATIVE = ("relative_depth", "depth/status")
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 # Farther apart than range.max_age_s, so that a frame has its own scan or none.
 STEP_S = 0.25
@@ -84,7 +93,9 @@ class Stream:
         status = self.robot.statuses[NODE]
         frame = Frame(stamp_ns, status.level, status.message, self.robot.values(NODE))
         if counted == ANSWERED:
-            self.expect([stamp_ns], OUTPUTS if frame.state in WITH_METRES else ["relative_depth"])
+            self.expect([stamp_ns], OUTPUTS if frame.state in WITH_METRES else RELATIVE)
+            (told,) = self.on("depth/status")[stamp_ns].status
+            assert told.message.split(":")[0] == frame.state
         return frame
 
     def send(self, **changed) -> int:

@@ -25,4 +25,5 @@ def test_only_metric_outputs_ask_for_a_fit():
     assert Wanted(relative=False, depth=False, points=False, visual=True).metric
     assert not Wanted(relative=False, depth=False, points=False, visual=False, confidence=True).metric
     assert Wanted(relative=False, depth=False, points=False, visual=False, confidence=True).anything
+    assert Wanted(relative=False, depth=False, points=False, visual=False, sigma=True).metric
     assert not Wanted(relative=False, depth=False, points=False, visual=False).anything

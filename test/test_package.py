@@ -28,6 +28,7 @@ PROGRAMS = (
     "recorder",
     "kitti",
     "evaluate_metric",
+    "check_calibration",
     "export",
     "estimate",
     "doctor",

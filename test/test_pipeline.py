@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from marigold_ros.canonical import MetricScale
-from marigold_ros.config import Config, FitConfig, ModelConfig, RangeConfig, Unusable
+from marigold_ros.config import Config, FitConfig, ModelConfig, OutputConfig, RangeConfig, Unusable
 from marigold_ros.disagreement import TYPICAL
 from marigold_ros.geometry import Camera, Rectifier, backproject, pixel_rays
 from marigold_ros.pipeline import Pipeline, Scan
@@ -67,21 +67,23 @@ def error(frame) -> float:
     return float(np.abs(frame.depth_m / DEPTH_M - 1).mean())
 
 
-def test_depth_is_brought_to_the_anchors_of_this_image_only():
+def test_depth_is_brought_to_the_anchors_and_stays_there_for_a_while():
     pipeline = Pipeline(Bent())
     with_field = pipeline(RGB, CAMERA, 0, scan, CONFIG)
-    held = pipeline(RGB, CAMERA, SECOND // 10, no_scan, CONFIG)
+    held = [pipeline(RGB, CAMERA, tenths * SECOND // 10, no_scan, CONFIG) for tenths in (1, 7, 10)]
     plain = Config(fit=FitConfig(correction_limit=1.0))
     without = Pipeline(Bent())(RGB, CAMERA, 0, scan, plain)
     assert with_field.fit == without.fit
-    assert (held.fit.scale, held.fit.shift) == pytest.approx((without.fit.scale, without.fit.shift))
+    assert all(frame.state == "HOLD" for frame in held)
     assert error(with_field) < 0.3 * error(without)
-    np.testing.assert_allclose(held.depth_m, without.depth_m, rtol=1e-5)
+    assert error(held[0]) < 0.1 * error(without)
+    assert error(held[0]) < error(held[1]) < error(held[2])
+    np.testing.assert_allclose(held[2].depth_m, without.depth_m, rtol=1e-5)
 
 
 def test_every_stage_is_timed():
     frame = Pipeline(Scene())(RGB, CAMERA, 0, scan, CONFIG)
-    assert set(frame.stage_s) == {"rectify", "network", "anchors", "fit", "correct"}
+    assert set(frame.stage_s) == {"rectify", "network", "anchors", "calibration", "fit", "correct"}
     assert all(seconds >= 0 for seconds in frame.stage_s.values())
 
 
@@ -111,6 +113,14 @@ def test_the_last_fit_is_held_and_then_given_up():
     assert over.depth_m is None
     assert over.fit is None
     assert over.relative is not None
+
+
+def test_a_stamp_that_comes_twice_is_no_reason_to_fail_even_without_a_hold():
+    config = Config(fit=FitConfig(hold_s=0.0))
+    pipeline = Pipeline(Scene())
+    pipeline(RGB, CAMERA, SECOND, scan, config)
+    assert pipeline(RGB, CAMERA, SECOND, no_scan, config).state == "HOLD"
+    assert pipeline(RGB, CAMERA, SECOND + 1, no_scan, config).state == "RELATIVE"
 
 
 def test_a_refusal_is_passed_on():
@@ -200,9 +210,70 @@ def test_confidence_is_there_for_who_asks_and_nothing_else_changes():
     frame = Pipeline(Scene())(RGB, CAMERA, 0, scan, config, confidence=True)
     assert plain.confidence is None
     np.testing.assert_array_equal(frame.depth_m, plain.depth_m)
-    np.testing.assert_allclose(frame.confidence[:, [0, -1]], [[1 / 2, 1 / 3]] * 48, rtol=1e-6)
+    np.testing.assert_allclose(frame.confidence, np.clip(1 - 2 * frame.sigma_m / frame.depth_m, 0, 1), atol=1e-6)
     alone = Pipeline(Scene())(RGB, CAMERA, 0, no_scan, config, metric=False, confidence=True)
-    np.testing.assert_array_equal(alone.confidence, frame.confidence)
+    np.testing.assert_allclose(alone.confidence[:, [0, -1]], [[1 / 2, 1 / 3]] * 48, rtol=1e-6)
+    without_scan = Pipeline(Scene())(RGB, CAMERA, 0, no_scan, config, confidence=True)
+    np.testing.assert_array_equal(without_scan.confidence, alone.confidence)
+
+
+def test_sigma_is_there_for_who_asks_and_grows_while_a_fit_is_held():
+    pipeline = Pipeline(Bent())
+    plain = pipeline(RGB, CAMERA, 0, scan, CONFIG)
+    assert (plain.sigma_m, plain.confidence, plain.solid_m) == (None, None, None)
+    assert "sigma" not in plain.stage_s
+    frame = pipeline(RGB, CAMERA, 1, scan, CONFIG, sigma=True)
+    assert (frame.confidence, frame.solid_m) == (None, None)
+    assert "sigma" in frame.stage_s
+    assert (frame.sigma_m > 0).all()
+    held = pipeline(RGB, CAMERA, SECOND // 10, no_scan, CONFIG, sigma=True)
+    assert np.median(held.sigma_m / held.depth_m) > 1.1 * np.median(frame.sigma_m / frame.depth_m)
+    nothing = Pipeline(Bent())(RGB, CAMERA, 0, no_scan, CONFIG, sigma=True, solid=True)
+    assert (nothing.depth_m, nothing.sigma_m, nothing.solid_m) == (None, None, None)
+
+
+def test_without_the_correction_sigma_is_that_of_the_fit():
+    plain = Config(fit=FitConfig(correction_limit=1.0))
+    corrected = Pipeline(Bent())(RGB, CAMERA, 0, scan, CONFIG, sigma=True)
+    fitted = Pipeline(Bent())(RGB, CAMERA, 0, scan, plain, sigma=True)
+    assert np.median(fitted.sigma_m) > 2 * np.median(corrected.sigma_m)
+    within = np.abs(fitted.depth_m - DEPTH_M) <= fitted.sigma_m
+    assert 0.45 < within.mean() < 0.9
+
+
+def test_the_second_pass_of_the_network_counts_in_sigma():
+    config = replace(CONFIG, model=ModelConfig(confidence="mirror"))
+    alone, both = (Pipeline(Bent())(RGB, CAMERA, 0, scan, c, sigma=True) for c in (CONFIG, config))
+    assert (alone.sigma_m != both.sigma_m).any()
+    np.testing.assert_array_equal(alone.depth_m, both.depth_m)
+
+
+def test_the_cloud_is_what_has_the_confidence_that_is_asked_for():
+    pipeline = Pipeline(Scene())
+    for wanted, known in ((0.2, True), (1.0, False)):
+        config = replace(CONFIG, output=OutputConfig(points_min_confidence=wanted))
+        frame = pipeline(RGB, CAMERA, 0, scan, config, solid=True)
+        assert np.isfinite(frame.solid_m).all() == known
+        assert np.isfinite(frame.solid_m).any() == known
+        assert np.isfinite(frame.depth_m).all()
+
+
+def test_the_sky_is_no_wall():
+    """The network's far end and nothing measured beyond 6 m: what would be 12 m and farther is unknown."""
+
+    class Sky(Scene):
+        def __call__(self, rgb, focal_px=None):
+            relative = super().__call__(rgb, focal_px) * 0.25
+            relative[:10] = 1.0
+            return relative
+
+    def near_scan():
+        full = scan()
+        return Scan(full.points[full.points[:, 2] < 6.0], full.camera_from_lidar)
+
+    frame = Pipeline(Sky())(RGB, CAMERA, 0, near_scan, CONFIG)
+    assert np.isnan(frame.depth_m[:10]).all()
+    np.testing.assert_allclose(frame.depth_m[12:], DEPTH_M[12:], rtol=0.02)
 
 
 def test_where_the_lens_did_not_see_nothing_is_sure():
@@ -307,3 +378,22 @@ def test_the_end_of_a_metric_range_is_unknown_not_a_wall():
     assert np.isnan(frame.depth_m[1:20]).all()
     np.testing.assert_allclose(frame.depth_m[0], 80.0 * 800.0**-0.001, rtol=1e-4)
     np.testing.assert_allclose(frame.depth_m[20:], DEPTH_M[20:], rtol=1e-4)
+
+
+def test_the_calibration_watch_sees_every_scan_until_it_is_turned_off(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "marigold_ros.calibration.CalibrationMonitor.update", lambda self, *frame: seen.append(frame) or "verdict"
+    )
+    pipeline = Pipeline(Scene())
+    late = replace(scan(), age_s=0.04)
+    assert pipeline(RGB, CAMERA, SECOND, lambda: late, CONFIG).calibration == "verdict"
+    stamp_ns, rgb, camera, anchors, origin_m, age_s = seen.pop()
+    assert (stamp_ns, camera, age_s) == (SECOND, CAMERA, 0.04)
+    assert rgb is RGB
+    assert len(anchors) > 0
+    np.testing.assert_allclose(origin_m, [0.3, -0.1, 0.2])
+    assert pipeline(RGB, CAMERA, 2 * SECOND, no_scan, CONFIG).calibration is None
+    off = replace(CONFIG, fit=FitConfig(check_calibration=False))
+    assert pipeline(RGB, CAMERA, 3 * SECOND, scan, off).calibration is None
+    assert seen == []

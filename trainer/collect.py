@@ -19,9 +19,9 @@ from pathlib import Path
 
 from marigold_ros.config import RangeConfig, Unusable
 from marigold_ros.recordings import Recording
+from marigold_ros.topics import Topics, choose_topics
 from trainer.collection import Settings, Stopped
 from trainer.collector import Collector, name_of
-from trainer.topics import Topics, choose_topics
 
 STOPPED = 3  # exit status: told to stop, run again to go on
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from marigold_ros.config import RangeConfig, Unusable
 from marigold_ros.files import written_beside
-from trainer.topics import Topics
+from marigold_ros.topics import Topics
 
 # Reasons for which frames are dropped, in the order in which they are looked for.
 BETWEEN = "between train and held_out"

@@ -16,14 +16,15 @@ from tqdm import tqdm
 
 from marigold_ros.config import ModelConfig, Unusable
 from marigold_ros.geometry import Camera
+from marigold_ros.pairing import Contents, Nearest, Wanted, contents_of, read_wanted
 from marigold_ros.recordings import Recorded, Recording
+from marigold_ros.rig import Rig
+from marigold_ros.topics import Topics
 from trainer import collection
 from trainer.collection import Settings, State, Stopped, Summary
-from trainer.lidar_truth import Rig, depth_map, shrunk, true_depth
-from trainer.pairing import Contents, Nearest, Wanted, contents_of, read_wanted
+from trainer.lidar_truth import depth_map, shrunk, true_depth
 from trainer.samples import Sample, is_sample, write_sample
 from trainer.selection import Look, Selection, TimeSplit
-from trainer.topics import Topics
 
 # How far beyond the ends of /tf its nearest transform still serves.
 _TF_PATIENCE_S = 0.2

@@ -1,95 +1,16 @@
-"""Messages of a camera and a LiDAR -> a rectified image with the LiDAR's depth in it, as the node sees them."""
+"""Depth that was measured, by a LiDAR or as a dense image, as maps of an image's pixels."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from marigold_ros.anchors import find_anchors
-from marigold_ros.config import RangeConfig, Unusable
-from marigold_ros.decoding import (
-    camera_from_info,
-    depth_from_image,
-    info_key,
-    points_from_cloud,
-    points_from_scan,
-    rgb_from_compressed,
-    rgb_from_image,
-    stamp_ns,
-)
-from marigold_ros.geometry import Camera, Rectifier, rectifier, resize, transform_from_quaternion, transformed
+from marigold_ros.config import Unusable
+from marigold_ros.decoding import depth_from_image
+from marigold_ros.geometry import Camera, resize
 from marigold_ros.recordings import TRUTH_STRIDE, truth_from_png
-from trainer.topics import COMPRESSED, SCAN
-from trainer.transform_tree import TransformTree
-
-
-class Rig:
-    """One camera and one range sensor. What depends on the camera alone is made when the camera changes.
-
-    `settings.extrinsic` 'static' takes the transform from `settings`, 'tf' from the `transforms`; with
-    `settings.fixed_frame`, each scan is moved from its own time to the image's.
-    """
-
-    def __init__(
-        self, image_type: str, range_type: str, settings: RangeConfig, rectified: bool, transforms: TransformTree
-    ) -> None:
-        self._decode_image = rgb_from_compressed if image_type == COMPRESSED else rgb_from_image
-        self._decode_scan = points_from_scan if range_type == SCAN else points_from_cloud
-        self._settings = settings
-        self._rectified = rectified
-        self._transforms = transforms
-        self._key: tuple | None = None
-        self._raw: Camera | None = None
-        self._rectifier: Rectifier | None = None
-
-    @property
-    def is_distorted(self) -> bool:
-        """Whether the last image was rectified, and is no longer pixel on pixel with the raw one."""
-        return self._rectifier is not None
-
-    def image(self, message: Any) -> np.ndarray:
-        """(H, W, 3) uint8 as recorded; raises `Unusable` for what the node would drop."""
-        return np.ascontiguousarray(self._decode_image(message))
-
-    def rectify(self, rgb: np.ndarray, info: Any) -> tuple[np.ndarray, Camera]:
-        """The image without distortion, and its camera; raises `Unusable` where the camera info does not fit it."""
-        height, width = rgb.shape[:2]
-        key = (width, height, info_key(info))
-        if key != self._key:
-            camera = camera_from_info(info, width, height, rectified=self._rectified)
-            self._raw, self._rectifier, self._key = camera, rectifier(camera), key
-        if self._rectifier is None:
-            return rgb, self._raw
-        return self._rectifier(rgb), self._rectifier.camera
-
-    def anchors(self, image_header: Any, camera: Camera, scans: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
-        """Pixels (N, 2) float32 u, v and depths (N,) in metres of the scans' points; the suspect ones are left out.
-
-        Raises `Unusable` where no scan can be read or placed.
-        """
-        points = [self._in_camera(image_header, scan) for scan in scans]
-        unseen = None if self._rectifier is None else self._rectifier.unseen
-        found = find_anchors(np.concatenate(points), np.eye(4), camera, self._settings, unseen)
-        sure = found.weight >= 1.0
-        return found.pixels[sure], found.depth_m[sure]
-
-    def _in_camera(self, image_header: Any, scan: Any) -> np.ndarray:
-        """(N, 3) float32 points in the camera's optical frame at the image's time."""
-        points = self._decode_scan(scan)
-        known = np.any(points != 0, axis=1)  # exact zeros say "no return", and must not be moved away from there
-        matrix = self._camera_from_lidar(image_header.frame_id, stamp_ns(image_header), scan.header)
-        return transformed(points[known], matrix)
-
-    def _camera_from_lidar(self, camera: str, image_ns: int, scan_header: Any) -> np.ndarray:
-        settings, lidar, scan_ns = self._settings, scan_header.frame_id, stamp_ns(scan_header)
-        if settings.extrinsic == "static":
-            return transform_from_quaternion(settings.translation_m, settings.rotation_xyzw)
-        if not settings.fixed_frame:
-            return self._transforms.matrix(camera, lidar, scan_ns)
-        fixed_from_lidar = self._transforms.matrix(settings.fixed_frame, lidar, scan_ns)
-        return self._transforms.matrix(camera, settings.fixed_frame, image_ns) @ fixed_from_lidar
+from marigold_ros.topics import COMPRESSED
 
 
 def stored_size(width: int, height: int, longest_px: int) -> tuple[int, int]:

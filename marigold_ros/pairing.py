@@ -16,8 +16,8 @@ import numpy as np
 from marigold_ros.config import Unusable
 from marigold_ros.decoding import info_key, stamp_ns
 from marigold_ros.recordings import TF_STATIC, Recorded, Recording
-from trainer.topics import Topics
-from trainer.transform_tree import TransformTree
+from marigold_ros.topics import Topics
+from marigold_ros.transform_tree import TransformTree
 
 TF = "/tf"
 _TRANSFORMS = "tf2_msgs/msg/TFMessage"

@@ -1,0 +1,162 @@
+"""The calibration watch over a recording, as it is and with faults put in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import cv2
+import numpy as np
+
+from marigold_ros.anchors import find_anchors
+from marigold_ros.calibration import Calibration, CalibrationMonitor
+from marigold_ros.calibration_evidence import Evidence
+from marigold_ros.config import RangeConfig, Unusable
+from marigold_ros.geometry import Camera
+from marigold_ros.pairing import Contents, Nearest, Wanted, contents_of, read_wanted
+from marigold_ros.pipeline import Scan
+from marigold_ros.recordings import Recording
+from marigold_ros.rig import Rig
+from marigold_ros.topics import Topics, choose_topics
+
+# How far beyond the ends of /tf its nearest transform still serves.
+_TF_PATIENCE_S = 0.2
+# Images may come this much earlier than their rate says and still be taken, as part of their period.
+_JITTER = 0.2
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is put in: a turn of the LiDAR about the camera's x, y and z; how much older than its stamp a scan is."""
+
+    name: str
+    turn_deg: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    delay_s: float = 0.0
+
+    def applied(self, scan: Scan) -> Scan:
+        """The scan with its extrinsic turned."""
+        turned = scan.camera_from_lidar.copy()
+        # The mounting's place stays, its direction does not.
+        turned[:3, :3] = cv2.Rodrigues(np.radians(self.turn_deg))[0] @ turned[:3, :3]
+        return replace(scan, camera_from_lidar=turned)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """After one frame: seconds since the first, the verdict so far, and of this frame alone the turn in radians (3,)
+    that it asks for and the motion of the picture in radians per second (2,), None where unknown.
+    """
+
+    time_s: float
+    verdict: Calibration | None
+    turn: np.ndarray
+    motion: np.ndarray | None
+
+
+@dataclass
+class Course:
+    """What became of one fault over a recording. `picture` is the frame with the most jumps, for a drawing."""
+
+    fault: Fault
+    moments: list[Moment] = field(default_factory=list)
+    camera: Camera | None = None
+    picture: tuple[np.ndarray, Evidence] | None = None
+
+    @property
+    def alarm_s(self) -> float | None:
+        """When it was told first."""
+        return next((m.time_s for m in self.moments if m.verdict is not None and m.verdict.problem), None)
+
+    @property
+    def alarms(self) -> int:
+        """How often it began to be told."""
+        told = [m.verdict is not None and m.verdict.problem is not None for m in self.moments]
+        return sum(now and not before for before, now in zip([False, *told], told, strict=False))
+
+    @property
+    def duration_s(self) -> float:
+        """From the first frame to the last."""
+        return self.moments[-1].time_s if self.moments else 0.0
+
+    @property
+    def verdict(self) -> Calibration | None:
+        """The last one."""
+        return self.moments[-1].verdict if self.moments else None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Which topics to read, and how: `rate_hz` is the most images per second, 0 for all."""
+
+    topics: Topics = field(default_factory=lambda: Topics("", "", ""))
+    range: RangeConfig = field(default_factory=RangeConfig)
+    rectified: bool = False
+    rate_hz: float = 0.0
+
+
+def watch(recording: Recording, source: Source, faults: Sequence[Fault]) -> list[Course]:
+    """Run the watch over the recording once for each fault; raises `Unusable` where no frame can be used."""
+    topics = choose_topics(recording, source.topics)
+    contents = contents_of(recording, topics, _TF_PATIENCE_S, lambda messages, _: messages)
+    courses, monitors = [Course(fault) for fault in faults], [CalibrationMonitor() for _ in faults]
+    why: Unusable | None = None
+    began_ns: int | None = None
+    rig = Rig(recording.topics[topics.image], recording.topics[topics.range], source.range, source.rectified,
+              contents.transforms)  # fmt: skip
+    for number, image, scans in _frames(recording, topics, contents, source, faults):
+        stamp = contents.images[number]
+        try:
+            rgb, camera = rig.rectify(rig.image(image), contents.info_at(stamp.recorded_ns))
+            began_ns = stamp.measured_ns if began_ns is None else began_ns
+            for course, monitor, message in zip(courses, monitors, scans, strict=True):
+                if message is None:
+                    continue
+                scan = course.fault.applied(rig.scan(image.header, message, round(course.fault.delay_s * 1e9)))
+                anchors = find_anchors(scan.points, scan.camera_from_lidar, camera, source.range, rig.unseen)
+                origin_m = scan.camera_from_lidar[:3, 3]
+                verdict = monitor.update(stamp.measured_ns, rgb, camera, anchors, origin_m, scan.age_s)
+                _note(course, (stamp.measured_ns - began_ns) * 1e-9, verdict, monitor, rgb, camera)
+        except Unusable as problem:
+            why = why or problem
+    if began_ns is None:
+        raise why or Unusable(f"recording {recording.path}: has no image with a scan at its time")
+    return courses
+
+
+def _frames(
+    recording: Recording, topics: Topics, contents: Contents, source: Source, faults: Sequence[Fault]
+) -> Iterator[tuple[int, Any, list[Any]]]:
+    """Number and message of each image, and for each fault the message of its scan, None where there is none."""
+    nearest = Nearest(contents.scans)
+    planned: dict[int, list[int | None]] = {}
+    newest_ns = -(10**18)
+    least_ns = (1.0 - _JITTER) / source.rate_hz * 1e9 if source.rate_hz else 1.0
+    for number, stamp in enumerate(contents.images):
+        if stamp.problem or stamp.measured_ns - newest_ns < least_ns:
+            continue
+        found = []
+        for fault in faults:
+            # What is to be late by so much has to have been measured then, to a fifth of it.
+            most_s = 0.2 * abs(fault.delay_s) if fault.delay_s else source.range.max_age_s
+            numbers, _ = nearest(stamp.measured_ns - round(fault.delay_s * 1e9), most_s, 0.0)
+            found.append(numbers[0] if numbers else None)
+        if any(scan is not None for scan in found):
+            planned[number] = found
+            newest_ns = stamp.measured_ns
+    used = {image: dict.fromkeys(scan for scan in scans if scan is not None) for image, scans in planned.items()}
+    wanted = [Wanted(image, tuple(scans)) for image, scans in used.items()]
+    for one, image, messages, _ in read_wanted(recording, topics, wanted):
+        yield one.image, image, [messages.get(scan) for scan in planned[one.image]]
+
+
+def _note(
+    course: Course, time_s: float, verdict: Calibration | None, monitor: CalibrationMonitor, rgb: np.ndarray,
+    camera: Camera,
+) -> None:  # fmt: skip
+    evidence = monitor.evidence
+    turn = np.linalg.solve(evidence.matrix + 1e3 * np.eye(3), evidence.vector)
+    course.moments.append(Moment(time_s, verdict, turn, monitor.motion))
+    course.camera = camera
+    if course.picture is None or evidence.trust.sum() > course.picture[1].trust.sum():
+        course.picture = rgb.copy(), evidence

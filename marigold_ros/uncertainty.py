@@ -1,0 +1,257 @@
+"""How far wrong metric depth may be: one standard deviation in metres at every pixel, learned from the frame itself.
+
+Depth is good where anchors are and gets worse away from them, how fast depends on the network, the scene and the
+sensor. So the correction is fitted again without a part of the anchors, and its errors there are looked at: how they
+grow with the distance to the anchors that were left, and with the doubt about the pixel itself. That law, with the
+distances to all anchors, makes the deviation at every pixel. What scale and shift may be wrong by is added to it.
+
+Doubt is about what ln depth may change by at this very pixel: at an edge of depth a pixel to the side is another depth,
+and where the network's two answers disagree, either may be right.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import cv2
+import numpy as np
+
+from marigold_ros.edges import edge_ln, floating
+from marigold_ros.field import Evidence, Field, believed, fitted_field, node_distance, squared_distance
+from marigold_ros.metric import MetricFit, log_slope
+
+# Anchors are left out in blocks, a third of them at a time, in so many parts of the image's width; some blocks together
+# as larger ones, so that there are short and long distances to what is left.
+_FOLDS = 3
+_BLOCKS, _LARGE_BLOCKS, _LARGE_SHARE = 16, 4, 0.4
+# Fewer anchors than this on either side say nothing.
+_FEWEST = 8
+# Once the law is known, a part of the anchors is left out in one of so many frames.
+_EVERY = 4
+# The law is found by trying these, on at most so many errors.
+_NEAR = np.array([0.0015 * 80.0 ** (step / 11) for step in range(12)])
+_GROWTH = np.array([0.15 * 33.0 ** (step / 5) for step in range(6)])
+_DOUBTFUL = np.array([0.3, 0.6, 1.0])
+_WRONG_SHARES = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4)
+_MOST_ERRORS = 768
+# Wrong anchors are off by anything up to a factor of e: their density over ln.
+_WRONG_DENSITY = 0.3
+# What is held before anything was seen: deviation near anchors, growth per node and weight of doubt, each with the
+# deviation of its ln; and how many errors that is worth.
+_USUAL_NEAR, _USUAL_GROWTH, _USUAL_DOUBTFUL = (0.02, 1.0), (0.5, 0.7), (0.8, 0.5)
+_USUAL_COUNT = 20
+# A Cauchy distribution has this share within so many of its widths; a normal one within one deviation.
+_WITHIN, _WIDTHS_WITHIN = 0.683, 1.84
+# Beyond so many nodes from any anchor depth rests on the scale and shift alone, and gets no worse.
+_FARTHEST = 12.0
+# A deviation of this part of depth is no confidence at all.
+_NO_CONFIDENCE = 0.5
+# The smooth part is worked out for every so manieth pixel.
+_STEP = 4
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Of N anchors that were left out, (N,) float32: `error`, ln of measured over corrected depth; `distance` to the
+    others, in nodes; `doubt` there.
+    """
+
+    error: np.ndarray
+    distance: np.ndarray
+    doubt: np.ndarray
+
+
+@dataclass(frozen=True)
+class Law:
+    """The deviation of ln depth: the root of near² (1 + growth² distance²) + doubt² doubtful², distance in nodes."""
+
+    near: float
+    growth: float
+    doubtful: float
+
+    def smooth_variance(self, squared_distance: np.ndarray) -> np.ndarray:
+        """What is not doubt, from squared distances in nodes."""
+        growing = np.minimum(squared_distance, np.float32(_FARTHEST**2))
+        return np.float32(self.near**2) + np.float32((self.near * self.growth) ** 2) * growing
+
+
+USUAL = Law(_WIDTHS_WITHIN * _USUAL_NEAR[0], _USUAL_GROWTH[0], _WIDTHS_WITHIN * _USUAL_DOUBTFUL[0])
+
+
+class Uncertainty:
+    """Learns the law from frame to frame.
+
+    The first frame takes it from all of its anchors, left out in turn; after that every fourth leaves a part of them
+    out, and another fourth brings the law up to date, so that the price is spread.
+    """
+
+    def __init__(self) -> None:
+        self._errors: deque[Errors] = deque(maxlen=_FOLDS)
+        self._fold = self._turn = 0
+        self.law = USUAL
+
+    def learn(self, evidence: Evidence, limit: float, doubt: np.ndarray) -> None:
+        """Look at a frame. limit: that of the correction; doubt: (H, W) of the depth before it."""
+        self._turn = (self._turn + 1) % _EVERY
+        if not self._errors:
+            for _ in range(_FOLDS):
+                self._leave_out(evidence, limit, doubt)
+            self.law = law_of(self._errors)
+        elif self._turn == 0:
+            self._leave_out(evidence, limit, doubt)
+        elif self._turn == _EVERY // 2:
+            self.law = law_of(self._errors)
+
+    def _leave_out(self, evidence: Evidence, limit: float, doubt: np.ndarray) -> None:
+        chosen = _folds(evidence.pixels, doubt.shape[1]) == self._fold
+        self._fold = (self._fold + 1) % _FOLDS
+        found = left_out(evidence, chosen, limit, doubt)
+        if found is not None:
+            self._errors.append(found)
+
+
+def left_out(evidence: Evidence, chosen: np.ndarray, limit: float, doubt: np.ndarray) -> Errors | None:
+    """The errors of a correction without the `chosen` anchors, (N,) bool, at these; None where there are too few."""
+    if min(np.count_nonzero(chosen), np.count_nonzero(~chosen)) < _FEWEST:
+        return None
+    others, asked = evidence.of(~chosen), evidence.of(chosen)
+    field = fitted_field(others, limit)
+    error = asked.residual - asked.at(field.log_factor)
+    column, row = np.rint(asked.pixels).astype(np.intp).T
+    doubt = doubt[np.clip(row, 0, doubt.shape[0] - 1), np.clip(column, 0, doubt.shape[1] - 1)]
+    return Errors(error, asked.at(node_distance(_trusted(others, field))), doubt)
+
+
+def law_of(errors: Sequence[Errors]) -> Law:
+    """The law that makes the errors most likely.
+
+    The errors of networks have long tails, so they are taken to be Cauchy distributed, but for a share of wrong
+    anchors, which is found as well, and which must not count: neither in the law nor in the last step, which scales it
+    so that 68 % of what is not wrong lies within.
+    """
+    if not errors:
+        return USUAL
+    error, distance, doubt = (np.concatenate([getattr(e, k) for e in errors]) for k in ("error", "distance", "doubt"))
+    if len(error) > _MOST_ERRORS:
+        some = np.random.default_rng(0).permutation(len(error))[:_MOST_ERRORS]
+        error, distance, doubt = error[some], distance[some], doubt[some]
+    squared = np.square(np.minimum(distance, _FARTHEST)).astype(np.float32)
+    tried = [axis.ravel().astype(np.float32) for axis in np.meshgrid(_NEAR, _GROWTH, _DOUBTFUL, indexing="ij")]
+    near, growth, doubtful = (np.square(axis)[:, None] for axis in tried)
+    variance = near + near * growth * squared + doubtful * np.square(doubt)
+    right = np.sqrt(variance) / (np.float32(np.pi) * (variance + np.square(error)))  # Cauchy's density
+    usual = sum(
+        ((np.log(values) - np.log(mean)) / deviation) ** 2
+        for values, (mean, deviation) in zip(tried, (_USUAL_NEAR, _USUAL_GROWTH, _USUAL_DOUBTFUL), strict=True)
+    )
+    likely = [
+        np.log(np.float32(1 - share) * right + np.float32(share * _WRONG_DENSITY)).sum(axis=1) - 0.5 * usual
+        for share in _WRONG_SHARES
+    ]
+    share, best = np.unravel_index(np.argmax(likely), (len(likely), len(variance)))
+    wrong = _WRONG_SHARES[share] if share > 0 else 0.0
+    ratio = np.quantile(np.abs(error) / np.sqrt(variance[best]), _WITHIN * (1 - wrong))
+    scale = (ratio * len(error) + _WIDTHS_WITHIN * _USUAL_COUNT) / (len(error) + _USUAL_COUNT)
+    near, growth, doubtful = (float(values[best]) for values in tried)
+    return Law(float(scale * near), growth, float(scale * doubtful))
+
+
+def smooth_variance(
+    law: Law,
+    fitted_m: np.ndarray,
+    relative: np.ndarray,
+    fit: MetricFit,
+    evidence: Evidence | None,
+    field: Field | None,
+    fresh: bool = True,
+) -> np.ndarray:
+    """(H, W) float32 variance of ln depth that is not doubt; without evidence all is far from every anchor.
+
+    fresh: the evidence is of this image. Then the correction mends what is wrong with the fit where anchors are near,
+    and the law, which was learned behind it, knows what is left; the fit's own variance counts far from them.
+    """
+    every = slice(_STEP // 2, None, _STEP)
+    small_m = np.ascontiguousarray(fitted_m[every, every])
+    of_fit = fit_variance(fit, np.ascontiguousarray(relative[every, every]), small_m)
+    if evidence is None or field is None:
+        variance = law.smooth_variance(np.full(small_m.shape, _FARTHEST**2, np.float32)) + of_fit
+    else:
+        distance = squared_distance(_trusted(evidence, field), small_m)
+        variance = law.smooth_variance(distance)
+        if fresh:
+            of_fit *= np.minimum(distance * np.float32(1.0 / _FARTHEST**2), 1)
+            np.maximum(variance, of_fit, out=variance)
+        else:
+            variance += of_fit
+    cv2.patchNaNs(variance, float(law.near**2 * (1 + (law.growth * _FARTHEST) ** 2)))
+    return cv2.resize(variance, fitted_m.shape[::-1], interpolation=cv2.INTER_LINEAR)
+
+
+def fit_variance(fit: MetricFit, relative: np.ndarray, fitted_m: np.ndarray) -> np.ndarray:
+    """Variance of ln depth by that of scale and shift: κ² (p² var s + 2 p cov + var t), κ = d ln z / dy."""
+    scale, both, shift = (np.float32(v) for v in fit.covariance)
+    return log_slope(fitted_m, fit.space) ** 2 * ((scale * relative + 2 * both) * relative + shift)
+
+
+def doubt_of(fitted_m: np.ndarray, disagreement: np.ndarray | None, fit: MetricFit) -> np.ndarray:
+    """(H, W) float32: what ln depth may change by at each pixel, by edges and by the disagreement of two answers of the
+    network, if there is one, (H, W) in units of relative depth.
+    """
+    doubt = edge_ln(fitted_m)
+    if disagreement is None:
+        return doubt
+    apart = log_slope(fitted_m, fit.space) * (disagreement * np.float32(fit.scale))
+    cv2.patchNaNs(apart, 0.0)
+    return cv2.magnitude(doubt, apart)
+
+
+def sigma_of(depth_m: np.ndarray, variance: np.ndarray, doubt: np.ndarray, law: Law) -> np.ndarray:
+    """(H, W) float32 metres: the deviation of `depth_m` by `smooth_variance` and doubt; NaN stays NaN."""
+    deviation = cv2.multiply(doubt, doubt, scale=law.doubtful**2)
+    deviation = cv2.sqrt(cv2.add(deviation, variance, deviation), deviation)
+    return cv2.multiply(deviation, depth_m, deviation)
+
+
+def confidence_from(depth_m: np.ndarray, sigma_m: np.ndarray) -> np.ndarray:
+    """(H, W) float32 in [0, 1]: 1 - 2 sigma / depth, at least 0; 0 where depth is unknown."""
+    confidence = cv2.divide(sigma_m, depth_m, scale=-1.0 / _NO_CONFIDENCE)
+    confidence += np.float32(1.0)
+    cv2.patchNaNs(confidence, 0.0)
+    return np.clip(confidence, np.float32(0), np.float32(1), out=confidence)
+
+
+def solid_part(depth_m: np.ndarray, variance: np.ndarray, min_confidence: float) -> np.ndarray:
+    """(H, W) float32 metres: what does not float at an edge and has this confidence by `smooth_variance`; else NaN.
+
+    Without the doubt about single pixels: a thin pole is nothing but edges, and must not go for it.
+    """
+    unwanted = floating(depth_m)
+    unwanted |= variance > np.float32((_NO_CONFIDENCE * (1.0 - min_confidence)) ** 2)
+    return np.where(unwanted, np.float32(np.nan), depth_m)
+
+
+def _trusted(evidence: Evidence, field: Field) -> Evidence:
+    """The anchors that the field believes; all, where it believes none."""
+    right = believed(evidence, field)
+    return evidence.of(right) if right.any() else evidence
+
+
+def _folds(pixels: np.ndarray, width: int) -> np.ndarray:
+    """(N,) which part, 0 to 2, each of the (N, 2) pixels belongs to."""
+    table = _fold_table()
+    column, row = np.clip((pixels + np.float32(0.5)) * np.float32(_BLOCKS / width), 0, None).astype(np.intp).T
+    return table[row % len(table), column % len(table)]
+
+
+@lru_cache
+def _fold_table() -> np.ndarray:
+    """(blocks, blocks) the part of each block: at random, but for some large blocks that are of one part."""
+    random = np.random.default_rng(0)
+    size = _BLOCKS * _LARGE_BLOCKS
+    large = random.integers(_FOLDS, size=(size // _LARGE_BLOCKS,) * 2).repeat(_LARGE_BLOCKS, 0).repeat(_LARGE_BLOCKS, 1)
+    whole = random.random((size // _LARGE_BLOCKS,) * 2) < _LARGE_SHARE
+    whole = whole.repeat(_LARGE_BLOCKS, 0).repeat(_LARGE_BLOCKS, 1)
+    return np.where(whole, large, random.integers(_FOLDS, size=(size, size)))

@@ -1,0 +1,85 @@
+"""The program that looks for a wrong extrinsic or time offset in recordings, on the bundled one."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from marigold_ros.calibration_recording import Course, Fault, Source, watch
+from marigold_ros.check_calibration import AS_IT_IS, main, sentence, summary, table
+from marigold_ros.geometry import Camera
+from marigold_ros.recordings import Frame, Recording, write_frames
+
+BUNDLED = Path(__file__).resolve().parent.parent / "recordings/warehouse"
+FAULTS = (
+    AS_IT_IS,
+    Fault("pitch +2°", (2.0, 0.0, 0.0)),
+    Fault("yaw -2°", (0.0, -2.0, 0.0)),
+    Fault("20 ms", delay_s=0.02),
+)
+
+
+@pytest.fixture(scope="module")
+def courses():
+    with Recording(BUNDLED) as recording:
+        return watch(recording, Source(), FAULTS)
+
+
+def test_the_bundled_recording_is_right_and_two_degrees_are_told(courses):
+    clean, pitch, yaw, _ = courses
+    assert clean.alarm_s is None
+    assert clean.verdict.looks >= 6
+    assert pitch.alarm_s is not None
+    assert yaw.alarm_s is not None
+    assert "too high" in pitch.verdict.problem
+    assert "to the left" in yaw.verdict.problem
+    assert pitch.verdict.shift_px[1] < -2
+    assert yaw.verdict.shift_px[0] < -2
+
+
+def test_a_delay_that_no_scan_shows_is_left_out(courses):
+    """At 10 Hz there is no scan of 20 ms before an image."""
+    assert courses[3].moments == []
+    rows = [("warehouse", courses)]
+    assert table(rows).splitlines()[-1].endswith("|  |")
+    assert "as it is: 0 false alarms in 0.1 minutes" in summary(rows)
+
+
+def test_the_verdict_in_a_sentence(courses):
+    assert sentence(courses[0]).startswith("nothing wrong found: anchors ")
+    told = sentence(courses[1])
+    assert told.startswith(f"after {courses[1].alarm_s:.1f} s: the extrinsic looks wrong: anchors lie at least ")
+    assert "; at the end: anchors " in told
+    short = replace(courses[0], moments=courses[0].moments[:20])
+    assert sentence(short).startswith("no verdict after 2 s: too few different views")
+
+
+def test_an_alarm_that_comes_twice_counts_twice(courses):
+    told = courses[1].moments[-1]
+    quiet = replace(told, verdict=replace(told.verdict, problem=None))
+    course = Course(AS_IT_IS, [quiet, told, told, quiet, replace(told, verdict=None), told])
+    assert course.alarms == 2
+
+
+def test_the_picture_and_the_exit_status(tmp_path, capsys):
+    command = [str(BUNDLED), "--out", str(tmp_path / "pictures")]
+    assert main([*command, "--turn-deg", "2", "0", "0"]) == 2
+    assert "the extrinsic looks wrong" in capsys.readouterr().out
+    assert cv2.imread(str(tmp_path / "pictures/warehouse_calibration.png")).std() > 10
+    assert main([str(BUNDLED), "--rate", "5", "--no-picture"]) == 0
+    assert "nothing wrong found" in capsys.readouterr().out
+
+
+def test_what_cannot_be_used_is_said(tmp_path, capsys):
+    assert main([str(tmp_path / "none")]) == 1
+    assert "no such file or folder" in capsys.readouterr().err
+    camera = Camera(64, 48, 50.0, 50.0, 31.5, 23.5)
+    frame = Frame(10**18, np.zeros((48, 64, 3), np.uint8), np.ones((48, 64), np.float32), np.ones((4, 3), np.float32))
+    write_frames(tmp_path / "short", [frame], camera, np.eye(4))
+    assert main([str(tmp_path / "short"), "--out", str(tmp_path)]) == 0
+    assert "no verdict after 0 s" in capsys.readouterr().out
+    assert (tmp_path / "short_calibration.png").is_file()
+    assert main([str(tmp_path / "short"), "--range", "/no/topic"]) == 1
+    assert "--range /no/topic" in capsys.readouterr().err
