@@ -17,6 +17,8 @@ from marigold_ros.tracker import FAULT, HOLD, RELATIVE
 # Rates and percentiles cover this much of the past.
 _WINDOW_S = 10.0
 _WINDOW_FRAMES = 300
+# While one of these problems stands no image is answered, whatever the last one that was answered says.
+_NO_ANSWER = ("image", "camera_info", "frame")
 # Latencies beyond this say that stamps and node live by different clocks, not that the node is slow.
 _SANE_LATENCY_S = 3600.0
 
@@ -79,7 +81,6 @@ class Diagnostics:
 
     def frame(self, frame: FrameDepth, stamp_ns: int, latency_s: float, metric: bool) -> None:
         """Note an answered image; `metric` says whether metres were asked for."""
-        self.count("processed")
         with self._lock:
             self._latencies_s.append(latency_s)
             for stage, seconds in frame.stage_s.items():
@@ -88,8 +89,8 @@ class Diagnostics:
             off = metric and frame.depth_m is None
             if not off:
                 self._metric_off_since_ns = None
-            elif self._metric_off_since_ns is None:
-                self._metric_off_since_ns = stamp_ns
+            elif self._metric_off_since_ns is None or stamp_ns < self._metric_off_since_ns:
+                self._metric_off_since_ns = stamp_ns  # or time went back: not since a time to come
             since_ns = self._metric_off_since_ns
         wrong = None if frame.calibration is None else frame.calibration.problem
         if wrong is None:
@@ -105,6 +106,7 @@ class Diagnostics:
             self.problem("metric", f"{instead}: {frame.problem}")
         else:
             self.solved("metric")
+        self.count("processed")  # last: what is counted has been said
 
     def message(self, state: str, listened: bool, dropped: int) -> DiagnosticArray:
         """The status now, without its stamp; `state` is the lifecycle state, `dropped` the overwritten images."""
@@ -154,6 +156,9 @@ class Diagnostics:
         return _percentiles("latency stamp to publish", self._latencies_s)
 
     def _fit_numbers(self) -> dict[str, str]:
+        gone = self._counts["image"] > 0 and self._rate("image") == 0.0
+        if gone or any(key in self._problems for key in _NO_ANSWER):
+            return {"metric state": FAULT}
         numbers = {} if self._frame is None else metric_numbers(self._frame)
         if self._metric_off_since_ns is not None:
             numbers["metric off since (s)"] = f"{self._metric_off_since_ns * 1e-9:.3f}"

@@ -61,9 +61,9 @@ class FrameProcessor:
         except Exception as problem:
             if not self._node.context.ok():
                 return  # ROS was shut down in mid-frame: there is nobody left to publish to
-            self._diagnostics.count("failed")
             text = f"the frame failed with {type(problem).__name__}: {problem}"
             self._diagnostics.problem("frame", text, ERROR)
+            self._diagnostics.count("failed")
             self._complain(self._topics["image"], text, "dropped")
 
     def _answer(self, message: ImageMessage) -> None:
@@ -156,6 +156,6 @@ class FrameProcessor:
 
     def _unusable(self, topic: str, problem: Unusable) -> None:
         """Drop, count, say once."""
-        self._diagnostics.count("unusable")
         self._diagnostics.problem(topic, f"{self._topics[topic]}: {problem}")
+        self._diagnostics.count("unusable")
         self._complain(self._topics[topic], str(problem), "dropped")

@@ -22,7 +22,7 @@ from marigold_ros.disagreement import confidence_of
 from marigold_ros.field import Evidence, Field, apply_field, evidence_of, fitted_field
 from marigold_ros.geometry import Camera, Rectifier, rectifier
 from marigold_ros.metric import MetricFit, apply_fit
-from marigold_ros.tracker import HOLD, OK, RELATIVE, FindMotion, Metres, MetricTracker, unknown_motion
+from marigold_ros.tracker import DEGRADED, HOLD, OK, RELATIVE, FindMotion, Metres, MetricTracker, unknown_motion
 from marigold_ros.uncertainty import Uncertainty, confidence_from, doubt_of, sigma_of, smooth_variance, solid_part
 from marigold_ros.unknown import far_end, forget_far
 
@@ -74,8 +74,10 @@ class FrameDepth:
 
     @property
     def state(self) -> str:
-        """One of `tracker.STATES`: RELATIVE where there are no metres."""
-        return RELATIVE if self.metres is None else self.metres.state
+        """One of `tracker.STATES`: RELATIVE where there are no metres, DEGRADED where they are the checkpoint's own."""
+        if self.metres is None:
+            return RELATIVE
+        return DEGRADED if self.metres.fit is None and self.depth_m is not None else self.metres.state
 
     @property
     def fit_age_s(self) -> float | None:
@@ -133,6 +135,7 @@ class Pipeline:
             judged = confidence or (metric and (sigma or solid))
             second = config.model.confidence if confidence or (metric and sigma) else "none"
             relative, disagreement = self._look(rgb, camera, second)
+            _require_finite(relative)
             sure = self._sure(disagreement, config.model.confidence) if confidence else None
         if not metric:
             return FrameDepth(rgb, camera, relative, stage_s=stage_s, confidence=sure)
@@ -220,7 +223,7 @@ class Pipeline:
             self._held = None
             return None, None
         evidence, field = self._held
-        left = max(0.0, 1.0 - (metres.age_s / settings.hold_s) ** 2)
+        left = max(0.0, 1.0 - (metres.age_s / settings.hold_s) ** 2) if metres.age_s > 0 else 1.0
         return evidence, replace(field, log_factor=field.log_factor * np.float32(left))
 
     def _notice_far_end(self, anchors: Anchors, metres: Metres) -> None:
@@ -257,11 +260,13 @@ class Pipeline:
     def _rectified(self, rgb: np.ndarray, camera: Camera) -> tuple[np.ndarray, Camera]:
         """The image without lens distortion, and its camera."""
         if camera != self._raw_camera:
+            before = self._raw_camera
             self._rectifier = rectifier(camera)
-            self._raw_camera = camera
             self._own = self._estimator.fit_of(camera if self._rectifier is None else self._rectifier.camera)
-            if self._own is not None:
-                self._tracker.reset()  # what was fitted belongs to another focal length
+            resized = before is None or (before.width, before.height) != (camera.width, camera.height)
+            if self._own is not None or resized:
+                self._tracker.reset()  # what was fitted belongs to another focal length, or to other pixels
+            self._raw_camera = camera  # last: where this failed, the next image tries again
         if self._rectifier is None:
             return rgb, camera
         return self._rectifier(rgb), self._rectifier.camera
@@ -287,6 +292,12 @@ class Pipeline:
         scans = [scans] if isinstance(scans, Scan) else scans
         self._scans = scans
         return anchors_of(scans, camera, config.range, self._unseen), None, False
+
+
+def _require_finite(relative: np.ndarray) -> None:
+    """Half precision that overflows, or a device that is lost, leaves NaN: better no answer than that."""
+    if not np.isfinite(relative).all():
+        raise ArithmeticError("the network's answer is not finite: its engine or checkpoint is broken")
 
 
 @contextmanager

@@ -189,6 +189,6 @@ class RangeSources:
     def _unusable(self, name: str, problem: Unusable) -> None:
         """Drop, count, say once."""
         topic = self._sources[name].topic
-        self._diagnostics.count("unusable")
         self._diagnostics.problem(name, f"{topic}: {problem}")
+        self._diagnostics.count("unusable")
         self._complain(topic, str(problem), "dropped")

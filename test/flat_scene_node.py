@@ -1,12 +1,14 @@
 """The real node before a scene that needs no network: depth grows from left to right. A program for the node tests.
 
 Environment: FLAT_SCENE_SECONDS is how long each look takes. With FLAT_SCENE_FACTOR it stands for a metric checkpoint,
-whose metres are that many times the true ones.
+whose metres are that many times the true ones. FLAT_SCENE_SWITCHES names a folder; while a file of one of these names
+lies in it, the scene fails: 'unloadable', 'lost' (the device), 'nan', 'constant', 'slow' (looks take that long).
 """
 
 import os
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -26,16 +28,29 @@ def depth_m(width: int, height: int) -> np.ndarray:
     return NEAR_M + (FAR_M - NEAR_M) * relative_depth(width, height)
 
 
+def switched(*names: str) -> bool:
+    """Whether one of these files is there."""
+    folder = os.environ.get("FLAT_SCENE_SWITCHES")
+    return folder is not None and any((Path(folder) / name).exists() for name in names)
+
+
 class FlatScene:
     space, engine, checkpoint = "depth", "no engine", "flat scene"
 
     def __init__(self):
         self.seconds = float(os.environ.get("FLAT_SCENE_SECONDS", "0.03"))
+        if switched("unloadable"):
+            raise RuntimeError("CUDA error: out of memory")
 
     def __call__(self, rgb, focal_px=None):
         print("looking", file=sys.stderr, flush=True)
         time.sleep(self.seconds)
-        return relative_depth(rgb.shape[1], rgb.shape[0])
+        while switched("slow"):
+            time.sleep(0.01)
+        if switched("lost"):
+            raise RuntimeError("CUDA error: the device is lost")
+        relative = relative_depth(rgb.shape[1], rgb.shape[0])
+        return np.full_like(relative, np.nan if switched("nan") else 0.5) if switched("nan", "constant") else relative
 
     def with_disagreement(self, rgb, focal_px=None):
         """The farther, the less sure."""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("rclpy")
-from diagnostic_msgs.msg import DiagnosticArray
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.msg import Parameter, ParameterValue
@@ -640,22 +640,35 @@ def incomplete(folder):
 
 
 @pytest.mark.parametrize("harm", [damaged, incomplete])
-def test_a_harmed_checkpoint_is_named_and_nothing_is_published(robot, start_node, checkpoint, tmp_path, harm):
+def test_a_harmed_checkpoint_is_named_and_nothing_is_published_until_it_is_mended(
+    robot, start_node, checkpoint, tmp_path, harm
+):
     broken = tmp_path / "broken"
     shutil.copytree(checkpoint, broken)
     for exported in broken.glob("**/*.onnx"):
         exported.unlink()
     harm(broken)
-    name = f"harm_{harm.__name__}"
+    name = f"/harm_{harm.__name__}/depth_node"
+    topic = name.replace("depth_node", "relative_depth")
+    robot.listen(**{topic.replace("/", "__"): Image})
     node = start_node(
         program=REAL,
         parameters={**STATIC, "model.checkpoint": broken, "model.cache_dir": tmp_path / "cache"},
-        arguments=["-r", f"__node:={name}"],
+        arguments=["-r", f"__ns:={name.removesuffix('/depth_node')}"],
     )
-    robot.spin_until(lambda: "cannot become inactive" in node.log, "the reason", seconds=60.0)
+    robot.spin_until(lambda: "cannot become inactive" in robot.status(name), "the reason", seconds=60.0)
+    assert robot.statuses[name].level == DiagnosticStatus.ERROR
+    assert str(broken) in robot.status(name)
     assert str(broken) in node.log
     assert "Traceback" not in node.log
-    assert state(robot, f"/{name}") == "unconfigured"
+    assert state(robot, name) == "unconfigured"
+    assert robot.node.count_publishers(topic) == 0
+    shutil.copytree(checkpoint, broken, dirs_exist_ok=True)
+    assert change(robot, "configure", name)
+    assert change(robot, "activate", name)
+    answer = floats(robot.frame_answered(topic, name.removesuffix("depth_node")))
+    assert np.isfinite(answer).all()
+    robot.spin_until(lambda: "cannot become" not in robot.status(name), "an end of the complaint")
     assert node.stop() == 0
 
 

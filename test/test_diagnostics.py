@@ -114,6 +114,39 @@ def test_metric_depth_that_is_off_says_since_when(watched):
     assert (status.level, values["metric state"]) == (ERROR, "FAULT")
 
 
+def test_metric_depth_that_is_off_when_time_goes_back_is_off_since_then(watched):
+    for stamp_s in (100, 7, 8):
+        watched.diagnostics.frame(without_fit(), stamp_s * 10**9, 0.05, metric=True)
+    assert watched.status()[1]["metric off since (s)"] == "7.000"
+
+
+def test_no_metres_are_a_state_even_without_anchors(watched):
+    metres = without_fit().metres
+    watched.diagnostics.frame(FrameDepth(EMPTY, CAMERA, EMPTY, problem="no scan", metres=metres), 0, 0.05, metric=True)
+    assert watched.status()[1]["metric state"] == "RELATIVE"
+
+
+@pytest.mark.parametrize("what", ["image", "camera_info", "frame"])
+def test_while_images_are_not_answered_the_state_is_a_fault_and_not_that_of_the_last_answer(watched, what):
+    watched.diagnostics.frame(good(), 0, 0.05, metric=True)
+    watched.diagnostics.problem(what, "unusable")
+    values = watched.status()[1]
+    assert values["metric state"] == "FAULT"
+    assert not {"scale", "fit age (s)", "anchors used"} & values.keys()
+    watched.diagnostics.solved(what)
+    assert watched.status()[1]["metric state"] == "OK"
+
+
+def test_when_images_stop_the_last_answer_is_not_told_for_ever(watched):
+    watched.diagnostics.count("image")
+    watched.diagnostics.frame(good(), 0, 0.05, metric=True)
+    assert watched.status()[1]["metric state"] == "OK"
+    watched.now = 11.0
+    status, values = watched.status()
+    assert (status.level, values["metric state"]) == (WARN, "FAULT")
+    assert "scale" not in values
+
+
 def test_relative_depth_alone_is_no_problem(watched):
     watched.diagnostics.count("image")
     watched.diagnostics.frame(FrameDepth(EMPTY, CAMERA, EMPTY), 0, 0.05, metric=False)

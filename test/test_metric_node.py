@@ -43,7 +43,7 @@ def test_without_a_range_sensor_a_real_checkpoints_own_metres_are_published(robo
     # To 80 pixels the tests' camera, 64x48 with 50 pixels, would be enlarged 1.6 times; multiples of 32 make it 96x64.
     focal_px = 50.0 * (96 / 64 * 64 / 48) ** 0.5
     np.testing.assert_allclose(found_m, 0.1 * 800.0**relative * focal_px / 80.0, rtol=1e-4)
-    assert facts["metres from"] == "the checkpoint"
+    assert (facts["metres from"], facts["metric state"]) == ("the checkpoint", "DEGRADED")
     assert facts["status"].endswith("frames per second")
     assert "no metric depth" not in node.log
     assert node.stop() == 0
@@ -72,6 +72,7 @@ def test_anchors_lead_a_metric_checkpoint_unless_there_are_none_or_they_contradi
 
     found_m, facts = settled(robot, "metres from the checkpoint", range=lambda: None)
     np.testing.assert_allclose(found_m, 1.3 * TRUE_M, rtol=1e-4)
+    assert facts["metric state"] == "DEGRADED"
     assert "no scan" in facts["status"] or "older than the image" in facts["status"]
 
     found_m, facts = settled(robot, "the anchors ask for", range=lambda: cloud_of(6.0 * lidar_points()))

@@ -115,6 +115,14 @@ def test_the_last_fit_is_held_and_then_given_up():
     assert over.relative is not None
 
 
+def test_a_stamp_that_comes_twice_is_no_reason_to_fail_even_without_a_hold():
+    config = Config(fit=FitConfig(hold_s=0.0))
+    pipeline = Pipeline(Scene())
+    pipeline(RGB, CAMERA, SECOND, scan, config)
+    assert pipeline(RGB, CAMERA, SECOND, no_scan, config).state == "HOLD"
+    assert pipeline(RGB, CAMERA, SECOND + 1, no_scan, config).state == "RELATIVE"
+
+
 def test_a_refusal_is_passed_on():
     behind = replace(scan(), points=-scan().points)
     frame = Pipeline(Scene())(RGB, CAMERA, 0, lambda: behind, CONFIG)
@@ -142,6 +150,36 @@ def test_the_camera_may_change_in_between():
     pipeline(RGB, replace(CAMERA, distortion=(-0.3, 0.05, 0.0, 0.0, 0.0)), 0, scan, CONFIG)
     frame = pipeline(RGB, CAMERA, 1, scan, CONFIG)
     assert frame.rgb is RGB
+
+
+def test_a_smaller_image_starts_anew():
+    class Half(Scene):
+        def __call__(self, rgb, focal_px=None):
+            return super().__call__(rgb)[: rgb.shape[0], : rgb.shape[1]]
+
+    pipeline = Pipeline(Half())
+    for i in range(4):
+        before = pipeline(RGB, CAMERA, i * SECOND // 10, scan, CONFIG)
+    half = replace(CAMERA, width=32, height=24)
+    assert pipeline(RGB[:24, :32], half, SECOND, no_scan, CONFIG).state == "RELATIVE"
+    after = pipeline(RGB[:24, :32], half, SECOND, scan, CONFIG)
+    assert (before.state, after.state, after.depth_m.shape) == ("OK", "DEGRADED", (24, 32))
+
+
+def test_an_answer_that_is_not_finite_fails_and_the_next_one_is_good():
+    class Overflowing(Scene):
+        def __call__(self, rgb, focal_px=None):
+            found = super().__call__(rgb)
+            if len(self.seen) == 5:
+                found[3, 3] = np.nan
+            return found
+
+    pipeline = Pipeline(Overflowing())
+    for i in range(4):
+        pipeline(RGB, CAMERA, i * SECOND // 10, scan, CONFIG)
+    with pytest.raises(ArithmeticError, match="the network's answer is not finite"):
+        pipeline(RGB, CAMERA, 4 * SECOND // 10, scan, CONFIG)
+    assert pipeline(RGB, CAMERA, 5 * SECOND // 10, scan, CONFIG).state == "OK"
 
 
 def test_range_problems_are_sentences_not_exceptions():
@@ -278,6 +316,7 @@ def test_a_metric_checkpoint_needs_no_range_sensor():
     np.testing.assert_allclose(frame.depth_m, DEPTH_M, rtol=1e-4)
     assert scene.focal_px == pytest.approx(50.0)
     assert (frame.problem, frame.fit_age_s, frame.fit.source) == (None, None, "the checkpoint")
+    assert frame.state == "DEGRADED"
 
 
 def test_another_focal_length_is_another_depth():

@@ -1,0 +1,505 @@
+"""What can go wrong, each watched on the topics before, during and after it: what is published, what /diagnostics say.
+
+One node lives through all of it; the network is a flat scene's stand-in. Frames are sent one at a time, each when the
+node is done with the one before, so that every one of them is accounted for.
+"""
+
+import itertools
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy")
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from lifecycle_msgs.srv import ChangeState, GetState
+from sensor_msgs.msg import CameraInfo, Image, PointCloud2
+
+from flat_scene_node import depth_m
+from ros_harness import (
+    FOCAL_PX,
+    HEIGHT,
+    TEST,
+    TRANSLATION_M,
+    WIDTH,
+    cloud_of,
+    good_cloud,
+    good_image,
+    good_info,
+    lidar_points,
+    stamp,
+)
+
+SPACE = "/faults/"
+NODE = SPACE + "depth_node"
+OUTPUTS = {
+    "depth": Image,
+    "depth/camera_info": CameraInfo,
+    "depth/sigma": Image,
+    "depth/visual": Image,
+    "points": PointCloud2,
+    "relative_depth": Image,
+    "depth/status": DiagnosticArray,
+}
+# What goes on without metres.
+RELATIVE = ("relative_depth", "depth/status")
+OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
+# Farther apart than range.max_age_s, so that a frame has its own scan or none.
+STEP_S = 0.25
+HOLD_S = 2 * STEP_S
+WITH_METRES = ("OK", "DEGRADED", "HOLD")
+TRUE_M = depth_m(WIDTH, HEIGHT)
+ANSWERED, DROPPED, FAILED = "processed total", "messages unusable", "frames failed"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """An image, and what the node said of itself when it was done with it."""
+
+    stamp_ns: int
+    level: bytes
+    message: str
+    facts: dict[str, str]
+
+    @property
+    def seconds(self) -> str:
+        """Its time, as /diagnostics write it."""
+        return f"{self.stamp_ns * 1e-9:.3f}"
+
+    @property
+    def state(self) -> str:
+        return self.facts["metric state"]
+
+    def number(self, key) -> float:
+        return float(self.facts[key])
+
+
+class Stream:
+    """Frames at 4 Hz by their stamps; notes what of each must be on the topics, and compares in the end."""
+
+    def __init__(self, robot, switches):
+        self.robot, self.switches = robot, switches
+        self.expected = {topic: set() for topic in OUTPUTS}
+        self.sent = set()
+
+    def frame(self, counted=ANSWERED, **changed) -> Frame:
+        """The next frame, as `send` makes it, once the node is done with it.
+
+        `counted`: the number on /diagnostics that tells.
+        """
+        before, stamp_ns = self.count(counted), self.send(**changed)
+        self.robot.spin_until(lambda: self.count(counted) > before, f"one more in {counted!r}")
+        status = self.robot.statuses[NODE]
+        frame = Frame(stamp_ns, status.level, status.message, self.robot.values(NODE))
+        if counted == ANSWERED:
+            self.expect([stamp_ns], OUTPUTS if frame.state in WITH_METRES else RELATIVE)
+            (told,) = self.on("depth/status")[stamp_ns].status
+            assert told.message.split(":")[0] == frame.state
+        return frame
+
+    def send(self, **changed) -> int:
+        """The next camera info, scan and image, each by default the good one, None for none; returns their stamp."""
+        stamp_ns = self.robot.next_stamp(STEP_S)
+        self.sent.add(stamp_ns)
+        image = changed.pop("image", good_image())
+        self._deliver(stamp_ns, **{"camera_info": good_info(), "range": good_cloud(), **changed})
+        self._deliver(stamp_ns, image=image)
+        return stamp_ns
+
+    def _deliver(self, stamp_ns, **messages):
+        """Publish, and return when the node's executor has taken them: it answers a call of a service after that."""
+        for topic, message in messages.items():
+            if message is not None:
+                if message.header.stamp.sec == 0:
+                    message.header.stamp = stamp(stamp_ns)
+                self.robot.send(SPACE + topic, message)
+        self.robot.call(GetState, f"{NODE}/get_state", GetState.Request())
+
+    def expect(self, stamps, topics):
+        """Wait for messages of these stamps; `recovers` then sees that there are no others."""
+        for stamp_ns, topic in itertools.product(stamps, topics):
+            self.expected[topic].add(stamp_ns)
+            self.robot.spin_until(lambda: stamp_ns in self.on(topic), f"{topic} of {stamp_ns}")  # noqa: B023
+
+    def time_jumps(self, seconds):
+        """To stamps that were never used before."""
+        self.robot.stamp_ns += round(seconds * 1e9) + 7
+
+    @contextmanager
+    def switched(self, name):
+        """While this lasts, the scene fails in this way."""
+        (self.switches / name).touch()
+        try:
+            yield
+        finally:
+            (self.switches / name).unlink()
+
+    def settles(self):
+        """Good frames until all is good."""
+        for _ in range(20):
+            if (frame := self.frame()).state == "OK":
+                return
+        raise AssertionError(f"never OK: {frame}")
+
+    def on(self, topic) -> dict:
+        return self.robot.answers[SPACE + topic]
+
+    def count(self, key) -> int:
+        return int(self.robot.values(NODE)[key])
+
+    def metres(self, frame) -> np.ndarray:
+        return np.frombuffer(self.on("depth")[frame.stamp_ns].data, "<f4").reshape(HEIGHT, WIDTH)
+
+    def recovers(self, states=("OK",)) -> Frame:
+        """Good frames bring these states, true metres and an end of complaints; only what is expected was published."""
+        for wanted in states:
+            frame = self.frame()
+            assert frame.state == wanted
+            np.testing.assert_allclose(self.metres(frame), TRUE_M, rtol=1e-3)
+            assert (frame.level, frame.message.endswith("frames per second")) == (OK, True), frame.message
+            assert "metric off since (s)" not in frame.facts
+        # Each topic's messages come in order: what is not there now will not come any more.
+        for topic, stamps in self.expected.items():
+            assert self.sent & set(self.on(topic)) == stamps, topic
+        return frame
+
+
+COLD_START = ("DEGRADED", "DEGRADED", "OK")
+
+
+@pytest.fixture(scope="module")
+def switches(tmp_path_factory):
+    return tmp_path_factory.mktemp("switches")
+
+
+@pytest.fixture(scope="module")
+def node(robot, start_node, switches):
+    robot.listen(**{f"{SPACE}{topic}".replace("/", "__"): kind for topic, kind in OUTPUTS.items()})
+    node = start_node(
+        parameters={"node.diagnostics_period_s": 0.1, "image.reliability": "reliable", "fit.hold_s": HOLD_S},
+        arguments=["-r", "__ns:=/faults"],
+        environment={"PYTHONPATH": str(TEST / "fake_tf2"), "FLAT_SCENE_SWITCHES": str(switches)},
+    )
+    warm_up(robot)
+    return node
+
+
+def warm_up(robot):
+    """Send frames until the last one was answered on every topic, and /diagnostics tell of it."""
+    sent = []
+    robot.send_until(
+        lambda: sent.append(robot.send_frame(prefix=SPACE)),
+        lambda: sent and all(sent[-1] in robot.answers[SPACE + topic] for topic in OUTPUTS),
+        "answers on all topics",
+    )
+    seen = robot.statuses_seen
+    robot.spin_until(lambda: robot.statuses_seen >= seen + 2, "diagnostics")
+
+
+@pytest.fixture
+def stream(robot, node, switches):
+    """In the middle of a good run."""
+    stream = Stream(robot, switches)
+    stream.settles()
+    return stream
+
+
+# Range sensors that say nothing, or nothing that can be believed
+
+
+def inverted_cloud():
+    """What is near seems far, as with a LiDAR that is mounted the wrong way round."""
+    points = lidar_points()
+    return cloud_of(points * (12.0 / (points[:, :1] + TRANSLATION_M[2]) - 1.0))
+
+
+def cloud_in(frame_id):
+    cloud = good_cloud()
+    cloud.header.frame_id = frame_id
+    return cloud
+
+
+def cloud_at(stamp_ns):
+    cloud = good_cloud()
+    cloud.header.stamp = stamp(stamp_ns)
+    return cloud
+
+
+LAPSES = {
+    "no scans": (lambda image_ns: None, "RELATIVE", "s older than the image (range.max_age_s=0.2)"),
+    "scans ten seconds late": (
+        lambda image_ns: cloud_at(image_ns - 10 * 10**9), "RELATIVE", "the nearest scan is 10.000 s older",
+    ),
+    "a restarted sensor, stamps from its boot on": (
+        lambda image_ns: cloud_at(image_ns % (60 * 10**9) + 5 * 10**9), "RELATIVE", "check the sensor's rate and that",
+    ),
+    "points behind the camera only": (
+        lambda image_ns: cloud_of(lidar_points() * np.float32([-1, 1, 1])), "RELATIVE", "no anchor lies in the image",
+    ),
+    "no returns": (
+        lambda image_ns: cloud_of(np.full_like(lidar_points(), np.nan)), "RELATIVE", "no anchor lies in the image",
+    ),
+    "no transform": (lambda image_ns: cloud_in("nowhere"), "FAULT", "no transform from 'nowhere' to 'camera'"),
+    "near for far": (lambda image_ns: inverted_cloud(), "FAULT", "the anchors ask for a negative scale"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", LAPSES)
+def test_without_usable_scans_metres_are_held_in_growing_doubt_and_then_end(stream, what):
+    make, end, reason = LAPSES[what]
+
+    def lapse():
+        return stream.frame(range=make(stream.robot.stamp_ns + round(STEP_S * 1e9)))
+
+    doubt = [stream.frame().number("fit uncertainty (relative)")]
+    for _ in range(round(HOLD_S / STEP_S)):
+        held = lapse()
+        doubt.append(held.number("fit uncertainty (relative)"))
+        assert (held.state, held.level) == ("HOLD", WARN)
+        assert held.message.startswith(f"metres held for {held.number('fit age (s)'):.2f} s: ")
+        assert reason in held.message
+        np.testing.assert_allclose(stream.metres(held), TRUE_M, rtol=1e-3)
+    assert all(after > 1.2 * before for before, after in itertools.pairwise(doubt)), doubt
+    off = [lapse(), lapse()]
+    for frame in off:
+        assert (frame.state, frame.level) == (end, ERROR if end == "FAULT" else WARN)
+        assert frame.message.startswith(f"no metric depth since {off[0].seconds}: ")
+        assert reason in frame.message
+        assert frame.facts["metric off since (s)"] == off[0].seconds
+        assert not {"scale", "fit age (s)", "metres from"} & frame.facts.keys()
+    stream.recovers(COLD_START)
+
+
+def without(field):
+    return cloud_of(lidar_points(), "xyz".replace(field, "w"))
+
+
+def cloud_with(**fields):
+    cloud = good_cloud()
+    for name, value in fields.items():
+        setattr(cloud, name, value)
+    return cloud
+
+
+UNUSABLE_SCANS = {
+    "zero points": (lambda: cloud_of(np.empty((0, 3))), "cloud of 0x1 points"),
+    "no x": (lambda: without("x"), "needs 'x' as FLOAT32"),
+    "no y": (lambda: without("y"), "needs 'y' as FLOAT32"),
+    "no z": (lambda: without("z"), "needs 'z' as FLOAT32"),
+    "truncated data": (lambda: cloud_with(data=good_cloud().data[:-1]), "cloud data of 2303 bytes"),
+    "step too small": (lambda: cloud_with(point_step=8), "outside of point_step=8"),
+}
+
+
+def test_an_unusable_scan_is_named_and_the_last_metres_serve(stream, node):
+    for what, (make, reason) in UNUSABLE_SCANS.items():
+        unusable = stream.count("messages unusable")
+        frame = stream.frame(range=make())
+        assert (frame.state, frame.level) == ("HOLD", WARN), what
+        assert f"{SPACE}range: cloud " in frame.message
+        assert reason in frame.message
+        assert reason in node.log
+        assert frame.number("messages unusable") == unusable + 1
+        np.testing.assert_allclose(stream.metres(frame), TRUE_M, rtol=1e-3)
+        stream.recovers()
+    assert node.running()
+
+
+def test_one_wild_scan_is_held_off_and_a_second_one_believed(stream):
+    started_anew = stream.frame().number("metres started anew")
+    wild = stream.frame(range=cloud_of(1.6 * lidar_points()))
+    assert (wild.state, wild.level, wild.number("metres started anew")) == ("HOLD", WARN, started_anew)
+    assert "the anchors contradict the frames before (chi-square " in wild.message
+    assert wild.number("fit age (s)") == STEP_S
+    np.testing.assert_allclose(stream.metres(wild), TRUE_M, rtol=1e-3)
+    stream.recovers()
+
+    stream.frame(range=cloud_of(1.6 * lidar_points()))
+    believed = stream.frame(range=cloud_of(1.6 * lidar_points()))
+    assert (believed.state, believed.level) == ("OK", OK)
+    assert believed.number("metres started anew") == started_anew + 1
+    np.testing.assert_allclose(stream.metres(believed), 1.6 * TRUE_M, rtol=0.06)  # about the LiDAR, not the camera
+    back = stream.frame()
+    assert back.state == "HOLD"
+    np.testing.assert_allclose(stream.metres(back), stream.metres(believed), rtol=1e-2)
+    assert stream.recovers().number("metres started anew") == started_anew + 2
+
+
+def wall():
+    """Points of one depth, about 5 m."""
+    points = lidar_points(1)
+    return cloud_of(points[np.abs(points[:, 0] - 5.0) < 0.1])
+
+
+@pytest.mark.parametrize("few", [lambda: cloud_of(lidar_points()[90:93]), wall], ids=["three points", "one depth"])
+def test_anchors_that_say_little_serve_beside_memory_and_not_alone(stream, few):
+    doubt = stream.frame().number("fit uncertainty (relative)")
+    some = stream.frame(range=few())
+    assert (some.state, some.level) == ("DEGRADED", OK)
+    assert some.number("fit uncertainty (relative)") > 1.2 * doubt
+    np.testing.assert_allclose(stream.metres(some), TRUE_M, rtol=1e-2)
+    stream.recovers(COLD_START)
+    stream.time_jumps(-100.0)
+    alone = stream.frame(range=few())
+    assert (alone.state, alone.level) == ("RELATIVE", WARN)
+    assert "the metres are uncertain by " in alone.message
+    assert alone.facts["metric off since (s)"] == alone.seconds
+    stream.recovers(COLD_START)
+
+
+# Time
+
+
+def test_a_recording_that_starts_again_leaves_no_stale_metres(stream, node):
+    said = node.log.count("time went back by")
+    off = [stream.frame(range=None) for _ in range(3)][-1]
+    assert off.state == "RELATIVE"
+    stream.time_jumps(-1000.0)
+    first = stream.frame(range=None)
+    assert (first.state, first.level) == ("RELATIVE", WARN)
+    assert first.facts["metric off since (s)"] == first.seconds
+    stream.recovers(COLD_START)
+    stream.time_jumps(-1000.0)  # from good metres, and with scans of the future at hand
+    first = stream.frame(range=None)
+    assert (first.state, first.level) == ("RELATIVE", WARN)
+    assert "no scan; check the topic" in first.message
+    stream.recovers(COLD_START)
+    assert node.log.count("time went back by") - said <= 2  # the second one may be too soon to be said again
+
+
+def test_after_a_jump_ahead_metres_are_those_of_new_scans(stream):
+    stream.time_jumps(+1000.0)
+    frame = stream.frame(range=None)
+    assert (frame.state, frame.level) == ("RELATIVE", WARN)
+    assert "s older than the image" in frame.message
+    stream.recovers(COLD_START)
+
+
+# The camera
+
+
+def camera_info(**fields):
+    info = good_info()
+    for name, value in fields.items():
+        setattr(info, name, value)
+    return info
+
+
+def image_with(**fields):
+    image = good_image()
+    for name, value in fields.items():
+        setattr(image, name, value)
+    return image
+
+
+UNUSABLE_IMAGES = {
+    "wrong encoding": ({"image": image_with, "encoding": "rgb9"}, "encoding='rgb9': must be one of"),
+    "zero size": ({"image": image_with, "width": 0, "height": 0, "data": b""}, "image of 0x0"),
+    "step too small": ({"image": image_with, "step": 7}, "step=7"),
+    "truncated data": ({"image": image_with, "data": b"\1" * 100}, "image data of 100 bytes"),
+    "NaN intrinsics": ({"camera_info": camera_info, "k": [float("nan")] * 9}, "K has fx=nan"),
+    "no calibration": ({"camera_info": camera_info, "k": [0.0] * 9}, "K has fx=0.0"),
+    "another size": ({"camera_info": camera_info, "width": 640, "height": 480}, "camera info of 640x480"),
+}
+
+
+def test_an_unusable_image_or_camera_info_means_no_output_and_a_fault(stream, node):
+    for what, (fields, reason) in UNUSABLE_IMAGES.items():
+        (topic, make), *values = fields.items()
+        dropped = stream.frame(counted=DROPPED, **{topic: make(**dict(values))})
+        assert (dropped.state, dropped.level) == ("FAULT", WARN), what
+        assert dropped.message.startswith(f"{SPACE}{topic}: ")
+        assert reason in dropped.message
+        assert not {"scale", "fit age (s)", "metres from"} & dropped.facts.keys()
+        stream.recovers()
+    assert node.running()
+
+
+def test_a_camera_that_changes_its_size_starts_anew(stream):
+    half = {"width": WIDTH // 2, "height": HEIGHT // 2}
+    cx, cy, focal_px = (WIDTH / 2 - 1) / 2, (HEIGHT / 2 - 1) / 2, FOCAL_PX / 2
+    info = camera_info(**half, k=[focal_px, 0.0, cx, 0.0, focal_px, cy, 0.0, 0.0, 1.0])
+    image = image_with(**half, step=3 * WIDTH // 2, data=good_image().data[: 3 * WIDTH * HEIGHT // 4])
+    frame = stream.frame(camera_info=info, image=image)
+    assert (frame.state, frame.level) == ("DEGRADED", OK)
+    found = stream.on("depth")[frame.stamp_ns]
+    assert (found.width, found.height) == (WIDTH // 2, HEIGHT // 2)
+    np.testing.assert_allclose(np.frombuffer(found.data, "<f4")[[0, -1]], TRUE_M[0, [0, -1]], rtol=0.05)
+    stream.recovers(COLD_START)
+
+
+def test_a_camera_faster_than_the_network_gets_answers_to_its_newest_frames(stream, node):
+    keys = ("image total", "images dropped", ANSWERED)
+    before, looks = [stream.count(key) for key in keys], node.log.count("looking")
+    with stream.switched("slow"):
+        sent = [stream.send()]
+        stream.robot.spin_until(lambda: node.log.count("looking") > looks, "a frame in work")
+        sent += [stream.send() for _ in range(5)]
+    stream.expect([sent[0], sent[-1]], OUTPUTS)
+    stream.robot.spin_until(lambda: stream.count(ANSWERED) == before[-1] + 2, "both in the diagnostics")
+    assert [stream.count(key) for key in keys] == [before[0] + 6, before[1] + 4, before[2] + 2]
+    assert node.log.count("looking") == looks + 2  # that in work, and the newest: nobody waits longer than two looks
+    stream.recovers()
+
+
+# The network and its device
+
+
+@pytest.mark.parametrize(
+    ("switch", "reason"),
+    [
+        ("lost", "the frame failed with RuntimeError: CUDA error: the device is lost"),
+        ("nan", "the network's answer is not finite: its engine or checkpoint is broken"),
+    ],
+)
+def test_a_frame_that_the_network_fails_on_is_no_output_and_the_next_one_is_good(stream, node, switch, reason):
+    failed = stream.count(FAILED)
+    with stream.switched(switch):
+        frame = stream.frame(counted=FAILED)
+    assert (frame.state, frame.level, frame.number(FAILED)) == ("FAULT", ERROR, failed + 1)
+    assert reason in frame.message
+    assert reason in node.log
+    assert not {"scale", "fit age (s)", "metres from"} & frame.facts.keys()
+    stream.recovers()
+
+
+def test_a_network_that_sees_nothing_gives_no_metres(stream):
+    with stream.switched("constant"):
+        frames = [stream.frame(), stream.frame()]
+    for frame in frames:
+        assert (frame.state, frame.level) == ("FAULT", ERROR)
+        assert "the network's answer is constant or not finite" in frame.message
+        assert frame.facts["metric off since (s)"] == frames[0].seconds
+    stream.recovers(COLD_START)
+
+
+def test_a_device_without_memory_leaves_nothing_half_loaded_and_no_camera_info_no_output(stream, node):
+    robot = stream.robot
+
+    def change(label):
+        request = ChangeState.Request()
+        request.transition.label = label
+        return robot.call(ChangeState, f"{NODE}/change_state", request).success
+
+    def told(text, level):
+        robot.spin_until(lambda: robot.status(NODE).startswith(text) and robot.statuses[NODE].level == level, text)
+
+    assert change("deactivate")
+    assert change("cleanup")
+    with stream.switched("unloadable"):
+        assert not change("configure")
+    told("cannot become inactive: CUDA error: out of memory", ERROR)
+    assert robot.values(NODE)["lifecycle state"] == "unconfigured"
+    assert all(robot.node.count_publishers(SPACE + topic) == 0 for topic in OUTPUTS)
+    assert change("configure")
+    told("inactive", OK)
+    assert change("activate")
+    # Not `frame`: the node must find its listeners first.
+    robot.send_until(lambda: stream.send(camera_info=None), lambda: stream.count(DROPPED) > 0, "an image to be dropped")
+    told(f"{SPACE}camera_info: no camera info yet; nothing is published without it", WARN)
+    assert robot.values(NODE)["metric state"] == "FAULT"
+    assert node.running()
+    warm_up(robot)
+    stream.settles()
+    stream.recovers()
