@@ -30,6 +30,9 @@ _MOST_ANCHORS = 4096
 # half of the way; and beyond what difference to the levels before, in ln, an anchor is wrong and not the network. What
 # is wrong is told from what is bent by the anchors around, once they have had their say.
 _LEVELS = ((100, 0.001, 1.0), (30, 0.001, 0.8), (8, 0.005, 0.6), (3, 0.02, 0.4), (1, 0.05, 0.3))
+# A weak network alone is wrong by more than this, in ln, or so many sigmas, at up to a fifth of the anchors. Where more
+# are, they are wrong themselves, and at all levels what is beyond so many sigmas counts as gross.
+_FAR_OFF, _FAR_OFF_SIGMAS, _FEW_WRONG, _MANY_WRONG, _GROSS_SIGMAS = 0.3, 3.0, 0.2, 0.3, 5.0
 # In the finest levels an anchor is shared by the eight nodes around it; the coarser ones do not tell the nearest from
 # all of them, which take four times as long.
 _SHARED_LEVELS = 2
@@ -48,7 +51,8 @@ class Evidence:
     """What N anchors say of a fit: `residual`, ln of measured over fitted depth, float32, and the `weight` of each.
 
     `index` and `share`, (8, N), are the nodes around each anchor and its share in them, `node` (N,) the nearest one;
-    nodes are counted over rows, columns, steps. `pixels` (N, 2) u, v; `low` and `high`: ln m of the end nodes.
+    nodes are counted over rows, columns, steps. `pixels` (N, 2) u, v; `low` and `high`: ln m of the end nodes; `gross`:
+    beyond what difference an anchor is wrong at the first sight.
     """
 
     residual: np.ndarray
@@ -59,6 +63,7 @@ class Evidence:
     node: np.ndarray
     low: float
     high: float
+    gross: float
 
     def at(self, grid: np.ndarray) -> np.ndarray:
         """(N,) values of a grid (rows, columns, steps) at the anchors, interpolated."""
@@ -69,7 +74,7 @@ class Evidence:
     def of(self, chosen: np.ndarray | slice) -> Evidence:
         """The evidence of some anchors, (N,) bool or a slice, whose order is random; the nodes stay."""
         parts = (self.residual[chosen], self.weight[chosen], self.pixels[chosen], self.index[:, chosen])
-        return Evidence(*parts, self.share[:, chosen], self.node[chosen], self.low, self.high)
+        return Evidence(*parts, self.share[:, chosen], self.node[chosen], self.low, self.high, self.gross)
 
 
 @dataclass(frozen=True)
@@ -81,10 +86,11 @@ class Field:
     high: float
 
 
-def evidence_of(depth_m: np.ndarray, anchors: Anchors) -> Evidence | None:
+def evidence_of(depth_m: np.ndarray, anchors: Anchors, sigma: float = math.inf) -> Evidence | None:
     """What anchors say of (H, W) `depth_m`, NaN unknown; None where no anchor lies on known depth.
 
-    Anchors that are grossly wrong are left out, and many are thinned out.
+    Anchors that are grossly wrong are left out, and many are thinned out. sigma: the fit's relative error at anchors
+    that are not wrong; where more of them than a network misses are far beyond it, less of a difference is gross.
     """
     # Not every second one: clouds are stored by beams, and whole beams would go.
     some = _shuffled(len(anchors))[:_MOST_ANCHORS]
@@ -93,15 +99,18 @@ def evidence_of(depth_m: np.ndarray, anchors: Anchors) -> Evidence | None:
     with np.errstate(invalid="ignore", divide="ignore"):
         residual = np.log(measured_m / predicted_m)
         known = np.abs(residual) < _LEVELS[0][2]
+        beyond = np.abs(residual) > max(_FAR_OFF, _FAR_OFF_SIGMAS * sigma)
     if not known.any():
         return None
+    crowd = np.clip((beyond.mean() - _FEW_WRONG) / (_MANY_WRONG - _FEW_WRONG), 0.0, 1.0)
+    gross = _LEVELS[0][2] if crowd == 0 else _LEVELS[0][2] * (1.0 - crowd) + _GROSS_SIGMAS * sigma * crowd
     pixels, residual, weight = pixels[known], residual[known].astype(np.float32), weight[known].astype(np.float32)
     log_m = np.log(predicted_m[known])
     low, high = float(log_m.min()), max(float(log_m.max()), float(log_m.min()) + 0.1)
     places = _places(pixels, depth_m.shape, (log_m - np.float32(low)) * np.float32(1 / (high - low)))
     column, row, step = (places + np.float32(0.5)).astype(np.intp)
     node = (row * _NODES[0] + column) * _NODES[2] + step
-    return Evidence(residual, weight, pixels, *_corners(places), node, low, high)
+    return Evidence(residual, weight, pixels, *_corners(places), node, low, high, float(gross))
 
 
 def fitted_field(evidence: Evidence, limit: float) -> Field:
@@ -112,6 +121,7 @@ def fitted_field(evidence: Evidence, limit: float) -> Field:
     for level, (passes, half_weight, gross) in enumerate(_LEVELS):
         if level > 0:
             left = evidence.residual - evidence.at(log_factor)
+        gross = min(gross, evidence.gross)
         judged = evidence.weight * np.maximum(np.float32(1) - np.square(left * np.float32(1 / gross)), 0) ** 2
         shared = level >= len(_LEVELS) - _SHARED_LEVELS
         for place, values in enumerate((judged, judged * left)):

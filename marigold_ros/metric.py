@@ -21,11 +21,9 @@ from marigold_ros.robust_fit import Base, Evidence, NoLine, Samples, gather, wei
 
 SPACES = ("depth", "inverse_depth", "log_depth")
 
-# Scale, shift and the standard deviation of the scale, as a share of it, of a typical scene, the network's answer in
-# [0, 1]: the nearest depth is a thirteenth of the farthest.
-_TYPICAL = {"depth": (1.0, 0.08, 0.6), "inverse_depth": (1.0, -1.08, 0.6), "log_depth": (3.0, 0.0, 0.4)}
-# The same deviation of another frame's line.
-_SHAPE_SIGMA = 0.6
+# Scale, shift and looseness (see `Base`) of a typical scene, the network's answer in [0, 1]: the nearest depth is a
+# thirteenth of the farthest; scenes differ by so much.
+_TYPICAL = {"depth": (1.0, 0.08, 0.12), "inverse_depth": (1.0, -1.08, 0.25), "log_depth": (3.0, 0.0, 0.4)}
 # Neighbouring anchors share the network's error: a cell, so many along the longer side, counts as at most so many.
 _CELLS = 16
 _CELL_CAP = 2.0
@@ -184,7 +182,7 @@ def _base(space: str, own: MetricFit | None, shape: MetricFit | None) -> Base:
         return Base(own.scale, own.shift, True, _OWN_SIGMA)
     additive = space == "log_depth"
     if shape is not None:
-        return Base(shape.scale, shape.shift, additive, _SHAPE_SIGMA)
+        return Base(shape.scale, shape.shift, additive, _TYPICAL[space][2])
     scale, shift, sigma = _TYPICAL[space]
     return Base(scale, shift, additive, sigma)
 

@@ -87,7 +87,7 @@ def ours_with_sigma(question: Question) -> tuple[np.ndarray, np.ndarray]:
     fitted_m = apply_fit(fit, question.relative, _MAX_DEPTH_M)
     limit, correction, depth_m = FitConfig().correction_limit, None, fitted_m.copy()
     doubt, uncertainty = doubt_of(fitted_m, None, fit), Uncertainty()
-    evidence = evidence_of(fitted_m, question.anchors)
+    evidence = evidence_of(fitted_m, question.anchors, fit.evidence.sigma)
     if evidence is not None:
         correction = fitted_field(evidence, limit)
         depth_m = apply_field(correction, fitted_m)

@@ -159,7 +159,9 @@ class Pipeline:
             depth_m = None if fit is None else apply_fit(fit, relative, config.fit.max_depth_m)
         with _timed(stage_s, "correct"):
             limit, fitted_m = config.fit.correction_limit, depth_m
-            evidence = evidence_of(fitted_m, anchors) if metres.fresh and (limit > 1.0 or judged) else None
+            evidence = None
+            if metres.fresh and (limit > 1.0 or judged):
+                evidence = evidence_of(fitted_m, anchors, fit.evidence.sigma)
             learnable = evidence
             evidence, correction = self._correction(metres, evidence, config.fit)
             if correction is not None:

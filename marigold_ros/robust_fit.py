@@ -28,6 +28,8 @@ USUAL_SIGMA, _POOLED = 0.1, 20.0
 # A group of samples counts as at most so many independent ones.
 _GROUP_COUNTS = 4.0
 _TINY = 1e-9
+# One standard deviation of a scale of which next to nothing is known, as a share of it.
+_LOOSEST = 3.0
 _NORMAL_MEDIAN = 0.6745
 # Where errors in p explain almost all of its spread (reliability 1 - noise / spread), samples say nothing of the scale.
 _USELESS, _USEFUL = 0.2, 0.6
@@ -64,7 +66,8 @@ class Samples:
 class Base:
     """A line whose shape serves where samples cannot tell: moved to them by a factor, or a term if `additive`.
 
-    looseness: one standard deviation of its scale, as a share of it.
+    looseness: one standard deviation of its scale, as a share of it, if additive; else of shift over scale, in units of
+    p: where p is near the line's zero, little is known of the scale.
     """
 
     scale: float
@@ -205,14 +208,14 @@ def _refined(
     part, sigma = samples.some(_EARLY_SAMPLES, random), _SIGMA
     widths = _KERNEL * np.geomspace(_WIDEST, 1.0, _ROUNDS)
     for kernel in widths[:-2]:
-        evidence = _evidence(part, base, scale, shift, kernel, _SIGMA)
+        evidence = _evidence(part, base, scale, shift, kernel, _SIGMA, usual_sigma)
         line = weigh(evidence)
         scale, shift = line.scale, line.shift
     # Few samples lie on a line by themselves: what is usual counts as some, too.
     share = evidence.effective / (evidence.effective + _POOLED)
     sigma = math.hypot(math.sqrt(share) * _relative_error(part, scale, shift), math.sqrt(1.0 - share) * usual_sigma)
-    line = weigh(_evidence(samples, base, scale, shift, widths[-2], sigma))
-    return _evidence(samples, base, line.scale, line.shift, widths[-1], sigma, last=True)
+    line = weigh(_evidence(samples, base, scale, shift, widths[-2], sigma, max(sigma, usual_sigma)))
+    return _evidence(samples, base, line.scale, line.shift, widths[-1], sigma, max(sigma, usual_sigma), last=True)
 
 
 def _relative_error(samples: Samples, scale: float, shift: float) -> float:
@@ -228,10 +231,18 @@ def _relative_error(samples: Samples, scale: float, shift: float) -> float:
 
 
 def _evidence(
-    samples: Samples, base: Base, scale: float, shift: float, kernel: float, sigma: float, last: bool = False
+    samples: Samples,
+    base: Base,
+    scale: float,
+    shift: float,
+    kernel: float,
+    sigma: float,
+    usual_sigma: float,
+    last: bool = False,
 ) -> Evidence:
-    """One step of reweighting; `sigma`: what the relative errors turned out to be.
+    """One step of reweighting; `sigma`: what the relative errors about the line are.
 
+    usual_sigma: what the network's are elsewhere. At one depth a flat line fits them all, and they seem to be none.
     last: what the samples say is not to be taken for more than their groups can say.
     """
     p, y, slope = samples.p, samples.y, samples.slope
@@ -246,7 +257,7 @@ def _evidence(
     off = p - mean_p
     spread, product = information @ off**2, (information * off) @ (y - mean_y)
     # What of the spread of p is error: the network's, and of the pixel; not the measurement's.
-    in_p = information @ ((_SIGMA**2 + blur) / (slope * scale) ** 2)
+    in_p = information @ ((usual_sigma**2 + blur) / (slope * scale) ** 2)
     reliability = float(1.0 - in_p / spread) if spread > 0 else -np.inf
     if product <= 0:
         reliability = 0.0  # what is nearer seems farther: these samples know nothing of the scale
@@ -289,9 +300,10 @@ def _scale_alone(base: Base, mean_p: float, mean_y: float, found: float, need: f
 
     need: from 0, the samples know it well, to 1.
     """
-    scale = base.scale
+    scale, looseness = base.scale, base.looseness
     if not base.additive:
-        at_mean = base.scale * mean_p + base.shift
-        scale = base.scale * mean_y / at_mean if at_mean * mean_y > 0 else found
+        from_zero = mean_p + base.shift / base.scale
+        scale = mean_y / from_zero if from_zero * mean_y > 0 else found
+        looseness = min(looseness / max(abs(from_zero), _TINY), _LOOSEST)
     # A share of the larger: a base that is far too flat would be far too sure.
-    return Belief(scale, 0.0, (need / (base.looseness * max(scale, found)) ** 2, 0.0, 0.0))
+    return Belief(scale, 0.0, (need / (looseness * max(scale, found)) ** 2, 0.0, 0.0))

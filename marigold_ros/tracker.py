@@ -25,8 +25,9 @@ OK, DEGRADED, HOLD, RELATIVE, FAULT = STATES = ("OK", "DEGRADED", "HOLD", "RELAT
 
 # 99.9 % of chi-square with two degrees of freedom.
 _GATE = 13.8
-# Anchors that stand on their own fix depth to this, relative, one standard deviation, the median over the image.
-_STRONG_SIGMA = 0.06
+# Anchors that stand on their own know the scale, and fix depth to this, relative, one standard deviation, the median
+# over the image.
+_STRONG_SIGMA, _STRONG_RELIABILITY = 0.06, 0.5
 # So many frames in a row with such anchors, in agreement, make a cold start good.
 _SETTLED = 3
 
@@ -126,7 +127,7 @@ class MetricTracker:
         rejected, self._rejected = self._rejected, None
         if new is None:
             return known, False, problem
-        strong = relative_sigma(relative, new) <= _STRONG_SIGMA
+        strong = new.evidence.reliability >= _STRONG_RELIABILITY and relative_sigma(relative, new) <= _STRONG_SIGMA
         if known is None:
             self._streak = int(strong)
             return new, True, problem
@@ -162,9 +163,11 @@ class MetricTracker:
         if fit is None or age_s > config.hold_s:
             self._map, self._streak = None, 0
             return Metres(FAULT if fault else RELATIVE, None, False, math.nan, age_s, problem, self._jumps)
-        self._map = MetricMap.of(fit, relative)
         sigma = relative_sigma(relative, fit)
+        self._map = MetricMap.of(fit, relative)
         if sigma > config.max_sigma:
+            # Nor remembered: what is as unsure as that wanders, and would seem sure where it came to be flat.
+            self._map, self._streak = None, 0
             doubt = f"the metres are uncertain by {sigma:.0%} (fit.max_sigma={config.max_sigma:g})"
             problem = doubt if problem is None else f"{doubt}: {problem}"
             return Metres(FAULT if fault else RELATIVE, None, False, math.nan, age_s, problem, self._jumps)

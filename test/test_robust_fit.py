@@ -5,7 +5,7 @@ import pytest
 
 from marigold_ros.robust_fit import Base, Belief, Evidence, NoLine, Samples, gather, weigh
 
-BASE = Base(1.0, 0.08, additive=False, looseness=0.6)
+BASE = Base(1.0, 0.08, additive=False, looseness=0.2)
 TRUE = (20.0, 2.0)  # depth = 20 p + 2
 
 
@@ -64,7 +64,7 @@ def test_one_depth_moves_the_base_by_a_factor(count):
     assert evidence.reliability < 0.2
     assert line.scale * 0.3 + line.shift == pytest.approx(5.0, rel=0.01)
     assert line.shift / line.scale == pytest.approx(0.08, abs=0.005)
-    assert np.sqrt(line.covariance[0]) / line.scale == pytest.approx(0.6, rel=0.05)
+    assert np.sqrt(line.covariance[0]) / line.scale == pytest.approx(0.2 / (0.3 + 0.08), rel=0.05)
 
 
 def test_one_depth_leaves_the_scale_to_a_belief():
