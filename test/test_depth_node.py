@@ -143,8 +143,8 @@ def test_sigma_and_confidence_have_topics_of_their_own_while_somebody_listens(li
     assert (sigma.encoding, sigma.header) == ("32FC1", depth.header)
     expected = np.clip(1 - 2 * floats(sigma) / floats(depth), 0, 1)
     np.testing.assert_allclose(floats(confidence), expected, atol=1e-5)
-    # The two passes of the flat scene's network agree at the left, not at the right; the anchors say that it is right.
-    assert 1.0 >= floats(confidence)[:, 0].mean() > floats(confidence)[:, -1].mean() > 0.9
+    # The two passes of the flat scene's network do not agree at the right, but the anchors say that it is right.
+    assert 0.9 < floats(confidence).min() <= floats(confidence).max() <= 1.0
     listening.ignore(PREFIX + "confidence")
     listening.ignore(PREFIX + "depth/sigma")
 
