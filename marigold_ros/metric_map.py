@@ -43,6 +43,13 @@ class MetricMap:
         pixels = _grid(relative.shape)
         return MetricMap(fit, pixels, _at(relative, pixels))
 
+    def changed(self, fit: MetricFit, relative: np.ndarray) -> float:
+        """By how much, in ln, depth differs from that of another (H, W) image's fit: the median over the pixels."""
+        with np.errstate(invalid="ignore"):
+            apart = np.abs(np.log(_depth(_at(relative, self.pixels), fit) / _depth(self.relative, self.fit)))
+        known = apart[np.isfinite(apart)]
+        return float(np.median(known)) if len(known) else math.inf
+
     def carried_to(
         self,
         relative: np.ndarray,

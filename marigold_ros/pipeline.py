@@ -28,6 +28,8 @@ from marigold_ros.unknown import far_end, forget_far
 
 # Relative depth beyond this is 1 but for the rounding of a resize.
 _SATURATED = 1.0 - 1e-5
+# A correction that is held fades as depth changes, in ln, the median over the pixels, from noise to another view.
+_SAME_VIEW, _ANOTHER_VIEW = 0.015, 0.06
 
 
 class Estimator(Protocol):
@@ -223,7 +225,10 @@ class Pipeline:
             self._held = None
             return None, None
         evidence, field = self._held
-        left = max(0.0, 1.0 - (metres.age_s / settings.hold_s) ** 2) if metres.age_s > 0 else 1.0
+        # It belongs to pixels, so it fades as the view changes, too.
+        left = min(max((_ANOTHER_VIEW - metres.changed) / (_ANOTHER_VIEW - _SAME_VIEW), 0.0), 1.0)
+        if metres.age_s > 0:
+            left *= max(0.0, 1.0 - (metres.age_s / settings.hold_s) ** 2)
         return evidence, replace(field, log_factor=field.log_factor * np.float32(left))
 
     def _notice_far_end(self, anchors: Anchors, metres: Metres) -> None:

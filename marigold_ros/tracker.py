@@ -45,8 +45,9 @@ class Metres:
 
     fit: None where nothing is known, or too little (RELATIVE, FAULT). fresh: whether this frame's anchors are in it.
     sigma: its relative uncertainty, the median over the image, NaN without a fit. age_s: since anchors last were in it,
-    None before the first time. problem: why the anchors of this frame are not in it, or it is not used. jumps: how
-    often the metres started anew because anchors contradicted them twice.
+    None before the first time. changed: how much ln depth has changed since, the median over the pixels. problem: why
+    the anchors of this frame are not in it, or it is not used. jumps: how often the metres started anew because anchors
+    contradicted them twice.
     """
 
     state: str
@@ -56,6 +57,7 @@ class Metres:
     age_s: float | None
     problem: str | None
     jumps: int
+    changed: float = 0.0
 
 
 class MetricTracker:
@@ -72,6 +74,7 @@ class MetricTracker:
         self._map: MetricMap | None = None
         self._rejected: MetricFit | None = None
         self._evidence_ns: int | None = None
+        self._evidence_map: MetricMap | None = None
         self._streak = 0
 
     def update(
@@ -158,7 +161,7 @@ class MetricTracker:
     ) -> Metres:
         """Remember the fit for the next frame; say whether it may be used, and as what."""
         if fresh:
-            self._evidence_ns = stamp_ns
+            self._evidence_ns, self._evidence_map = stamp_ns, MetricMap.of(fit, relative)
         age_s = None if self._evidence_ns is None else (stamp_ns - self._evidence_ns) * 1e-9
         if fit is None or age_s > config.hold_s:
             self._map, self._streak = None, 0
@@ -171,8 +174,11 @@ class MetricTracker:
             doubt = f"the metres are uncertain by {sigma:.0%} (fit.max_sigma={config.max_sigma:g})"
             problem = doubt if problem is None else f"{doubt}: {problem}"
             return Metres(FAULT if fault else RELATIVE, None, False, math.nan, age_s, problem, self._jumps)
-        state = (OK if self._streak >= _SETTLED else DEGRADED) if fresh else HOLD
-        return Metres(state, fit, fresh, sigma, age_s, problem, self._jumps)
+        if fresh:
+            state = OK if self._streak >= _SETTLED else DEGRADED
+            return Metres(state, fit, True, sigma, age_s, problem, self._jumps)
+        changed = self._evidence_map.changed(fit, relative)
+        return Metres(HOLD, fit, False, sigma, age_s, problem, self._jumps, changed)
 
 
 def _fused(new: MetricFit, known: MetricFit) -> tuple[MetricFit, float]:
