@@ -36,7 +36,8 @@ class Scan:
     """Range points (N, 3) float32 in the sensor's frame, and (4, 4) `camera_from_lidar`.
 
     `limits` are the sensor's settings, None for those of section range. `sweep` tells how it moved meanwhile. `age_s`:
-    by how much the scan was stamped before the image, unless the transform makes up for it.
+    by how much the scan was stamped before the image, unless the transform makes up for it. `stamp_ns`: its time, where
+    that is known.
     """
 
     points: np.ndarray
@@ -44,6 +45,7 @@ class Scan:
     limits: RangeConfig | None = None
     sweep: Sweep | None = None
     age_s: float = 0.0
+    stamp_ns: int | None = None
 
 
 @dataclass(frozen=True)

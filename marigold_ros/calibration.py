@@ -32,6 +32,8 @@ from marigold_ros.geometry import Camera
 _LOOK_ENDS = ((0.5, 0.35), (2.0, 0.6))
 # A look this much like an earlier one adds to it: going to and fro shows nothing new.
 _SEEN_BEFORE = 0.5
+# What remains of a look when the same is seen again.
+_KEPT = 0.7
 _LEAST_LOOKS, _MOST_LOOKS, _LEAST_S = 8, 60, 5.0
 # Without evidence, 1 / (rad, rad, rad, s)^2 in squared pixels of the working picture.
 _PRIOR = (1e3, 1e3, 1e3, 200.0)
@@ -125,7 +127,9 @@ class CalibrationMonitor:
         origin_m: (3,) where the LiDAR sits in the camera's frame; age_s: by how much the scan is known to be older than
         the image, and has not been moved. A time that goes back or another camera starts anew.
         """
-        if camera != self._camera or stamp_ns <= self._newest_ns:
+        if stamp_ns == self._newest_ns and camera == self._camera:
+            return self.verdict
+        if camera != self._camera or stamp_ns < self._newest_ns:
             self.reset()
             self._camera, self._began_ns = camera, stamp_ns
         self._newest_ns = stamp_ns
@@ -162,8 +166,9 @@ class CalibrationMonitor:
         """Among the looks, or in the earlier one that it resembles."""
         for earlier in self._looks:
             if likeness(earlier.first, look.first) > _SEEN_BEFORE:
-                earlier.matrix += look.matrix
-                earlier.vector += look.vector
+                # What is mended, or slips, must not drown in all that was seen here before.
+                earlier.matrix = _KEPT * earlier.matrix + look.matrix
+                earlier.vector = _KEPT * earlier.vector + look.vector
                 earlier.frames += look.frames
                 return
         self._looks.append(look)

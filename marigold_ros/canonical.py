@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from marigold_ros.config import LARGEST_SIDE_PX, Unusable
-from marigold_ros.metric import MetricFit
+from marigold_ros.metric import OWN_SIGMA, MetricFit
 
 # How far the number of pixels may depart from the checkpoint's own for the sake of the focal length: as a factor.
 _PIXELS_FACTOR = 2.0
@@ -58,7 +58,8 @@ class MetricScale:
     def fit(self, focal_px: float) -> MetricFit:
         """`depth_m` at `focal_px` in the form of a fit, on which no anchor had any influence."""
         shift = math.log(self.d_min_m * focal_px / self.canonical_focal_px)
-        return MetricFit("log_depth", math.log(self.d_max_m / self.d_min_m), shift, 0, 0, math.nan)
+        covariance = (0.0, 0.0, OWN_SIGMA**2)  # of all metres by one factor
+        return MetricFit("log_depth", math.log(self.d_max_m / self.d_min_m), shift, 0, 0, math.nan, covariance)
 
     def zoom(self, width: int, height: int, focal_px: float, pixels: int) -> float:
         """The factor by which to resize images of `width` x `height` taken with `focal_px` for the network.

@@ -311,7 +311,7 @@ class FitConfig:
         "An anchor agrees with a fit when its relative depth error is at most this, or 1.5 times the network's own "
         "where that is more.",
         low=0.01,
-        high=1.0,
+        high=0.9,
     )
     max_sigma: float = setting(
         0.2,

@@ -78,6 +78,7 @@ class Diagnostics:
         with self._lock:
             self._problems = {key: value for key, value in self._problems.items() if key == "transition"}
             self._metric_off_since_ns = None
+            self._frame = None
 
     def frame(self, frame: FrameDepth, stamp_ns: int, latency_s: float, metric: bool) -> None:
         """Note an answered image; `metric` says whether metres were asked for."""
@@ -112,7 +113,7 @@ class Diagnostics:
         """The status now, without its stamp; `state` is the lifecycle state, `dropped` the overwritten images."""
         with self._lock:
             level, text = self._verdict(state, listened)
-            values = {"lifecycle state": state, **self._facts, **self._numbers(dropped)}
+            values = {"lifecycle state": state, **self._facts, **self._numbers(dropped, state)}
             hardware = self._facts.get("engine", "none")
         pairs = [KeyValue(key=key, value=value) for key, value in values.items()]
         status = DiagnosticStatus(level=level, name=self._name, message=text, hardware_id=hardware, values=pairs)
@@ -132,7 +133,7 @@ class Diagnostics:
             return OK, "nobody listens; the network rests"
         return OK, f"{self._rate('published'):.1f} frames per second"
 
-    def _numbers(self, dropped: int) -> dict[str, str]:
+    def _numbers(self, dropped: int, state: str) -> dict[str, str]:
         """The measured key-values."""
         events = ("image", *self._scan_events(), "published")
         numbers = {f"{event} rate (Hz)": f"{self._rate(event):.2f}" for event in events}
@@ -143,7 +144,7 @@ class Diagnostics:
         numbers |= self._latency_numbers()
         for stage, seconds in self._stages_s.items():
             numbers |= _percentiles(f"{stage} time", seconds)
-        return numbers | self._fit_numbers() | self._calibration_numbers()
+        return numbers | self._fit_numbers(state) | self._calibration_numbers()
 
     def _scan_events(self) -> list[str]:
         """'scan', and those of further range sensors: 'range2 scan'."""
@@ -155,7 +156,9 @@ class Diagnostics:
             return {"latency": f"{self._latencies_s[-1]:.0f} s ({note})"}
         return _percentiles("latency stamp to publish", self._latencies_s)
 
-    def _fit_numbers(self) -> dict[str, str]:
+    def _fit_numbers(self, state: str) -> dict[str, str]:
+        if state != "active":
+            return {}
         gone = self._counts["image"] > 0 and self._rate("image") == 0.0
         if gone or any(key in self._problems for key in _NO_ANSWER):
             return {"metric state": FAULT}
@@ -214,7 +217,7 @@ def metric_numbers(frame: FrameDepth) -> dict[str, str]:
 
 def metric_status(frame: FrameDepth, header: Header, name: str) -> DiagnosticArray:
     """The state of one frame's metres under the image's header: OK, WARN while they are held or missing, or ERROR."""
-    level = {FAULT: ERROR, HOLD: WARN, RELATIVE: WARN}.get(frame.state, OK)
+    level = {FAULT: ERROR, HOLD: WARN, RELATIVE: WARN}.get(frame.state, OK if frame.problem is None else WARN)
     pairs = [KeyValue(key=key, value=value) for key, value in metric_numbers(frame).items()]
     text = frame.state if frame.problem is None else f"{frame.state}: {frame.problem}"
     return DiagnosticArray(header=header, status=[DiagnosticStatus(level=level, name=name, message=text, values=pairs)])

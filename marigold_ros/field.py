@@ -10,7 +10,7 @@ grid, Chen et al., SIGGRAPH 2007, filled by normalised convolution of what the c
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import cv2
@@ -33,6 +33,8 @@ _LEVELS = ((100, 0.001, 1.0), (30, 0.001, 0.8), (8, 0.005, 0.6), (3, 0.02, 0.4),
 # A weak network alone is wrong by more than this, in ln, or so many sigmas, at up to a fifth of the anchors. Where more
 # are, they are wrong themselves, and at all levels what is beyond so many sigmas counts as gross.
 _FAR_OFF, _FAR_OFF_SIGMAS, _FEW_WRONG, _MANY_WRONG, _GROSS_SIGMAS = 0.3, 3.0, 0.2, 0.3, 5.0
+# Anchors that far off need so many, in parts of the image of so many nodes, that are off by about the same.
+_WITNESSES, _NEARBY_NODES, _ALIKE_LN = 3, 10, 0.2
 # In the finest levels an anchor is shared by the eight nodes around it; the coarser ones do not tell the nearest from
 # all of them, which take four times as long.
 _SHARED_LEVELS = 2
@@ -52,7 +54,7 @@ class Evidence:
 
     `index` and `share`, (8, N), are the nodes around each anchor and its share in them, `node` (N,) the nearest one;
     nodes are counted over rows, columns, steps. `pixels` (N, 2) u, v; `low` and `high`: ln m of the end nodes; `gross`:
-    beyond what difference an anchor is wrong at the first sight.
+    beyond what difference an anchor is wrong at the first sight; `lone` (N,) bool: far off, and no other nearby is.
     """
 
     residual: np.ndarray
@@ -64,6 +66,7 @@ class Evidence:
     low: float
     high: float
     gross: float
+    lone: np.ndarray
 
     def at(self, grid: np.ndarray) -> np.ndarray:
         """(N,) values of a grid (rows, columns, steps) at the anchors, interpolated."""
@@ -74,7 +77,9 @@ class Evidence:
     def of(self, chosen: np.ndarray | slice) -> Evidence:
         """The evidence of some anchors, (N,) bool or a slice, whose order is random; the nodes stay."""
         parts = (self.residual[chosen], self.weight[chosen], self.pixels[chosen], self.index[:, chosen])
-        return Evidence(*parts, self.share[:, chosen], self.node[chosen], self.low, self.high, self.gross)
+        return Evidence(
+            *parts, self.share[:, chosen], self.node[chosen], self.low, self.high, self.gross, self.lone[chosen]
+        )
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,10 @@ class Field:
     log_factor: np.ndarray
     low: float
     high: float
+
+    def times(self, share: float) -> Field:
+        """A share of it."""
+        return self if share == 1.0 else replace(self, log_factor=self.log_factor * np.float32(share))
 
 
 def evidence_of(depth_m: np.ndarray, anchors: Anchors, sigma: float = math.inf) -> Evidence | None:
@@ -110,7 +119,23 @@ def evidence_of(depth_m: np.ndarray, anchors: Anchors, sigma: float = math.inf) 
     places = _places(pixels, depth_m.shape, (log_m - np.float32(low)) * np.float32(1 / (high - low)))
     column, row, step = (places + np.float32(0.5)).astype(np.intp)
     node = (row * _NODES[0] + column) * _NODES[2] + step
-    return Evidence(residual, weight, pixels, *_corners(places), node, low, high, float(gross))
+    far_off = np.abs(residual) > max(_FAR_OFF, _FAR_OFF_SIGMAS * min(sigma, 1.0))
+    lone = far_off & (_alike_nearby(places, residual) < _WITNESSES)
+    return Evidence(residual, weight, pixels, *_corners(places), node, low, high, float(gross), lone)
+
+
+def _alike_nearby(places: np.ndarray, residual: np.ndarray) -> np.ndarray:
+    """(N,) how many anchors in the same part of the image are off alike, themselves among them."""
+    column, row = (places[:2] * np.float32(1.0 / _NEARBY_NODES)).astype(np.intp)
+    off = np.floor(residual * np.float32(1.0 / _ALIKE_LN)).astype(np.intp)
+    off -= off.min()
+    columns, count = -(-_NODES[0] // _NEARBY_NODES), int(off.max()) + 1
+    place = (row * columns + column) * count
+    total = np.bincount(place + off, minlength=int(place.max()) + count)
+    # With the next bins on either side: what is alike may lie across a border.
+    below, above = np.maximum(off - 1, 0), np.minimum(off + 1, count - 1)
+    sides = np.where(off > 0, total[place + below], 0) + np.where(off < count - 1, total[place + above], 0)
+    return total[place + off] + sides
 
 
 def fitted_field(evidence: Evidence, limit: float) -> Field:
@@ -133,8 +158,12 @@ def fitted_field(evidence: Evidence, limit: float) -> Field:
 
 
 def believed(evidence: Evidence, field: Field) -> np.ndarray:
-    """(N,) bool: the anchors that the field does not take for wrong ones."""
-    return np.abs(evidence.residual - evidence.at(field.log_factor)) < _LEVELS[-1][2]
+    """(N,) bool: the anchors that the field does not take for wrong ones.
+
+    The field follows an anchor with no others nearby wherever it goes; such a one is believed only where it is near the
+    fit.
+    """
+    return ~evidence.lone & (np.abs(evidence.residual - evidence.at(field.log_factor)) < _LEVELS[-1][2])
 
 
 def correction_field(depth_m: np.ndarray, anchors: Anchors, limit: float) -> Field | None:

@@ -38,7 +38,7 @@ _GLANCE_PX = 16
 # How steep the network's answer is at an anchor is looked up so many pixels to all sides.
 _STEEP_PX = 2
 # A metric checkpoint's own scale is held to be right to this part of it (one sigma).
-_OWN_SIGMA = 0.2
+OWN_SIGMA = 0.2
 # Anchors that ask for more than so many times its metres, or its scale, contradict it: feet would be 3.28 times.
 _OWN_FACTOR = 3.0
 
@@ -179,7 +179,7 @@ def fit_metric(
 def _base(space: str, own: MetricFit | None, shape: MetricFit | None) -> Base:
     """The line that anchors move where they cannot tell more."""
     if own is not None:
-        return Base(own.scale, own.shift, True, _OWN_SIGMA)
+        return Base(own.scale, own.shift, True, OWN_SIGMA)
     additive = space == "log_depth"
     if shape is not None:
         return Base(shape.scale, shape.shift, additive, _TYPICAL[space][2])

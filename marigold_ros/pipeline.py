@@ -19,7 +19,8 @@ from marigold_ros.anchors import Anchors, Scan, anchors_of
 from marigold_ros.calibration import Calibration, CalibrationMonitor
 from marigold_ros.config import Config, Fault, FitConfig, Unusable
 from marigold_ros.disagreement import confidence_of
-from marigold_ros.field import Evidence, Field, apply_field, evidence_of, fitted_field
+from marigold_ros.field import Evidence as FieldEvidence
+from marigold_ros.field import Field, apply_field, evidence_of, fitted_field
 from marigold_ros.geometry import Camera, Rectifier, rectifier
 from marigold_ros.metric import MetricFit, apply_fit
 from marigold_ros.tracker import DEGRADED, HOLD, OK, RELATIVE, FindMotion, Metres, MetricTracker, unknown_motion
@@ -28,6 +29,10 @@ from marigold_ros.unknown import far_end, forget_far
 
 # Relative depth beyond this is 1 but for the rounding of a resize.
 _SATURATED = 1.0 - 1e-5
+# A focal length that changes by no more than this is that of the same camera.
+_REFINED = 0.01
+# What is left, frame by frame, of how far there was evidence, where anchors are too few to tell.
+_FAR_LEFT = 0.97
 # A correction that is held fades as depth changes, in ln, the median over the pixels, from noise to another view.
 _SAME_VIEW, _ANOTHER_VIEW = 0.015, 0.06
 
@@ -106,7 +111,7 @@ class Pipeline:
         # How far anchors were evidence when the last fit was made.
         self._far_m = math.inf
         # The last correction, and what it rests on, for as long as metres are held.
-        self._held: tuple[Evidence, Field] | None = None
+        self._held: tuple[FieldEvidence, Field] | None = None
 
     def __call__(
         self,
@@ -137,7 +142,7 @@ class Pipeline:
             judged = confidence or (metric and (sigma or solid))
             second = config.model.confidence if confidence or (metric and sigma) else "none"
             relative, disagreement = self._look(rgb, camera, second)
-            _require_finite(relative)
+            _require_answer(relative, metres=self._own is not None)
             sure = self._sure(disagreement, config.model.confidence) if confidence else None
         if not metric:
             return FrameDepth(rgb, camera, relative, stage_s=stage_s, confidence=sure)
@@ -156,6 +161,7 @@ class Pipeline:
                 fault=fault,
                 own=self._own,
                 find_motion=find_motion,
+                scan=None if anchors is None else self._scans_id(),
             )
             fit = metres.fit or self._own
             depth_m = None if fit is None else apply_fit(fit, relative, config.fit.max_depth_m)
@@ -165,9 +171,9 @@ class Pipeline:
             if metres.fresh and (limit > 1.0 or judged):
                 evidence = evidence_of(fitted_m, anchors, fit.evidence.sigma)
             learnable = evidence
-            evidence, correction = self._correction(metres, evidence, config.fit)
+            evidence, correction, left = self._correction(metres, evidence, config.fit)
             if correction is not None:
-                depth_m = apply_field(correction, fitted_m) if limit > 1.0 else fitted_m.copy()
+                depth_m = apply_field(correction.times(left), fitted_m) if limit > 1.0 else fitted_m.copy()
         if depth_m is not None:
             if metres.fresh:
                 self._notice_far_end(anchors, metres)
@@ -192,7 +198,9 @@ class Pipeline:
             if learnable is not None:
                 self._uncertainty.learn(learnable, limit, doubt)
             law = self._uncertainty.law
-            variance = smooth_variance(law, fitted_m, relative, fit, evidence, correction, metres.fresh)
+            variance = smooth_variance(
+                law, fitted_m, relative, fit, evidence, correction, metres.fresh, faded=1.0 - left
+            )
             min_confidence = config.output.points_min_confidence
             sigma_m = sigma_of(depth_m, variance, doubt, law) if sigma or confidence else None
             return replace(
@@ -215,26 +223,35 @@ class Pipeline:
         return self._calibration.update(stamp_ns, rgb, camera, anchors, scan.camera_from_lidar[:3, 3], scan.age_s)
 
     def _correction(
-        self, metres: Metres, evidence: Evidence | None, settings: FitConfig
-    ) -> tuple[Evidence | None, Field | None]:
-        """The correction by this image's anchors, and what it rests on; while metres are held the last one, fading."""
+        self, metres: Metres, evidence: FieldEvidence | None, settings: FitConfig
+    ) -> tuple[FieldEvidence | None, Field | None, float]:
+        """What a correction rests on, the correction, and the share of it that counts.
+
+        It is that of this image's anchors; while metres are held the last one, which fades.
+        """
         if evidence is not None:
             self._held = evidence, fitted_field(evidence, settings.correction_limit)
-            return self._held
+            return *self._held, 1.0
         if metres.state != HOLD or self._held is None:
             self._held = None
-            return None, None
-        evidence, field = self._held
+            return None, None, 0.0
         # It belongs to pixels, so it fades as the view changes, too.
         left = min(max((_ANOTHER_VIEW - metres.changed) / (_ANOTHER_VIEW - _SAME_VIEW), 0.0), 1.0)
         if metres.age_s > 0:
             left *= max(0.0, 1.0 - (metres.age_s / settings.hold_s) ** 2)
-        return evidence, replace(field, log_factor=field.log_factor * np.float32(left))
+        return *self._held, left
+
+    def _scans_id(self) -> tuple[int, ...] | None:
+        """What tells this frame's scans from those of another; None where their times are not known."""
+        stamps = tuple(scan.stamp_ns for scan in self._scans)
+        return None if None in stamps else stamps
 
     def _notice_far_end(self, anchors: Anchors, metres: Metres) -> None:
-        """Remember how far there is evidence: a few anchors that are near by chance do not shorten it."""
+        """Remember how far there is evidence: a few anchors that are near by chance do not shorten it at once."""
         far_m = far_end(anchors)
-        self._far_m = far_m if metres.state == OK or math.isinf(self._far_m) else max(far_m, self._far_m)
+        if metres.state != OK and far_m < self._far_m < math.inf:
+            far_m += _FAR_LEFT * (self._far_m - far_m)
+        self._far_m = far_m
 
     def _forget_unknown(self, depth_m: np.ndarray, relative: np.ndarray, max_depth_m: float, measured: bool) -> None:
         """Set to NaN what is no depth: what lies far beyond all that was `measured`, the sky, the end of a metric
@@ -268,9 +285,9 @@ class Pipeline:
             before = self._raw_camera
             self._rectifier = rectifier(camera)
             self._own = self._estimator.fit_of(camera if self._rectifier is None else self._rectifier.camera)
-            resized = before is None or (before.width, before.height) != (camera.width, camera.height)
-            if self._own is not None or resized:
+            if before is None or self._own is not None or _another(before, camera):
                 self._tracker.reset()  # what was fitted belongs to another focal length, or to other pixels
+                self._far_m, self._held = math.inf, None
             self._raw_camera = camera  # last: where this failed, the next image tries again
         if self._rectifier is None:
             return rgb, camera
@@ -299,10 +316,21 @@ class Pipeline:
         return anchors_of(scans, camera, config.range, self._unseen), None, False
 
 
-def _require_finite(relative: np.ndarray) -> None:
-    """Half precision that overflows, or a device that is lost, leaves NaN: better no answer than that."""
-    if not np.isfinite(relative).all():
-        raise ArithmeticError("the network's answer is not finite: its engine or checkpoint is broken")
+def _another(before: Camera, camera: Camera) -> bool:
+    """Whether it is another camera, and not one whose calibration is refined while it runs."""
+    ratios = camera.fx / before.fx, camera.fy / before.fy
+    return (before.width, before.height) != (camera.width, camera.height) or any(
+        abs(ratio - 1.0) > _REFINED for ratio in ratios
+    )
+
+
+def _require_answer(relative: np.ndarray, metres: bool) -> None:
+    """Half precision that overflows, or a device that is lost, leaves NaN or a constant: better no answer than that.
+
+    metres: they can be had of it without anchors, which would notice a constant.
+    """
+    if not np.isfinite(relative).all() or (metres and np.ptp(relative) < 1e-6):
+        raise ArithmeticError("the network's answer is constant or not finite: its engine or checkpoint is broken")
 
 
 @contextmanager

@@ -187,6 +187,9 @@ def _best_hypothesis(
     unexplained = best > (2.0 * _SIGMA) ** 2 * judges.weight.sum()
     if len(judges) >= _ENOUGH and unexplained and best_negative < 0.5 * best:
         raise NoLine("the anchors ask for a negative scale: wrong extrinsic, or a checkpoint of another space")
+    if not positive.any():
+        # The base has no depth where the samples lie, beyond infinity or behind the lens: its scale serves.
+        return base.scale, float(np.median(judges.y - base.scale * judges.p))
     winner = np.flatnonzero(positive)[np.argmin(cost[positive])]
     return float(scales[winner]), float(shifts[winner])
 

@@ -73,7 +73,7 @@ class RangeSource:
         error_s = _TIME_ERROR_S if told else _TIME_ERROR_OF_SCAN_S
         sweep = self.extrinsic.sweep(*between, found.offset_s, error_s)
         age_s = 0.0 if settings.fixed_frame else (between[1] - found.stamp_ns) * 1e-9
-        return Scan(found.points, camera_from_lidar, settings, sweep, age_s)
+        return Scan(found.points, camera_from_lidar, settings, sweep, age_s, found.stamp_ns)
 
     @property
     def _info_topic(self) -> str:

@@ -9,7 +9,7 @@ contradicts it, until it is said twice. (Bar-Shalom et al., Estimation with Appl
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -72,6 +72,8 @@ class MetricTracker:
     def reset(self) -> None:
         """Forget everything but the count of jumps: another time, another camera."""
         self._map: MetricMap | None = None
+        self._map_ns = 0
+        self._scan: Hashable = None
         self._rejected: MetricFit | None = None
         self._evidence_ns: int | None = None
         self._evidence_map: MetricMap | None = None
@@ -89,21 +91,23 @@ class MetricTracker:
         fault: bool = False,
         own: MetricFit | None = None,
         find_motion: FindMotion = unknown_motion,
+        scan: Hashable = None,
     ) -> Metres:
         """The metres of the (H, W) float32 `relative` of the image of `stamp_ns` of the undistorted `camera`.
 
         anchors: None where there are none, for the reason `problem`; `fault`: the reason will not pass by itself. own:
-        a metric checkpoint's fit for this image. A stamp before the newest one means that time started again, and
-        everything is forgotten.
+        a metric checkpoint's fit for this image. scan: tells scans apart; what one says in a second image is not said
+        twice. A stamp before the newest one means that time started again, and everything is forgotten.
         """
         if self._newest_ns is not None and stamp_ns < self._newest_ns:
             self.reset()
-        known = self._carried_over(stamp_ns, relative, camera, config, find_motion)
         self._newest_ns = stamp_ns
+        known = self._carried_over(stamp_ns, relative, camera, config, find_motion)
         new = None if anchors is None else fit_metric(relative, anchors, self._space, config, own, shape=known)
         if isinstance(new, Refusal):
             new, problem, fault = None, new.reason, new.fault
-        fit, fresh, problem = self._weighed(relative, known, new, problem)
+        again, self._scan = scan is not None and scan == self._scan, scan
+        fit, fresh, problem = self._weighed(relative, known, new, problem, again)
         return self._answer(stamp_ns, relative, fit, fresh, problem, fault, config)
 
     def _carried_over(
@@ -112,7 +116,7 @@ class MetricTracker:
         """What is known of the metres before this frame's anchors are looked at."""
         if self._map is None:
             return None
-        then_ns = self._newest_ns
+        then_ns = self._map_ns
         found = self._map.carried_to(
             relative, (stamp_ns - then_ns) * 1e-9, config.speed_m_s, camera, find_motion(then_ns)
         )
@@ -124,9 +128,9 @@ class MetricTracker:
         return fit
 
     def _weighed(
-        self, relative: np.ndarray, known: MetricFit | None, new: MetricFit | None, problem: str | None
+        self, relative: np.ndarray, known: MetricFit | None, new: MetricFit | None, problem: str | None, again: bool
     ) -> tuple[MetricFit | None, bool, str | None]:
-        """The fit for this frame, whether its anchors are in it, and why not."""
+        """The fit for this frame, whether its anchors are in it, and why not; `again`: they were in the last frame."""
         rejected, self._rejected = self._rejected, None
         if new is None:
             return known, False, problem
@@ -136,13 +140,14 @@ class MetricTracker:
             return new, True, problem
         fused, contradiction = _fused(new, known)
         if contradiction <= _GATE:
-            self._streak = self._streak + 1 if strong else 0
+            if not again or not strong:
+                self._streak = self._streak + 1 if strong else 0
             return fused, True, problem
-        if strong and rejected is not None and _fused(new, rejected)[1] <= _GATE:
+        if strong and not again and rejected is not None and _fused(new, rejected)[1] <= _GATE:
             self._jumps += 1
             self._streak = _SETTLED  # said twice, and what it contradicts is gone
             return new, True, problem
-        self._rejected = new if strong else None
+        self._rejected = rejected if again else new if strong else None
         problem = (
             f"the anchors contradict the frames before (chi-square {contradiction:.0f}, by chance up to {_GATE:g}): "
             "the last metres are held"
@@ -167,7 +172,7 @@ class MetricTracker:
             self._map, self._streak = None, 0
             return Metres(FAULT if fault else RELATIVE, None, False, math.nan, age_s, problem, self._jumps)
         sigma = relative_sigma(relative, fit)
-        self._map = MetricMap.of(fit, relative)
+        self._map, self._map_ns = MetricMap.of(fit, relative), stamp_ns
         if sigma > config.max_sigma:
             # Nor remembered: what is as unsure as that wanders, and would seem sure where it came to be flat.
             self._map, self._streak = None, 0

@@ -90,6 +90,8 @@ class TfListener:
                 f"{section}.extrinsic='static' with {section}.translation_m and {section}.rotation_xyzw"
             ) from None
         self.errors = tf2_ros.TransformException
+        # A time that is not known yet, which passes by itself.
+        self.passing = tf2_ros.ExtrapolationException
         # Without the node: it would add a service at every configure, and its own handling of time jumps is broken.
         self.buffer = tf2_ros.Buffer()
         self._listener: Any = tf2_ros.TransformListener(self.buffer, node)
@@ -107,7 +109,7 @@ class TfExtrinsic:
     """
 
     def __init__(self, listener: TfListener, fixed_frame: str, section: str = "range") -> None:
-        self._buffer, self._errors = listener.buffer, listener.errors
+        self._buffer, self._errors, self._passing = listener.buffer, listener.errors, listener.passing
         self._fixed_frame = fixed_frame
         self._section = section
 
@@ -119,7 +121,8 @@ class TfExtrinsic:
         try:
             return self._look_up(camera_frame, image_ns, lidar_frame, scan_ns)
         except self._errors as problem:
-            raise Fault(
+            kind = Unusable if isinstance(problem, self._passing) else Fault
+            raise kind(
                 f"no transform from {lidar_frame!r} to {camera_frame!r}: {problem}; publish it (static_transform_"
                 f"publisher, robot_state_publisher) or set {self._section}.extrinsic='static'"
             ) from None

@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 
 from marigold_ros.edges import edge_ln, floating
-from marigold_ros.field import Evidence, Field, believed, fitted_field, node_distance, squared_distance
+from marigold_ros.field import Evidence, Field, believed, fitted_field, node_distance, read_back, squared_distance
 from marigold_ros.metric import MetricFit, log_slope
 
 # Anchors are left out in blocks, a third of them at a time, in so many parts of the image's width; some blocks together
@@ -167,8 +167,11 @@ def smooth_variance(
     evidence: Evidence | None,
     field: Field | None,
     fresh: bool = True,
+    faded: float = 0.0,
 ) -> np.ndarray:
     """(H, W) float32 variance of ln depth that is not doubt; without evidence all is far from every anchor.
+
+    faded: the share of the correction `field` that was not applied; what it would have done may be missing.
 
     fresh: the evidence is of this image. Then the correction mends what is wrong with the fit where anchors are near,
     and the law, which was learned behind it, knows what is left; the fit's own variance counts far from them.
@@ -185,7 +188,8 @@ def smooth_variance(
             of_fit *= np.minimum(distance * np.float32(1.0 / _FARTHEST**2), 1)
             np.maximum(variance, of_fit, out=variance)
         else:
-            variance += of_fit
+            missing, _ = read_back(field.log_factor, field.low, field.high, small_m)
+            variance += of_fit + np.square(np.float32(faded) * missing)
     cv2.patchNaNs(variance, float(law.near**2 * (1 + (law.growth * _FARTHEST) ** 2)))
     return cv2.resize(variance, fitted_m.shape[::-1], interpolation=cv2.INTER_LINEAR)
 

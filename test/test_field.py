@@ -1,10 +1,12 @@
 """The correction brings depth to the anchors, smoothly, within its bound, and nowhere without them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from marigold_ros.anchors import Anchors
-from marigold_ros.field import apply_field, corrected, correction_field
+from marigold_ros.field import apply_field, believed, corrected, correction_field, evidence_of, fitted_field
 
 SHAPE = (480, 640)
 ROWS, COLUMNS = np.mgrid[: SHAPE[0], : SHAPE[1]]
@@ -108,3 +110,23 @@ def test_a_single_anchor_and_a_small_image():
     found = corrected(fitted_m, one, 2.0, 120.0)
     assert found[20, 10] > 5.2
     assert found[40, 60] == pytest.approx(5.0, abs=0.05)
+
+
+def test_a_lone_anchor_that_is_far_off_is_not_believed_and_several_are():
+    fitted_m = np.full(SHAPE, 5.0, np.float32)
+    right = anchors_on(fitted_m, slice(0, 120, 20), slice(0, 160, 20))
+
+    def with_wrong(pixels):
+        depth_m = np.full(len(pixels), 2.75, np.float32)
+        ones = np.ones(len(right) + len(pixels), np.float32)
+        together = np.concatenate([right.pixels, np.float32(pixels)])
+        return Anchors(together, np.concatenate([right.depth_m, depth_m]), ones, len(ones))
+
+    for pixels, lone in (([[70, 50]], True), ([[70, 50], [71, 50], [70, 51]], False)):
+        evidence = evidence_of(fitted_m, with_wrong(pixels), sigma=0.05)
+        wrong = np.abs(evidence.residual) > 0.3
+        assert evidence.lone[wrong].tolist() == [lone] * len(pixels)
+        assert not evidence.lone[~wrong].any()
+        # As if the field had followed it all the way.
+        follows = replace(fitted_field(evidence, 2.0), log_factor=np.full((46, 61, 6), np.log(2.75 / 5.0), np.float32))
+        assert believed(evidence, follows)[wrong].tolist() == [not lone] * len(pixels)

@@ -105,3 +105,15 @@ def test_a_negative_scale_is_refused():
 def test_few_samples_cannot_ask_for_a_negative_scale():
     line = fitted(samples([0.4, 0.5], -2.0, 6.0))
     assert line.scale > 0
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_samples_where_the_base_has_no_depth_still_move_it(count):
+    """As a point in the sky: beyond the base's infinity in inverse depth."""
+    beyond = Base(1.0, -0.9, additive=False, looseness=0.2)
+    p = np.linspace(0.95, 0.99, count)
+    y = np.full(count, -1.0 / 30.0)
+    given = Samples(p, y, -1.0 / y, np.ones(count), np.zeros(count), np.zeros(count), np.empty((0, count), np.intp))
+    line = fitted(given, base=beyond)
+    assert line.scale > 0
+    np.testing.assert_allclose(line.scale * p.mean() + line.shift, y[0], rtol=0.3)

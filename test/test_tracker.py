@@ -137,6 +137,18 @@ def test_what_is_said_twice_is_believed_at_once():
     assert error(new, run.relative, 1.6) < 0.01
 
 
+def test_one_scan_in_two_images_says_a_thing_once():
+    """A LiDAR of 10 Hz and a camera of 30 Hz."""
+    run = Run()
+    states = [run(anchors(), scan=1).state for _ in range(4)]
+    assert states == [DEGRADED] * 4
+    assert [run(anchors(seed=scan), scan=scan).state for scan in (2, 3)] == [DEGRADED, OK]
+    wild = [run(anchors(factor=1.6), scan=4) for _ in range(3)]
+    assert {(m.state, m.jumps) for m in wild} == {(HOLD, 0)}
+    second = run(anchors(factor=1.6, seed=1), scan=5)
+    assert (second.state, second.jumps) == (OK, 1)
+
+
 def test_two_wild_frames_that_differ_are_both_held_off():
     run = Run()
     run.started()
@@ -179,6 +191,19 @@ def test_a_cold_start_at_one_depth_gives_no_metres():
     metres = Run(config=FitConfig(max_sigma=0.1))(at_one)
     assert (metres.state, metres.fit) == (RELATIVE, None)
     assert "uncertain by" in metres.problem
+
+
+def test_what_fails_does_not_make_the_memory_younger(monkeypatch):
+    run, asked = Run(), []
+    run.started()
+    remembered_ns = run.stamp_ns
+    monkeypatch.setattr("marigold_ros.tracker.fit_metric", lambda *_, **__: 1 / 0)
+    for _ in range(3):
+        with pytest.raises(ZeroDivisionError):
+            run(anchors())
+    monkeypatch.undo()
+    run(None, find_motion=asked.append)
+    assert asked == [remembered_ns]
 
 
 def test_time_that_goes_back_starts_anew():

@@ -32,6 +32,10 @@ class TransformException(Exception):
     pass
 
 
+class ExtrapolationException(TransformException):
+    pass
+
+
 class Buffer:
     def __init__(self, node=None):
         self.asked = []
@@ -47,7 +51,7 @@ class Buffer:
         times_ns = target_time.nanoseconds, source_time.nanoseconds
         self.asked.append((target_frame, times_ns[0], source_frame, times_ns[1], fixed_frame))
         if self.newest_ns is not None and max(times_ns) > self.newest_ns:
-            raise TransformException("Lookup would require extrapolation into the future")
+            raise ExtrapolationException("Lookup would require extrapolation into the future")
         # From the time of the image on: sines of the nanoseconds since 1970 have no digits left.
         then = fixed_from_camera((times_ns[1] - times_ns[0]) * 1e-9, *self.motion)
         return self._find(target_frame, source_frame, then)
