@@ -450,7 +450,7 @@ def test_a_camera_faster_than_the_network_gets_answers_to_its_newest_frames(stre
     ("switch", "reason"),
     [
         ("lost", "the frame failed with RuntimeError: CUDA error: the device is lost"),
-        ("nan", "the network's answer is not finite: its engine or checkpoint is broken"),
+        ("nan", "the network's answer is constant or not finite: its engine or checkpoint is broken"),
     ],
 )
 def test_a_frame_that_the_network_fails_on_is_no_output_and_the_next_one_is_good(stream, node, switch, reason):
