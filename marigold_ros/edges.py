@@ -7,8 +7,9 @@ import numpy as np
 
 # Nearer and farther than all depths; stand for unknown ones, which are neither.
 _NEAREST_M, _FARTHEST_M = 1e-6, 1e9
-# An edge is where the depths of 3x3 pixels differ by this factor; its two surfaces lie within a square of so many.
-_EDGE_RATIO, _AROUND_PX = 1.1, 11
+# An edge is where the depths of 3x3 pixels differ by this factor; its two surfaces lie within 11x11, which are so many
+# steps of two pixels each way.
+_EDGE_RATIO, _AROUND_STEPS, _BORDER_PX = 1.1, 5, 5
 # Inverse depth of a plane grows evenly: over 11 pixels five times as much as over 3. What grows by less is an edge.
 _PLANE_GROWTH = 3.0
 # This part of the way from one surface to the other is still the surface.
@@ -47,20 +48,18 @@ def floating(depth_m: np.ndarray) -> np.ndarray:
     found = nearest > farthest * np.float32(_EDGE_RATIO)
     if not found.any():
         return found
-    around = np.ones((_AROUND_PX, _AROUND_PX), np.uint8)
-    near, far = cv2.dilate(inverse, around), cv2.erode(inverse, around)
-    span = near - far
-    nearest -= farthest
-    nearest *= np.float32(_PLANE_GROWTH)
-    found &= span < nearest
-    span *= np.float32(_SURFACE)
-    near -= span
-    far += span
-    found &= inverse < near
-    found &= inverse > far
+    # The square around is looked at for every second pixel of every second row, from their 3x3 pixels.
+    around = np.ones((_AROUND_STEPS, _AROUND_STEPS), np.uint8)
+    near = cv2.dilate(np.ascontiguousarray(nearest[::2, ::2]), around)
+    far = cv2.erode(np.ascontiguousarray(farthest[::2, ::2]), around)
     # At the border of the image planes grow to one side only.
-    border = _AROUND_PX // 2
-    inside = found[border:-border, border:-border].copy()
-    found[:] = False
-    found[border:-border, border:-border] = inside
+    found[:_BORDER_PX], found[-_BORDER_PX:], found[:, :_BORDER_PX], found[:, -_BORDER_PX:] = (False,) * 4
+    row, column = np.nonzero(found)
+    value, growth = inverse[row, column], nearest[row, column] - farthest[row, column]
+    near, far = near[row >> 1, column >> 1], far[row >> 1, column >> 1]
+    span = near - far
+    surface = span * np.float32(_SURFACE)
+    in_the_air = span < growth * np.float32(_PLANE_GROWTH)
+    in_the_air &= (value < near - surface) & (value > far + surface)
+    found[row, column] = in_the_air
     return found
