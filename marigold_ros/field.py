@@ -30,9 +30,12 @@ _MOST_ANCHORS = 4096
 # half of the way; and beyond what difference to the levels before, in ln, an anchor is wrong and not the network. What
 # is wrong is told from what is bent by the anchors around, once they have had their say.
 _LEVELS = ((100, 0.001, 1.0), (30, 0.001, 0.8), (8, 0.005, 0.6), (3, 0.02, 0.4), (1, 0.05, 0.3))
-# A weak network alone is wrong by more than this, in ln, or so many sigmas, at up to a fifth of the anchors. Where more
-# are, they are wrong themselves, and at all levels what is beyond so many sigmas counts as gross.
-_FAR_OFF, _FAR_OFF_SIGMAS, _FEW_WRONG, _MANY_WRONG, _GROSS_SIGMAS = 0.3, 3.0, 0.2, 0.3, 5.0
+# Right anchors, too, are farther off than this, in ln, or than so many sigmas, at a share of them that is larger the
+# weaker the network is (from, to; grows so much by sigma from the first). Where so many more are, they are wrong, and
+# what is beyond so many sigmas counts as gross at all levels.
+_FAR_OFF, _FAR_OFF_SIGMAS = 0.3, 3.0
+_MISSED, _MISSED_BY_SIGMA, _GOOD_SIGMA, _MANY_MORE = (0.05, 0.3), 5.0, 0.06, 0.1
+_GROSS_SIGMAS = 5.0
 # Anchors that far off need so many, in parts of the image of so many nodes, that are off by about the same.
 _WITNESSES, _NEARBY_NODES, _ALIKE_LN = 3, 10, 0.2
 # In the finest levels an anchor is shared by the eight nodes around it; the coarser ones do not tell the nearest from
@@ -111,7 +114,8 @@ def evidence_of(depth_m: np.ndarray, anchors: Anchors, sigma: float = math.inf) 
         beyond = np.abs(residual) > max(_FAR_OFF, _FAR_OFF_SIGMAS * sigma)
     if not known.any():
         return None
-    crowd = np.clip((beyond.mean() - _FEW_WRONG) / (_MANY_WRONG - _FEW_WRONG), 0.0, 1.0)
+    missed = min(_MISSED[0] + _MISSED_BY_SIGMA * max(sigma - _GOOD_SIGMA, 0.0), _MISSED[1])
+    crowd = min(max((float(beyond.mean()) - missed) / _MANY_MORE, 0.0), 1.0)
     gross = _LEVELS[0][2] if crowd == 0 else _LEVELS[0][2] * (1.0 - crowd) + _GROSS_SIGMAS * sigma * crowd
     pixels, residual, weight = pixels[known], residual[known].astype(np.float32), weight[known].astype(np.float32)
     log_m = np.log(predicted_m[known])
