@@ -63,11 +63,12 @@ class Replay:
 class Chain:
     """The node's chain on a sequence, from anchors to metres, with what it remembers.
 
-    odometry: the camera's motion is known, as by tf2 through `range.fixed_frame`.
+    odometry: the camera's motion is known, as by tf2 through `range.fixed_frame`. sigma: its deviation is asked for.
     """
 
-    def __init__(self, sequence: Sequence, config: Config, odometry: bool = False) -> None:
+    def __init__(self, sequence: Sequence, config: Config, odometry: bool = False, sigma: bool = False) -> None:
         self._estimator = Replay(sequence)
+        self._sigma = sigma
         self._odometry = odometry
         self._poses: dict[int, np.ndarray | None] = {}
         self._pipeline = Pipeline(self._estimator)
@@ -85,6 +86,7 @@ class Chain:
             step.stamp_ns,
             lambda: _scan(step),
             self._config,
+            sigma=self._sigma,
             find_motion=lambda then_ns: self._moved(then_ns, step.stamp_ns),
         )
         return _answer(found, step.sequence.pixels)
@@ -175,7 +177,7 @@ def answers(case: Case, oracle: Oracle) -> Iterator[dict[str, Answer]]:
     config = Config()
     plain = replace(config, fit=replace(config.fit, correction_limit=1.0))
     first = case.steps[0].sequence
-    chain, chain_alone, smoothed = Chain(first, config), Chain(first, plain), Smoothed()
+    chain, chain_alone, smoothed = Chain(first, config, sigma=True), Chain(first, plain), Smoothed()
     informed = Chain(first, config, odometry=True)
     for number, step in enumerate(case.steps):
         sequence = step.sequence
