@@ -64,7 +64,7 @@ class MetricFit:
     @property
     def source(self) -> str:
         """What the metres come from, in words."""
-        return f"{self.anchors} LiDAR points" if self.anchors else "the checkpoint"
+        return f"{self.anchors} range points" if self.anchors else "the checkpoint"
 
 
 @dataclass(frozen=True)

@@ -282,7 +282,7 @@ def _evidence(
     useful = ramp**2 * (3.0 - 2.0 * ramp)
     effective = float(agreeing.sum())
     # Many samples that fix the scale need no base; it would only pull at them.
-    needless = useful * min(effective / _POOLED, 1.0)
+    needless = useful * min(effective / _ENOUGH, 1.0)
     trust = (_SIGMA / sigma) ** 2
     mean_p, mean_y = float(mean_p), float(mean_y)
     return Evidence(

@@ -88,7 +88,7 @@ def test_metres_of_the_checkpoint_are_told_from_those_of_lidar(watched):
     own = MetricFit("log_depth", 6.7, -2.3, anchors=0, inliers=0, residual=float("nan"))
     watched.diagnostics.count("image")
     watched.diagnostics.frame(good(), 0, 0.05, metric=True)
-    assert watched.status()[1]["metres from"] == "5 LiDAR points"
+    assert watched.status()[1]["metres from"] == "5 range points"
     watched.diagnostics.frame(FrameDepth(EMPTY, CAMERA, EMPTY, EMPTY, own), 0, 0.05, metric=True)
     status, values = watched.status()
     assert (status.level, values["metres from"], values["scale"]) == (OK, "the checkpoint", "6.7")

@@ -139,7 +139,7 @@ def fitted(anchors: Anchors, config: FitConfig = CONFIG) -> MetricFit | Refusal:
 def test_anchors_correct_a_metric_checkpoint_by_a_common_factor(factor):
     anchors = anchors_on(DEPTH_M * np.float32(factor))
     fit = fitted(anchors)
-    assert fit.source == "500 LiDAR points"
+    assert fit.source == "500 range points"
     np.testing.assert_allclose(apply_fit(fit, SEEN, 120.0), DEPTH_M * factor, rtol=0.005)
 
 

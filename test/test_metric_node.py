@@ -66,7 +66,7 @@ def settled(robot, wanted, **changed):
 
 
 def test_anchors_lead_a_metric_checkpoint_unless_there_are_none_or_they_contradict_it(robot, led):
-    found_m, facts = settled(robot, "LiDAR points")
+    found_m, facts = settled(robot, "range points")
     np.testing.assert_allclose(found_m, TRUE_M, rtol=5e-3)
     assert float(facts["residual (relative)"]) < 0.01
 

@@ -329,7 +329,7 @@ def test_anchors_refine_a_metric_checkpoint():
     frame = Pipeline(MetricScene())(RGB, CAMERA, 0, lambda: scaled(1.5), CONFIG)
     np.testing.assert_allclose(frame.depth_m, 1.5 * DEPTH_M, rtol=1e-3)
     assert (frame.problem, frame.fit_age_s) == (None, 0.0)
-    assert frame.fit.source == f"{len(frame.anchors)} LiDAR points"
+    assert frame.fit.source == f"{len(frame.anchors)} range points"
 
 
 @pytest.mark.parametrize(
