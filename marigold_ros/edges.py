@@ -56,7 +56,10 @@ def floating(depth_m: np.ndarray) -> np.ndarray:
     found[:_BORDER_PX], found[-_BORDER_PX:], found[:, :_BORDER_PX], found[:, -_BORDER_PX:] = (False,) * 4
     row, column = np.nonzero(found)
     value, growth = inverse[row, column], nearest[row, column] - farthest[row, column]
-    near, far = near[row >> 1, column >> 1], far[row >> 1, column >> 1]
+    # Between two of them what either sees counts, so that no side is preferred.
+    corners = [(r, c) for r in (row >> 1, (row + 1) >> 1) for c in (column >> 1, (column + 1) >> 1)]
+    near = np.maximum.reduce([near[corner] for corner in corners])
+    far = np.minimum.reduce([far[corner] for corner in corners])
     span = near - far
     surface = span * np.float32(_SURFACE)
     in_the_air = span < growth * np.float32(_PLANE_GROWTH)
