@@ -22,6 +22,7 @@ from marigold_ros.calibration import UNKNOWNS, Calibration
 from marigold_ros.calibration_recording import Course, Fault, Source, watch
 from marigold_ros.config import RangeConfig, Unusable
 from marigold_ros.recordings import Recording
+from marigold_ros.rig_arguments import add_rig_arguments, range_settings
 from marigold_ros.topics import Topics
 
 AS_IT_IS = Fault("as it is")
@@ -132,14 +133,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _source(arguments: argparse.Namespace) -> Source:
-    static = arguments.translation is not None or arguments.rotation is not None
-    limits = RangeConfig(
-        max_age_s=arguments.max_age,
-        extrinsic="static" if static else "tf",
-        translation_m=tuple(arguments.translation or (0.0, 0.0, 0.0)),
-        rotation_xyzw=tuple(arguments.rotation or (0.0, 0.0, 0.0, 1.0)),
-        fixed_frame=arguments.fixed_frame,
-    )
+    limits = range_settings(arguments)
     topics = Topics(arguments.image, arguments.camera_info, arguments.range)
     return Source(topics, limits, arguments.rectified, arguments.rate)
 
@@ -158,16 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--evaluate", action="store_true", help="a table of the recordings as they are and with faults put in")
     add("--rate", type=float, default=0.0, metavar="HZ",
         help="most images per second (default: all); scans stay, and --delay-s finds one of its time")  # fmt: skip
-    add("--image", default="", metavar="TOPIC", help="Image or CompressedImage (default: the only one)")
-    add("--camera-info", default="", metavar="TOPIC", help="(default: the one beside the image)")
-    add("--range", default="", metavar="TOPIC", help="PointCloud2 or LaserScan (default: the only one)")
-    add("--rectified", action="store_true", help="the image is an image_rect: P counts, D does not")
-    add("--translation", type=float, nargs=3, metavar=("X", "Y", "Z"),
-        help="origin of the LiDAR in the camera's optical frame, metres, instead of /tf and /tf_static")  # fmt: skip
-    add("--rotation", type=float, nargs=4, metavar=("X", "Y", "Z", "W"), help="its rotation into that frame")
-    add("--fixed-frame", default="", metavar="FRAME", help="e.g. odom: scans are moved to the image's time by /tf")
-    add("--max-age", type=float, default=RangeConfig.max_age_s, metavar="S",
-        help="most seconds between image and scan (default %(default)g)")  # fmt: skip
+    add_rig_arguments(parser, RangeConfig.max_age_s)
     return parser
 
 

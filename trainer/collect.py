@@ -17,8 +17,9 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from marigold_ros.config import RangeConfig, Unusable
+from marigold_ros.config import Unusable
 from marigold_ros.recordings import Recording
+from marigold_ros.rig_arguments import add_rig_arguments, range_settings
 from marigold_ros.topics import Topics, choose_topics
 from trainer.collection import Settings, Stopped
 from trainer.collector import Collector, name_of
@@ -82,18 +83,8 @@ def _require_names(recordings: Sequence[Recording]) -> None:
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
-    static = arguments.translation is not None or arguments.rotation is not None
     near, far = arguments.depth
-    limits = RangeConfig(
-        max_age_s=arguments.max_age,
-        min_depth_m=near,
-        max_depth_m=far,
-        max_points=1_000_000,
-        extrinsic="static" if static else "tf",
-        translation_m=tuple(arguments.translation or (0.0, 0.0, 0.0)),
-        rotation_xyzw=tuple(arguments.rotation or (0.0, 0.0, 0.0, 1.0)),
-        fixed_frame=arguments.fixed_frame,
-    )
+    limits = range_settings(arguments, min_depth_m=near, max_depth_m=far, max_points=1_000_000)
     return Settings(
         topics=Topics(arguments.image, arguments.camera_info, arguments.range, arguments.truth or None),
         range=limits,
@@ -116,16 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("recordings", type=Path, nargs="+", metavar="RECORDING", help="rosbag2 folder, or an .mcap or .db3 file")
     add("--out", type=Path, required=True, help="folder of the dataset; what is in it already stays")
-    add("--image", default="", metavar="TOPIC", help="Image or CompressedImage (default: the only one)")
-    add("--camera-info", default="", metavar="TOPIC", help="(default: the one beside the image)")
-    add("--range", default="", metavar="TOPIC", help="PointCloud2 or LaserScan (default: the only one)")
-    add("--rectified", action="store_true", help="the image is an image_rect: P counts, D does not")
-    add("--translation", type=float, nargs=3, metavar=("X", "Y", "Z"),
-        help="origin of the LiDAR in the camera's optical frame, metres, instead of /tf and /tf_static")  # fmt: skip
-    add("--rotation", type=float, nargs=4, metavar=("X", "Y", "Z", "W"), help="its rotation into that frame")
-    add("--fixed-frame", default="", metavar="FRAME", help="e.g. odom: scans are moved to the image's time by /tf")
-    add("--max-age", type=float, default=defaults.range.max_age_s, metavar="S",
-        help="most seconds between image and scan (default %(default)g)")  # fmt: skip
+    add_rig_arguments(parser, defaults.range.max_age_s)
     add("--join", type=float, default=0.0, metavar="S", help="with --fixed-frame: use all scans within so many seconds")
     add("--depth", type=float, nargs=2, default=(defaults.range.min_depth_m, defaults.range.max_depth_m),
         metavar=("NEAR", "FAR"), help="metres between which points count (default %(default)s)")  # fmt: skip
