@@ -332,7 +332,7 @@ class FitConfig:
         low=0.0, high=100.0,
     )  # fmt: skip
     correction_limit: float = setting(
-        2.0,
+        3.0,
         "Where anchors contradict the one scale and shift of the image, depth is brought to them smoothly, by at most "
         "this factor; 1 leaves it as it is.",
         low=1.0, high=4.0,

@@ -26,21 +26,20 @@ _SHAPE = _NODES[1], _NODES[0], _NODES[2]
 _MOST_ANCHORS = 4096
 
 
-# Coarse to fine: how far anchors reach, in passes of a [1 2 1] / 4 filter; the weight of anchors at which a node goes
-# half of the way; and beyond what difference to the levels before, in ln, an anchor is wrong and not the network. What
-# is wrong is told from what is bent by the anchors around, once they have had their say.
-_LEVELS = ((100, 0.001, 1.0), (30, 0.001, 0.8), (8, 0.005, 0.6), (3, 0.02, 0.4), (1, 0.05, 0.3))
-# Right anchors, too, are farther off than this, in ln, or than so many sigmas, at a share of them that is larger the
-# weaker the network is (from, to; grows so much by sigma from the first). Where so many more are, they are wrong, and
-# what is beyond so many sigmas counts as gross at all levels.
-_FAR_OFF, _FAR_OFF_SIGMAS = 0.3, 3.0
-_MISSED, _MISSED_BY_SIGMA, _GOOD_SIGMA, _MANY_MORE = (0.05, 0.3), 5.0, 0.06, 0.1
-_GROSS_SIGMAS = 5.0
-# Anchors that far off need so many, in parts of the image of so many nodes, that are off by about the same.
-_WITNESSES, _NEARBY_NODES, _ALIKE_LN = 3, 10, 0.2
+# Coarse to fine: how far anchors reach, in passes of a [1 2 1] / 4 filter, and the weight of anchors at which a node goes
+# half of the way.
+_LEVELS = ((100, 0.001), (16, 0.002), (3, 0.01), (1, 0.05), (1, 0.02))
+# Anchors whose residuals, in ln, lie in neighbouring bins of this width agree; beyond the outermost bins they are wrong.
+_BIN_LN, _BINS = 0.15, 17
+# Parts of the image in which anchors vote, in nodes, and as how many votes what the larger part says counts.
+_PARTS, _INHERITED = (8, 4, 2), 6.0
+# Before any vote, residuals are taken to be normal with so many of the fit's own sigmas, but at least the other.
+_PRIOR_SIGMAS, _PRIOR_LN = 2.0, 0.15
+# An anchor is wrong if this share of the others agree with it, or fewer, and right from the second share on.
+_WRONG, _RIGHT = 0.2, 0.4
 # In the finest levels an anchor is shared by the eight nodes around it; the coarser ones do not tell the nearest from
 # all of them, which take four times as long.
-_SHARED_LEVELS = 2
+_SHARED_LEVELS = 3
 # Along log depth, whose nodes are few, anchors reach less far.
 _STEP_PASSES = 16
 # In the distance to the anchors: a ln of depth is as far as half of the image.
@@ -53,23 +52,22 @@ _BAND_ROWS = 4096
 
 @dataclass(frozen=True)
 class Evidence:
-    """What N anchors say of a fit: `residual`, ln of measured over fitted depth, float32, and the `weight` of each.
+    """What N anchors say of a fit: `residual`, ln of measured over fitted depth, and the `weight` of each, float32.
 
-    `index` and `share`, (8, N), are the nodes around each anchor and its share in them, `node` (N,) the nearest one;
-    nodes are counted over rows, columns, steps. `pixels` (N, 2) u, v; `low` and `high`: ln m of the end nodes; `gross`:
-    beyond what difference an anchor is wrong at the first sight; `lone` (N,) bool: far off, and no other nearby is.
+    `trust` (N,) float32 in [0, 1]: whether those around agree. `index` and `share`, (8, N), are the nodes around each
+    anchor and its share in them, `node` (N,) the nearest one; nodes are counted over rows, columns, steps. `pixels`
+    (N, 2) u, v; `low` and `high`: ln m of the end nodes.
     """
 
     residual: np.ndarray
     weight: np.ndarray
+    trust: np.ndarray
     pixels: np.ndarray
     index: np.ndarray
     share: np.ndarray
     node: np.ndarray
     low: float
     high: float
-    gross: float
-    lone: np.ndarray
 
     def at(self, grid: np.ndarray) -> np.ndarray:
         """(N,) values of a grid (rows, columns, steps) at the anchors, interpolated."""
@@ -79,10 +77,8 @@ class Evidence:
 
     def of(self, chosen: np.ndarray | slice) -> Evidence:
         """The evidence of some anchors, (N,) bool or a slice, whose order is random; the nodes stay."""
-        parts = (self.residual[chosen], self.weight[chosen], self.pixels[chosen], self.index[:, chosen])
-        return Evidence(
-            *parts, self.share[:, chosen], self.node[chosen], self.low, self.high, self.gross, self.lone[chosen]
-        )
+        parts = (self.residual[chosen], self.weight[chosen], self.trust[chosen], self.pixels[chosen])
+        return Evidence(*parts, self.index[:, chosen], self.share[:, chosen], self.node[chosen], self.low, self.high)
 
 
 @dataclass(frozen=True)
@@ -98,11 +94,10 @@ class Field:
         return self if share == 1.0 else replace(self, log_factor=self.log_factor * np.float32(share))
 
 
-def evidence_of(depth_m: np.ndarray, anchors: Anchors, sigma: float = math.inf) -> Evidence | None:
+def evidence_of(depth_m: np.ndarray, anchors: Anchors, sigma: float = _PRIOR_LN) -> Evidence | None:
     """What anchors say of (H, W) `depth_m`, NaN unknown; None where no anchor lies on known depth.
 
-    Anchors that are grossly wrong are left out, and many are thinned out. sigma: the fit's relative error at anchors
-    that are not wrong; where more of them than a network misses are far beyond it, less of a difference is gross.
+    Many are thinned out. sigma: the fit's relative error at anchors that are not wrong.
     """
     # Not every second one: clouds are stored by beams, and whole beams would go.
     some = _shuffled(len(anchors))[:_MOST_ANCHORS]
@@ -110,64 +105,69 @@ def evidence_of(depth_m: np.ndarray, anchors: Anchors, sigma: float = math.inf) 
     predicted_m = sample(depth_m, pixels).astype(np.float32)
     with np.errstate(invalid="ignore", divide="ignore"):
         residual = np.log(measured_m / predicted_m)
-        known = np.abs(residual) < _LEVELS[0][2]
-        beyond = np.abs(residual) > max(_FAR_OFF, _FAR_OFF_SIGMAS * sigma)
+        known = np.abs(residual) < 0.5 * _BINS * _BIN_LN
     if not known.any():
         return None
-    missed = min(_MISSED[0] + _MISSED_BY_SIGMA * max(sigma - _GOOD_SIGMA, 0.0), _MISSED[1])
-    crowd = min(max((float(beyond.mean()) - missed) / _MANY_MORE, 0.0), 1.0)
-    gross = _LEVELS[0][2] if crowd == 0 else _LEVELS[0][2] * (1.0 - crowd) + _GROSS_SIGMAS * sigma * crowd
     pixels, residual, weight = pixels[known], residual[known].astype(np.float32), weight[known].astype(np.float32)
     log_m = np.log(predicted_m[known])
     low, high = float(log_m.min()), max(float(log_m.max()), float(log_m.min()) + 0.1)
     places = _places(pixels, depth_m.shape, (log_m - np.float32(low)) * np.float32(1 / (high - low)))
     column, row, step = (places + np.float32(0.5)).astype(np.intp)
     node = (row * _NODES[0] + column) * _NODES[2] + step
-    far_off = np.abs(residual) > max(_FAR_OFF, _FAR_OFF_SIGMAS * min(sigma, 1.0))
-    lone = far_off & (_alike_nearby(places, residual) < _WITNESSES)
-    return Evidence(residual, weight, pixels, *_corners(places), node, low, high, float(gross), lone)
+    trust = _trust(places, residual, sigma)
+    return Evidence(residual, weight, trust, pixels, *_corners(places), node, low, high)
 
 
-def _alike_nearby(places: np.ndarray, residual: np.ndarray) -> np.ndarray:
-    """(N,) how many anchors in the same part of the image are off alike, themselves among them."""
-    column, row = (places[:2] * np.float32(1.0 / _NEARBY_NODES)).astype(np.intp)
-    off = np.floor(residual * np.float32(1.0 / _ALIKE_LN)).astype(np.intp)
-    off -= off.min()
-    columns, count = -(-_NODES[0] // _NEARBY_NODES), int(off.max()) + 1
-    place = (row * columns + column) * count
-    total = np.bincount(place + off, minlength=int(place.max()) + count)
-    # With the next bins on either side: what is alike may lie across a border.
-    below, above = np.maximum(off - 1, 0), np.minimum(off + 1, count - 1)
-    sides = np.where(off > 0, total[place + below], 0) + np.where(off < count - 1, total[place + above], 0)
-    return total[place + off] + sides
+def _trust(places: np.ndarray, residual: np.ndarray, sigma: float) -> np.ndarray:
+    """(N,) float32 in [0, 1], by the share of the anchors around that have about the same residual.
+
+    A network is wrong over whole surfaces, so right anchors agree with those beside them, however far they are from the
+    fit; wrong ones agree with few, and with no more here than anywhere in the image. Asked in ever smaller parts of the
+    image; where a part has few anchors, what the larger one said remains. All have one vote, for many wrong ones make
+    others seem hidden.
+    """
+    deviation = np.float32(max(_PRIOR_LN, _PRIOR_SIGMAS * sigma))
+    share = np.exp(np.float32(-0.5) * np.square(residual / deviation))
+    # A bin more at either end, so that all have neighbours.
+    bins = _BINS + 2
+    bin_ = np.minimum((residual * np.float32(1 / _BIN_LN) + np.float32(0.5 * bins)).astype(np.intp), _BINS)
+    everywhere = np.bincount(bin_, minlength=bins).astype(np.float32)
+    everywhere = (everywhere[bin_ - 1] + everywhere[bin_] + everywhere[bin_ + 1] - np.float32(1)) / max(len(bin_) - 1, 1)
+    by_chance = everywhere * (np.float32(1) - share)
+    for size in _PARTS:
+        rows, columns = -(-_NODES[1] // size), -(-_NODES[0] // size)
+        column, row = (places[:2] * np.float32(1 / size)).astype(np.intp)
+        place = (row * columns + column) * bins + bin_
+        votes = np.bincount(place, minlength=rows * columns * bins).astype(np.float32).reshape(rows, columns, bins)
+        votes = cv2.boxFilter(votes, cv2.CV_32F, (3, 3), normalize=False, borderType=cv2.BORDER_CONSTANT)
+        others = votes.sum(axis=2).ravel()[place // bins] - np.float32(1)
+        votes = votes.ravel()
+        agree = votes[place - 1] + votes[place] + votes[place + 1] - np.float32(1)
+        agree = np.maximum(agree - by_chance * others, np.float32(0))
+        share = (agree + np.float32(_INHERITED) * share) / (others + np.float32(_INHERITED))
+    return np.clip((share - np.float32(_WRONG)) * np.float32(1 / (_RIGHT - _WRONG)), np.float32(0), np.float32(1))
 
 
 def fitted_field(evidence: Evidence, limit: float) -> Field:
     """The field that brings depth to the anchors. limit: the largest factor on depth, and one over it the smallest."""
     log_factor = np.zeros(_SHAPE, np.float32)
-    grids = np.empty((*_SHAPE[:2], 2, _SHAPE[2]), np.float32)
-    left = evidence.residual
-    for level, (passes, half_weight, gross) in enumerate(_LEVELS):
+    left, trusted = evidence.residual, evidence.weight * evidence.trust
+    weights = {shared: _at_nodes(evidence, trusted, shared) for shared in (False, True)}
+    for level, (passes, half_weight) in enumerate(_LEVELS):
         if level > 0:
             left = evidence.residual - evidence.at(log_factor)
-        gross = min(gross, evidence.gross)
-        judged = evidence.weight * np.maximum(np.float32(1) - np.square(left * np.float32(1 / gross)), 0) ** 2
         shared = level >= len(_LEVELS) - _SHARED_LEVELS
-        for place, values in enumerate((judged, judged * left)):
-            grids[:, :, place] = _at_nodes(evidence, values, shared)
+        grids = np.stack([weights[shared], _at_nodes(evidence, trusted * left, shared)], axis=2)
         spread = _spread(grids, passes)
         log_factor += spread[:, :, 1] / (spread[:, :, 0] + np.float32(half_weight))
     bound = np.float32(math.log(limit))
     return Field(np.clip(log_factor, -bound, bound), evidence.low, evidence.high)
 
 
-def believed(evidence: Evidence, field: Field) -> np.ndarray:
-    """(N,) bool: the anchors that the field does not take for wrong ones.
-
-    The field follows an anchor with no others nearby wherever it goes; such a one is believed only where it is near the
-    fit.
-    """
-    return ~evidence.lone & (np.abs(evidence.residual - evidence.at(field.log_factor)) < _LEVELS[-1][2])
+def believed(evidence: Evidence) -> Evidence:
+    """The part of the evidence that is rather right than wrong; all of it, where nothing is."""
+    right = evidence.trust > 0.5
+    return evidence.of(right) if right.any() else evidence
 
 
 def correction_field(depth_m: np.ndarray, anchors: Anchors, limit: float) -> Field | None:
@@ -298,9 +298,9 @@ def _corners(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _at_nodes(evidence: Evidence, values: np.ndarray, shared: bool) -> np.ndarray:
-    """(rows, columns, steps): the sums of `values` (N,) by node."""
+    """(rows, columns, steps) float32: the sums of `values` (N,) by node."""
     index, values = (evidence.index.ravel(), (evidence.share * values).ravel()) if shared else (evidence.node, values)
-    return np.bincount(index, values, np.prod(_SHAPE)).reshape(_SHAPE)
+    return np.bincount(index, values, np.prod(_SHAPE)).astype(np.float32).reshape(_SHAPE)
 
 
 def _spread(grids: np.ndarray, passes: int) -> np.ndarray:

@@ -25,7 +25,7 @@ _SAME, _SAME_SHARE, _FEWEST = 0.3, 0.5, 50
 _UNCHANGED = 0.1
 # What the metres lose from a frame to the next, and over a second: relative, one standard deviation.
 _EACH, _DRIFT = 0.01, 0.044
-_SINGULAR = 1e12
+_SINGULAR = 1e-9
 _ROUNDS = 4
 
 
@@ -159,7 +159,9 @@ def _covariance_of_whole(p: np.ndarray, fit: MetricFit) -> np.ndarray | None:
     p, squared = p[known], log_slope(depth_m[known], fit.space) ** 2
     both = (squared * p).mean()
     information = np.array([[(squared * p**2).mean(), both], [both, squared.mean()]])
-    return None if np.linalg.cond(information) > _SINGULAR else np.linalg.inv(information) / 2.0
+    # Of two variables: the share of the variance of one that the other does not explain.
+    alone = np.linalg.det(information) / (information[0, 0] * information[1, 1])
+    return np.linalg.inv(information) / 2.0 if alone > _SINGULAR else None
 
 
 def _moved(

@@ -17,11 +17,10 @@ _HYPOTHESES = 96
 _FACTORS = 16
 _JUDGES = 512
 _ENOUGH = 10
-# Refinements, with a kernel that narrows to its own width from so many times it. The early ones look at a part.
-_ROUNDS, _WIDEST = 8, 4.0
-_EARLY_SAMPLES = 2048
+# Refinements, with a kernel that narrows. All but the last two look at a part of the samples.
 # Geman-McClure: at so many standard deviations a sample's influence has fallen to a quarter.
-_KERNEL = 2.5
+_WIDTHS = (10.0, 8.2, 6.7, 5.5, 4.5, 3.7, 3.05, 2.5)
+_EARLY_SAMPLES = 2048
 # Relative depth error of a network where it is good; where it is not, the residuals say so: of those up to _GROSS.
 _SIGMA, _GROSS = 0.04, 0.3
 USUAL_SIGMA, _POOLED = 0.1, 20.0
@@ -55,10 +54,10 @@ class Samples:
         return len(self.p)
 
     def some(self, count: int, random: np.random.Generator) -> Samples:
-        """At most `count` of them."""
+        """At most `count` of them; of more than that some may come twice, which costs less than to avoid it."""
         if len(self) <= count:
             return self
-        chosen = random.permutation(len(self))[:count]
+        chosen = random.integers(len(self), size=count)
         return Samples(*(part[..., chosen] for part in vars(self).values()))
 
 
@@ -209,16 +208,15 @@ def _refined(
 ) -> Evidence:
     """Reweighted least squares from a hypothesis, with a kernel that narrows."""
     part, sigma = samples.some(_EARLY_SAMPLES, random), _SIGMA
-    widths = _KERNEL * np.geomspace(_WIDEST, 1.0, _ROUNDS)
-    for kernel in widths[:-2]:
+    for kernel in _WIDTHS[:-2]:
         evidence = _evidence(part, base, scale, shift, kernel, _SIGMA, usual_sigma)
         line = weigh(evidence)
         scale, shift = line.scale, line.shift
     # Few samples lie on a line by themselves: what is usual counts as some, too.
     share = evidence.effective / (evidence.effective + _POOLED)
     sigma = math.hypot(math.sqrt(share) * _relative_error(part, scale, shift), math.sqrt(1.0 - share) * usual_sigma)
-    line = weigh(_evidence(samples, base, scale, shift, widths[-2], sigma, max(sigma, usual_sigma)))
-    return _evidence(samples, base, line.scale, line.shift, widths[-1], sigma, max(sigma, usual_sigma), last=True)
+    line = weigh(_evidence(samples, base, scale, shift, _WIDTHS[-2], sigma, max(sigma, usual_sigma)))
+    return _evidence(samples, base, line.scale, line.shift, _WIDTHS[-1], sigma, max(sigma, usual_sigma), last=True)
 
 
 def _relative_error(samples: Samples, scale: float, shift: float) -> float:

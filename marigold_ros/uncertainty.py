@@ -23,10 +23,11 @@ from marigold_ros.edges import edge_ln, floating
 from marigold_ros.field import Evidence, Field, believed, fitted_field, node_distance, read_back, squared_distance
 from marigold_ros.metric import MetricFit, log_slope
 
-# Anchors are left out in blocks, a third of them at a time, in so many parts of the image's width; some blocks together
-# as larger ones, so that there are short and long distances to what is left.
-_FOLDS = 3
-_BLOCKS, _LARGE_BLOCKS, _LARGE_SHARE = 16, 4, 0.4
+# Anchors are left out in blocks, a third of them at a time, in so many parts of the image's width; of these, some are
+# joined to larger blocks: so many each way, for this share of the image, the largest last. So there are short and long
+# distances to what is left. The law depends on which blocks these are, so the image is divided twice.
+_FOLDS, _DIVISIONS = 3, 2
+_BLOCKS, _JOINED = 48, ((3, 0.6), (12, 0.2))
 # Fewer anchors than this on either side say nothing.
 _FEWEST = 8
 # Once the law is known, a part of the anchors is left out in one of so many frames.
@@ -35,10 +36,9 @@ _EVERY = 4
 _NEAR = np.array([0.0015 * 80.0 ** (step / 11) for step in range(12)])
 _GROWTH = np.array([0.15 * 33.0 ** (step / 5) for step in range(6)])
 _DOUBTFUL = np.array([0.3, 0.6, 1.0])
-_WRONG_SHARES = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4)
 _MOST_ERRORS = 768
-# Wrong anchors are off by anything up to a factor of e: their density over ln.
-_WRONG_DENSITY = 0.3
+# A few wrong anchors may be left: their share, and their density over ln, of a factor of e at most.
+_WRONG_SHARE, _WRONG_DENSITY = 0.01, 0.3
 # What is held before anything was seen: deviation near anchors, growth per node and weight of doubt, each with the
 # deviation of its ln; and how many errors that is worth.
 _USUAL_NEAR, _USUAL_GROWTH, _USUAL_DOUBTFUL = (0.02, 1.0), (0.5, 0.7), (0.8, 0.5)
@@ -46,7 +46,7 @@ _USUAL_COUNT = 20
 # A Cauchy distribution has this share within so many of its widths; a normal one within one deviation.
 _WITHIN, _WIDTHS_WITHIN = 0.683, 1.84
 # Beyond so many nodes from any anchor depth rests on the scale and shift alone, and gets no worse.
-_FARTHEST = 12.0
+_FARTHEST = 7.0
 # A deviation of this part of depth is no confidence at all.
 _NO_CONFIDENCE = 0.5
 # The smooth part is worked out for every so manieth pixel.
@@ -84,12 +84,12 @@ USUAL = Law(_WIDTHS_WITHIN * _USUAL_NEAR[0], _USUAL_GROWTH[0], _WIDTHS_WITHIN * 
 class Uncertainty:
     """Learns the law from frame to frame.
 
-    The first frame takes it from all of its anchors, left out in turn; after that every fourth leaves a part of them
-    out, and another fourth brings the law up to date, so that the price is spread.
+    The first frame takes it from all of its anchors, left out in turn; after that one frame in four leaves a part of
+    them out, and another brings the law up to date, so that the price is spread.
     """
 
     def __init__(self) -> None:
-        self._errors: deque[Errors] = deque(maxlen=_FOLDS)
+        self._errors: deque[Errors] = deque(maxlen=_FOLDS * _DIVISIONS)
         self._fold = self._turn = 0
         self.law = USUAL
 
@@ -97,7 +97,7 @@ class Uncertainty:
         """Look at a frame. limit: that of the correction; doubt: (H, W) of the depth before it."""
         self._turn = (self._turn + 1) % _EVERY
         if not self._errors:
-            for _ in range(_FOLDS):
+            for _ in range(_FOLDS * _DIVISIONS):
                 self._leave_out(evidence, limit, doubt)
             self.law = law_of(self._errors)
         elif self._turn == 0:
@@ -106,31 +106,34 @@ class Uncertainty:
             self.law = law_of(self._errors)
 
     def _leave_out(self, evidence: Evidence, limit: float, doubt: np.ndarray) -> None:
-        chosen = _folds(evidence.pixels, doubt.shape[1]) == self._fold
-        self._fold = (self._fold + 1) % _FOLDS
+        division, fold = divmod(self._fold, _FOLDS)
+        self._fold = (self._fold + 1) % (_FOLDS * _DIVISIONS)
+        chosen = _folds(evidence.pixels, doubt.shape[1], division) == fold
         found = left_out(evidence, chosen, limit, doubt)
         if found is not None:
             self._errors.append(found)
 
 
 def left_out(evidence: Evidence, chosen: np.ndarray, limit: float, doubt: np.ndarray) -> Errors | None:
-    """The errors of a correction without the `chosen` anchors, (N,) bool, at these; None where there are too few."""
-    if min(np.count_nonzero(chosen), np.count_nonzero(~chosen)) < _FEWEST:
+    """The errors of a correction without the `chosen` anchors, (N,) bool, at those of them that are not wrong.
+
+    None where there are too few.
+    """
+    others, asked = evidence.of(~chosen), evidence.of(chosen & (evidence.trust > 0))
+    if min(len(asked.residual), len(others.residual)) < _FEWEST:
         return None
-    others, asked = evidence.of(~chosen), evidence.of(chosen)
     field = fitted_field(others, limit)
     error = asked.residual - asked.at(field.log_factor)
     column, row = np.rint(asked.pixels).astype(np.intp).T
     doubt = doubt[np.clip(row, 0, doubt.shape[0] - 1), np.clip(column, 0, doubt.shape[1] - 1)]
-    return Errors(error, asked.at(node_distance(_trusted(others, field))), doubt)
+    return Errors(error, asked.at(node_distance(believed(others))), doubt)
 
 
 def law_of(errors: Sequence[Errors]) -> Law:
     """The law that makes the errors most likely.
 
-    The errors of networks have long tails, so they are taken to be Cauchy distributed, but for a share of wrong
-    anchors, which is found as well, and which must not count: neither in the law nor in the last step, which scales it
-    so that 68 % of what is not wrong lies within.
+    The errors of networks have long tails, so they are taken to be Cauchy distributed; in the last step the law is
+    scaled so that 68 % lie within.
     """
     if not errors:
         return USUAL
@@ -147,13 +150,9 @@ def law_of(errors: Sequence[Errors]) -> Law:
         ((np.log(values) - np.log(mean)) / deviation) ** 2
         for values, (mean, deviation) in zip(tried, (_USUAL_NEAR, _USUAL_GROWTH, _USUAL_DOUBTFUL), strict=True)
     )
-    likely = [
-        np.log(np.float32(1 - share) * right + np.float32(share * _WRONG_DENSITY)).sum(axis=1) - 0.5 * usual
-        for share in _WRONG_SHARES
-    ]
-    share, best = np.unravel_index(np.argmax(likely), (len(likely), len(variance)))
-    wrong = _WRONG_SHARES[share] if share > 0 else 0.0
-    ratio = np.quantile(np.abs(error) / np.sqrt(variance[best]), _WITHIN * (1 - wrong))
+    likely = np.log(np.float32(1 - _WRONG_SHARE) * right + np.float32(_WRONG_SHARE * _WRONG_DENSITY)).sum(axis=1)
+    best = np.argmax(likely - 0.5 * usual)
+    ratio = np.quantile(np.abs(error) / np.sqrt(variance[best]), _WITHIN)
     scale = (ratio * len(error) + _WIDTHS_WITHIN * _USUAL_COUNT) / (len(error) + _USUAL_COUNT)
     near, growth, doubtful = (float(values[best]) for values in tried)
     return Law(float(scale * near), growth, float(scale * doubtful))
@@ -182,7 +181,7 @@ def smooth_variance(
     if evidence is None or field is None:
         variance = law.smooth_variance(np.full(small_m.shape, _FARTHEST**2, np.float32)) + of_fit
     else:
-        distance = squared_distance(_trusted(evidence, field), small_m)
+        distance = squared_distance(believed(evidence), small_m)
         variance = law.smooth_variance(distance)
         if fresh:
             of_fit *= np.minimum(distance * np.float32(1.0 / _FARTHEST**2), 1)
@@ -234,28 +233,26 @@ def solid_part(depth_m: np.ndarray, variance: np.ndarray, min_confidence: float)
     """
     unwanted = floating(depth_m)
     unwanted |= variance > np.float32((_NO_CONFIDENCE * (1.0 - min_confidence)) ** 2)
-    return np.where(unwanted, np.float32(np.nan), depth_m)
+    solid_m = depth_m.copy()
+    np.copyto(solid_m, np.float32(np.nan), where=unwanted)
+    return solid_m
 
 
-def _trusted(evidence: Evidence, field: Field) -> Evidence:
-    """The anchors that the field believes; all, where it believes none."""
-    right = believed(evidence, field)
-    return evidence.of(right) if right.any() else evidence
-
-
-def _folds(pixels: np.ndarray, width: int) -> np.ndarray:
+def _folds(pixels: np.ndarray, width: int, division: int) -> np.ndarray:
     """(N,) which part, 0 to 2, each of the (N, 2) pixels belongs to."""
-    table = _fold_table()
+    table = _fold_table(division)
     column, row = np.clip((pixels + np.float32(0.5)) * np.float32(_BLOCKS / width), 0, None).astype(np.intp).T
     return table[row % len(table), column % len(table)]
 
 
 @lru_cache
-def _fold_table() -> np.ndarray:
-    """(blocks, blocks) the part of each block: at random, but for some large blocks that are of one part."""
-    random = np.random.default_rng(0)
-    size = _BLOCKS * _LARGE_BLOCKS
-    large = random.integers(_FOLDS, size=(size // _LARGE_BLOCKS,) * 2).repeat(_LARGE_BLOCKS, 0).repeat(_LARGE_BLOCKS, 1)
-    whole = random.random((size // _LARGE_BLOCKS,) * 2) < _LARGE_SHARE
-    whole = whole.repeat(_LARGE_BLOCKS, 0).repeat(_LARGE_BLOCKS, 1)
-    return np.where(whole, large, random.integers(_FOLDS, size=(size, size)))
+def _fold_table(division: int) -> np.ndarray:
+    """(4 blocks, 4 blocks) the part of each block, at random, but for some joined blocks that are of one part."""
+    random = np.random.default_rng(division)
+    size = 4 * _BLOCKS
+    table = random.integers(_FOLDS, size=(size, size))
+    for joined, share in _JOINED:
+        parts, whole = random.integers(_FOLDS, size=(size // joined,) * 2), random.random((size // joined,) * 2) < share
+        parts, whole = (np.repeat(np.repeat(grid, joined, 0), joined, 1) for grid in (parts, whole))
+        table = np.where(whole, parts, table)
+    return table

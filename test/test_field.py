@@ -1,7 +1,5 @@
 """The correction brings depth to the anchors, smoothly, within its bound, and nowhere without them."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -112,21 +110,40 @@ def test_a_single_anchor_and_a_small_image():
     assert found[40, 60] == pytest.approx(5.0, abs=0.05)
 
 
-def test_a_lone_anchor_that_is_far_off_is_not_believed_and_several_are():
+def test_a_surface_that_the_network_got_wrong_is_believed_and_brought_to_its_anchors():
+    """A cupboard of a quarter of the image that the network has at half of its depth; a third of all anchors are wrong."""
+    truth_m, fitted_m = np.full(SHAPE, 8.0, np.float32), np.full(SHAPE, 8.0, np.float32)
+    cupboard = np.s_[:240, 200:520]
+    truth_m[cupboard], fitted_m[cupboard] = 5.0, 2.5
+    anchors = anchors_on(truth_m, wrong=0.33)
+    evidence = evidence_of(fitted_m, anchors, sigma=0.04)
+    found = apply_field(fitted_field(evidence, 3.0), fitted_m)
+    inside = np.s_[30:210, 230:490]
+    assert error(found[inside], truth_m[inside]) < 0.02
+    assert error(found[270:], truth_m[270:]) < 0.01
+    u, v = evidence.pixels.astype(int).T
+    measured_m = fitted_m[v, u] * np.exp(evidence.residual)
+    right = np.abs(measured_m / truth_m[v, u] - 1) < 1e-3
+    assert evidence.trust[right].mean() > 0.9
+    assert evidence.trust[~right].mean() < 0.05
+
+
+def test_a_few_anchors_that_are_far_off_are_not_believed_among_many_that_are_not():
     fitted_m = np.full(SHAPE, 5.0, np.float32)
-    right = anchors_on(fitted_m, slice(0, 120, 20), slice(0, 160, 20))
+    right = anchors_on(fitted_m, slice(0, 120, 10), slice(0, 160, 10))
+    wrong = np.float32([[70, 50], [75, 50], [70, 55]])
+    pixels, depth_m = np.concatenate([right.pixels, wrong]), np.append(right.depth_m, np.full(3, 2.0, np.float32))
+    evidence = evidence_of(fitted_m, Anchors(pixels, depth_m, np.ones(len(pixels), np.float32), len(pixels)), 0.05)
+    far_off = np.abs(evidence.residual) > 0.3
+    assert np.count_nonzero(far_off) == 3
+    assert not evidence.trust[far_off].any()
+    np.testing.assert_array_equal(evidence.trust[~far_off], 1.0)
+    np.testing.assert_array_equal(believed(evidence).residual, evidence.residual[~far_off])
 
-    def with_wrong(pixels):
-        depth_m = np.full(len(pixels), 2.75, np.float32)
-        ones = np.ones(len(right) + len(pixels), np.float32)
-        together = np.concatenate([right.pixels, np.float32(pixels)])
-        return Anchors(together, np.concatenate([right.depth_m, depth_m]), ones, len(ones))
 
-    for pixels, lone in (([[70, 50]], True), ([[70, 50], [71, 50], [70, 51]], False)):
-        evidence = evidence_of(fitted_m, with_wrong(pixels), sigma=0.05)
-        wrong = np.abs(evidence.residual) > 0.3
-        assert evidence.lone[wrong].tolist() == [lone] * len(pixels)
-        assert not evidence.lone[~wrong].any()
-        # As if the field had followed it all the way.
-        follows = replace(fitted_field(evidence, 2.0), log_factor=np.full((46, 61, 6), np.log(2.75 / 5.0), np.float32))
-        assert believed(evidence, follows)[wrong].tolist() == [not lone] * len(pixels)
+def test_one_anchor_is_believed_as_far_as_the_fit_lets_expect_its_error():
+    fitted_m = np.full(SHAPE, 5.0, np.float32)
+    for sigma, trust in ((0.05, 0.0), (0.5, 1.0)):
+        evidence = evidence_of(fitted_m, anchors_on(np.full(SHAPE, 2.0), slice(100, 101), slice(100, 101)), sigma)
+        assert evidence.trust == pytest.approx(trust)
+        assert len(believed(evidence).residual) == 1  # all of it, where nothing is believed
