@@ -37,7 +37,7 @@ class Scan:
 
     `limits` are the sensor's settings, None for those of section range. `sweep` tells how it moved meanwhile. `age_s`:
     by how much the scan was stamped before the image, unless the transform makes up for it. `stamp_ns`: its time, where
-    that is known.
+    that is known. `shift_px`: by how much things have moved right and down in the picture meanwhile.
     """
 
     points: np.ndarray
@@ -46,6 +46,7 @@ class Scan:
     sweep: Sweep | None = None
     age_s: float = 0.0
     stamp_ns: int | None = None
+    shift_px: tuple[float, float] = (0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def _in_image(
         with np.errstate(over="ignore"):
             place = in_camera[ahead, axis] / depth_m
             place *= np.float32(focal)
-            place += np.float32(centre)
+            place += np.float32(centre + scan.shift_px[axis])
         inside &= (place >= -0.5) & (place <= size - 0.5)
         pixels[:, axis] = place
     if unseen is not None:

@@ -29,6 +29,7 @@ from std_msgs.msg import Header
 from marigold_ros import comparison, decoding, messages
 from marigold_ros.anchors import find_anchors
 from marigold_ros.config import FitConfig, ModelConfig, OutputConfig, RangeConfig, Unusable
+from marigold_ros.correction import Correction
 from marigold_ros.driver import Driver, cloud_message, driven_node
 from marigold_ros.estimator import load_estimator
 from marigold_ros.export import cache_folder
@@ -155,12 +156,12 @@ def measure_stages(estimator: Any, scene: Scene, repeats: int) -> dict[str, Timi
         writer.organized(depth_m, rgb, header)
 
     evidence, uncertainty = evidence_of(depth_m, anchors), Uncertainty()
-    correction = fitted_field(evidence, fitting.correction_limit)
+    correction = Correction(evidence, fitted_field(evidence, fitting.correction_limit), 1.0, fresh=True)
 
     def judge() -> None:
         doubt = doubt_of(depth_m, None, fit)
         uncertainty.learn(evidence, fitting.correction_limit, doubt)
-        variance = smooth_variance(uncertainty.law, depth_m, relative, fit, evidence, correction)
+        variance = smooth_variance(uncertainty.law, depth_m, relative, fit, correction)
         confidence_from(depth_m, sigma_of(depth_m, variance, doubt, uncertainty.law))
         solid_part(depth_m, variance, OutputConfig().points_min_confidence)
 

@@ -17,15 +17,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from marigold_ros.anchors import Anchors
-from marigold_ros.calibration_evidence import (
-    Evidence,
-    PictureMotion,
-    frame_evidence,
-    likeness,
-    thumbnail,
-    working_picture,
-)
+from marigold_ros.calibration_evidence import Evidence, frame_evidence
 from marigold_ros.geometry import Camera
+from marigold_ros.picture_motion import PictureTrack, likeness
 
 # A look ends at the earliest after the first of these times, when the picture is less like its first one than this;
 # after the second time, when it is less like it than that.
@@ -94,14 +88,15 @@ class _Look:
 class CalibrationMonitor:
     """Collects evidence frame by frame and judges it look by look; one camera, one range sensor."""
 
-    def __init__(self) -> None:
+    def __init__(self, track: PictureTrack | None = None) -> None:
+        """track: of the same camera, where somebody else has one."""
+        self._track = PictureTrack() if track is None else track
         self.reset()
 
     def reset(self) -> None:
         """Forget all: another camera, another time."""
         self._camera: Camera | None = None
         self._newest_ns = 0
-        self._motion = PictureMotion()
         self._looks: deque[_Look] = deque(maxlen=_MOST_LOOKS)
         self._look: _Look | None = None
         self._began_ns = 0
@@ -133,10 +128,9 @@ class CalibrationMonitor:
             self.reset()
             self._camera, self._began_ns = camera, stamp_ns
         self._newest_ns = stamp_ns
-        grey = working_picture(rgb, camera)
+        self._track.see(stamp_ns, rgb, camera)
+        grey, thumb, self.motion = self._track.grey, self._track.thumb, self._track.motion
         self._shrunk = grey.shape[1] / camera.width
-        thumb = thumbnail(grey)
-        self.motion = self._motion(stamp_ns, thumb, camera.fx * thumb.shape[1] / camera.width)
         moved = (0.0, 0.0) if self.motion is None else tuple(self.motion * age_s)
         # Of many anchors, one direction at a time is enough, and takes half the time.
         self._frames += 1

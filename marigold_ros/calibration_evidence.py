@@ -13,14 +13,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
 from marigold_ros.anchors import Anchors
 from marigold_ros.geometry import Camera
 
-# Pictures are judged at about this many pixels per degree, or at their own where they have fewer.
-_PX_PER_DEGREE = 3.4
 # How far from a jump brightness is looked at; how far apart two neighbours of a scan may be, along a beam and across.
 _REACH_DEG = 2.5
 _SPAN_DEG = (1.2, 2.6)
@@ -32,12 +29,6 @@ _NOISE = 0.3
 _BEND, _BEND_M = 0.15, 0.12
 # More edges than this of one kind say little more, and take their time.
 _MOST_EDGES = 200
-# Width of the thumbnails by which pictures are compared, and the size of the details that count, in pixels.
-_THUMB_PX, _DETAIL_PX = 80, 15
-# Share of two thumbnails' spectra that has to agree with one motion.
-_SURE = 0.4
-# Grey levels by which thumbnails of the same view may differ.
-_THUMB_NOISE = 2.0
 
 
 @dataclass(frozen=True)
@@ -56,15 +47,6 @@ class Evidence:
     offset_px: np.ndarray
     trust: np.ndarray
     rightwards: int
-
-
-def working_picture(rgb: np.ndarray, camera: Camera) -> np.ndarray:
-    """(h, w) float32 grey of (H, W, 3) uint8, at the resolution at which pictures are judged."""
-    # By a whole number, for which OpenCV is ten times as fast.
-    shrink = max(1, round(camera.fx * math.pi / 180.0 / _PX_PER_DEGREE))
-    size = max(16, camera.width // shrink), max(16, camera.height // shrink)
-    grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
-    return cv2.resize(grey, size, interpolation=cv2.INTER_AREA).astype(np.float32)
 
 
 def frame_evidence(
@@ -187,39 +169,3 @@ def _brightness_step(grey: np.ndarray, edge: np.ndarray, axis: int, reach: int) 
     # Where the step is nought, so is the trust; the moment over the step is then not worth its digits.
     offset = np.einsum("om,om->m", slope, place) / np.where(np.abs(step) > 1e-3, step, np.inf)
     return np.clip(offset, -reach / np.maximum(trust, 1e-6), reach / np.maximum(trust, 1e-6)), trust
-
-
-def thumbnail(grey: np.ndarray) -> np.ndarray:
-    """(h, w) float32: a small picture's details, in which a small motion shows."""
-    size = _THUMB_PX, max(8, round(_THUMB_PX * grey.shape[0] / grey.shape[1]))
-    small = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
-    return small - cv2.blur(small, (_DETAIL_PX, _DETAIL_PX))
-
-
-def likeness(a: np.ndarray, b: np.ndarray) -> float:
-    """How alike two thumbnails are: 1 the same, about 0 for different views; noise on a blank wall is no difference."""
-    apart = max(cv2.norm(a, b, cv2.NORM_L2SQR) - 2 * a.size * _THUMB_NOISE**2, 0.0)
-    return 1.0 - apart / (cv2.norm(a, cv2.NORM_L2SQR) + cv2.norm(b, cv2.NORM_L2SQR) + 1e-6)
-
-
-class PictureMotion:
-    """How fast the picture moves as a whole, from one thumbnail to the next (phase correlation)."""
-
-    def __init__(self) -> None:
-        self._last: tuple[int, np.ndarray] | None = None
-        self._window: np.ndarray | None = None
-
-    def __call__(self, stamp_ns: int, thumb: np.ndarray, focal_px: float) -> np.ndarray | None:
-        """(2,) radians per second rightwards and downwards; None for the first, after a second without
-        any, and where the two have little in common.
-        """
-        # A copy, and one below: OpenCV multiplies what it is given by the window, in place.
-        last, self._last = self._last, (stamp_ns, thumb.copy())
-        if last is None or not 0 < stamp_ns - last[0] < 1_000_000_000:
-            return None
-        if self._window is None:
-            self._window = cv2.createHanningWindow(thumb.shape[::-1], cv2.CV_32F)
-        moved, response = cv2.phaseCorrelate(last[1], thumb.copy(), self._window)
-        if response < _SURE or max(map(abs, moved)) > thumb.shape[1] / 4:
-            return None  # another picture altogether
-        return np.array(moved) / (focal_px * (stamp_ns - last[0]) * 1e-9)

@@ -26,10 +26,10 @@ _SHAPE = _NODES[1], _NODES[0], _NODES[2]
 _MOST_ANCHORS = 4096
 
 
-# Coarse to fine: how far anchors reach, in passes of a [1 2 1] / 4 filter, and the weight of anchors at which a node goes
-# half of the way.
+# Coarse to fine: how far anchors reach, in passes of a [1 2 1] / 4 filter, and the weight of anchors at which a node
+# goes half of the way.
 _LEVELS = ((100, 0.001), (16, 0.002), (3, 0.01), (1, 0.05), (1, 0.02))
-# Anchors whose residuals, in ln, lie in neighbouring bins of this width agree; beyond the outermost bins they are wrong.
+# Anchors agree if their residuals, in ln, lie in neighbouring bins of this width; beyond the outermost they are wrong.
 _BIN_LN, _BINS = 0.15, 17
 # Parts of the image in which anchors vote, in nodes, and as how many votes what the larger part says counts.
 _PARTS, _INHERITED = (8, 4, 2), 6.0
@@ -132,8 +132,8 @@ def _trust(places: np.ndarray, residual: np.ndarray, sigma: float) -> np.ndarray
     bins = _BINS + 2
     bin_ = np.minimum((residual * np.float32(1 / _BIN_LN) + np.float32(0.5 * bins)).astype(np.intp), _BINS)
     everywhere = np.bincount(bin_, minlength=bins).astype(np.float32)
-    everywhere = (everywhere[bin_ - 1] + everywhere[bin_] + everywhere[bin_ + 1] - np.float32(1)) / max(len(bin_) - 1, 1)
-    by_chance = everywhere * (np.float32(1) - share)
+    everywhere = everywhere[bin_ - 1] + everywhere[bin_] + everywhere[bin_ + 1] - np.float32(1)
+    by_chance = everywhere / np.float32(max(len(bin_) - 1, 1)) * (np.float32(1) - share)
     for size in _PARTS:
         rows, columns = -(-_NODES[1] // size), -(-_NODES[0] // size)
         column, row = (places[:2] * np.float32(1 / size)).astype(np.intp)
@@ -162,6 +162,16 @@ def fitted_field(evidence: Evidence, limit: float) -> Field:
         log_factor += spread[:, :, 1] / (spread[:, :, 0] + np.float32(half_weight))
     bound = np.float32(math.log(limit))
     return Field(np.clip(log_factor, -bound, bound), evidence.low, evidence.high)
+
+
+def agreement(evidence: Evidence, field: Field, error: float) -> float:
+    """The share of the anchors that a field, of whatever image, brings depth to within `error` of, in ln."""
+    nodes = np.linspace(evidence.low, evidence.high, _NODES[2], dtype=np.float32)
+    place = np.clip((nodes - field.low) * (_NODES[2] - 1) / (field.high - field.low), 0, _NODES[2] - 1)
+    first = np.minimum(place.astype(np.intp), _NODES[2] - 2)
+    rest = (place - first).astype(np.float32)
+    grid = field.log_factor[:, :, first] * (np.float32(1) - rest) + field.log_factor[:, :, first + 1] * rest
+    return float(np.count_nonzero(np.abs(evidence.residual - evidence.at(grid)) < error) / len(evidence.residual))
 
 
 def believed(evidence: Evidence) -> Evidence:

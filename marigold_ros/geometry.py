@@ -73,6 +73,11 @@ class Camera:
         """(3, 3) float64 camera matrix K."""
         return np.array([[self.fx, 0.0, self.cx], [0.0, self.fy, self.cy], [0.0, 0.0, 1.0]])
 
+    def contains(self, pixels: np.ndarray) -> np.ndarray:
+        """(N,) bool: which of the (N, 2) pixels u, v lie in the image; its first one reaches from -0.5 to 0.5."""
+        with np.errstate(invalid="ignore"):
+            return ((pixels > -0.5) & (pixels < (self.width - 0.5, self.height - 0.5))).all(axis=1)
+
     def resized(self, width: int, height: int) -> Camera:
         """The camera of the same image resized to `width` x `height` pixels (pixel centres on integers)."""
         sx, sy = width / self.width, height / self.height
@@ -113,6 +118,17 @@ def project(points: np.ndarray, camera: Camera) -> tuple[np.ndarray, np.ndarray]
         u = points[:, 0] * inverse * camera.fx + camera.cx
         v = points[:, 1] * inverse * camera.fy + camera.cy
     return np.stack([u, v], axis=1), depth_m
+
+
+def seen_from(
+    pixels: np.ndarray, depth_m: np.ndarray, camera: Camera, now_from_then: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where pixels (N, 2) of (N,) depth are in the camera that moved: pixels, depth, and (N,) bool whether in sight."""
+    across, down = (pixels[:, 0] - camera.cx) / camera.fx, (pixels[:, 1] - camera.cy) / camera.fy
+    points = depth_m[:, None] * np.stack([across, down, np.ones_like(across)], axis=1)
+    places, depth_m = project(transformed(points, now_from_then), camera)
+    with np.errstate(invalid="ignore"):
+        return places, depth_m, (depth_m > 0) & camera.contains(places)
 
 
 def transformed(points: np.ndarray, target_from_source: np.ndarray) -> np.ndarray:

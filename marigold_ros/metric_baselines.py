@@ -16,6 +16,7 @@ import numpy as np
 
 from marigold_ros.anchors import Anchors
 from marigold_ros.config import FitConfig, Unusable
+from marigold_ros.correction import Correction
 from marigold_ros.field import apply_field, evidence_of, fitted_field
 from marigold_ros.metric import (
     MetricFit,
@@ -89,11 +90,11 @@ def ours_with_sigma(question: Question) -> tuple[np.ndarray, np.ndarray]:
     doubt, uncertainty = doubt_of(fitted_m, None, fit), Uncertainty()
     evidence = evidence_of(fitted_m, question.anchors, fit.evidence.sigma)
     if evidence is not None:
-        correction = fitted_field(evidence, limit)
-        depth_m = apply_field(correction, fitted_m)
+        correction = Correction(evidence, fitted_field(evidence, limit), 1.0, fresh=True)
+        depth_m = apply_field(correction.field, fitted_m)
         uncertainty.learn(evidence, limit, doubt)
     forget_far(depth_m, question.relative, far_end(question.anchors), _MAX_DEPTH_M)
-    variance = smooth_variance(uncertainty.law, fitted_m, question.relative, fit, evidence, correction)
+    variance = smooth_variance(uncertainty.law, fitted_m, question.relative, fit, correction)
     sigma_m = sigma_of(depth_m, variance, doubt, uncertainty.law)
     u, v = question.pixels.T
     return depth_m[v, u], sigma_m[v, u]

@@ -84,23 +84,26 @@ class Chain:
             rgb,
             camera,
             step.stamp_ns,
-            lambda: _scan(step),
+            lambda: self._scan(step),
             self._config,
             sigma=self._sigma,
             find_motion=lambda then_ns: self._moved(then_ns, step.stamp_ns),
         )
         return _answer(found, step.sequence.pixels)
 
+    def _scan(self, step: Step) -> Scan:
+        if step.points is None:
+            raise Unusable("no scan")
+        measured_ns = step.stamp_ns - round(step.age_s * 1e9)
+        moved = self._moved(measured_ns, step.stamp_ns) if step.age_s > 0 else None
+        if moved is not None:
+            return Scan(step.points, moved @ step.camera_from_lidar, stamp_ns=measured_ns)
+        return Scan(step.points, step.camera_from_lidar, age_s=step.age_s, stamp_ns=measured_ns)
+
     def _moved(self, then_ns: int, now_ns: int) -> np.ndarray | None:
         """(4, 4) now_from_then."""
         then, now = self._poses.get(then_ns), self._poses.get(now_ns)
         return None if then is None or now is None else np.linalg.inv(now) @ then
-
-
-def _scan(step: Step) -> Scan:
-    if step.points is None:
-        raise Unusable("no scan")
-    return Scan(step.points, step.camera_from_lidar)
 
 
 def _answer(found: FrameDepth, pixels: np.ndarray) -> Answer:

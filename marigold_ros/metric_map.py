@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from marigold_ros.geometry import Camera, project, transformed
+from marigold_ros.geometry import Camera, seen_from
 from marigold_ros.metric import MetricFit, from_space, log_slope, to_space
 from marigold_ros.robust_fit import Base, NoLine, Samples, gather, weigh
 
@@ -43,13 +43,6 @@ class MetricMap:
         pixels = _grid(relative.shape)
         return MetricMap(fit, pixels, _at(relative, pixels))
 
-    def changed(self, fit: MetricFit, relative: np.ndarray) -> float:
-        """By how much, in ln, depth differs from that of another (H, W) image's fit: the median over the pixels."""
-        with np.errstate(invalid="ignore"):
-            apart = np.abs(np.log(_depth(_at(relative, self.pixels), fit) / _depth(self.relative, self.fit)))
-        known = apart[np.isfinite(apart)]
-        return float(np.median(known)) if len(known) else math.inf
-
     def carried_to(
         self,
         relative: np.ndarray,
@@ -57,17 +50,21 @@ class MetricMap:
         speed_m_s: float,
         camera: Camera,
         now_from_then: np.ndarray | None = None,
+        shift_px: np.ndarray | None = None,
     ) -> tuple[MetricFit, Carried] | None:
         """The fit of (H, W) float32 `relative`, of a later image, that keeps the map's metres; None in another scene.
 
         now_from_then: (4, 4) how the camera moved; None where that is not known: then it may have moved by `speed_m_s`
-        and more cannot be told apart. The fit's covariance has grown by what time and motion may have changed.
+        and more cannot be told apart, but the picture may be known to have moved by `shift_px` (2,). The fit's
+        covariance has grown by what time and motion may have changed.
         """
         depth_m = _depth(self.relative, self.fit)
-        if now_from_then is None:
-            pixels, known = self.pixels, np.isfinite(depth_m)
+        if now_from_then is not None:
+            places, depth_m, known = seen_from(self.pixels, depth_m, camera, now_from_then)
         else:
-            pixels, depth_m, known = _moved(self.pixels, depth_m, camera, now_from_then)
+            places = self.pixels if shift_px is None else self.pixels + shift_px
+            known = np.isfinite(depth_m) & camera.contains(places)
+        pixels = np.rint(np.where(known[:, None], places, 0.0)).astype(np.intp)
         if np.count_nonzero(known) < _FEWEST:
             return None
         p, depth_m = _at(relative, pixels[known]), depth_m[known]
@@ -162,19 +159,6 @@ def _covariance_of_whole(p: np.ndarray, fit: MetricFit) -> np.ndarray | None:
     # Of two variables: the share of the variance of one that the other does not explain.
     alone = np.linalg.det(information) / (information[0, 0] * information[1, 1])
     return np.linalg.inv(information) / 2.0 if alone > _SINGULAR else None
-
-
-def _moved(
-    pixels: np.ndarray, depth_m: np.ndarray, camera: Camera, now_from_then: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where pixels (K, 2) of (K,) depth are in the camera that moved: pixels, depth, and (K,) bool whether in sight."""
-    across, down = (pixels[:, 0] - camera.cx) / camera.fx, (pixels[:, 1] - camera.cy) / camera.fy
-    points = depth_m[:, None] * np.stack([across, down, np.ones_like(across)], axis=1)
-    places, depth_m = project(transformed(points, now_from_then), camera)
-    with np.errstate(invalid="ignore"):
-        seen = (depth_m > 0) & (places > -0.5).all(axis=1)
-        seen &= (places[:, 0] < camera.width - 0.5) & (places[:, 1] < camera.height - 0.5)
-    return np.rint(np.where(seen[:, None], places, 0.0)).astype(np.intp), depth_m, seen
 
 
 @lru_cache(maxsize=2)

@@ -37,13 +37,17 @@ _CLEAN_FIRST = 3
 
 @dataclass(frozen=True)
 class Step:
-    """One image of a case: frame `frame` of `sequence` at `stamp_ns`, with `points` (N, 3) of a scan, None without."""
+    """One image of a case: frame `frame` of `sequence` at `stamp_ns`, with `points` (N, 3) of a scan, None without.
+
+    age_s: by how much the scan is known to be older than the image.
+    """
 
     sequence: Sequence
     frame: int
     stamp_ns: int
     points: np.ndarray | None
     camera_from_lidar: np.ndarray
+    age_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -146,7 +150,8 @@ def _dropouts(sequence: Sequence) -> Iterator[Case]:
         steps = _steps(sequence, range(count))
         for gone in range(begins, ends):
             last = steps[begins - 1].points if gone < begins + kept else None
-            steps[gone] = replace(steps[gone], points=last)
+            age_s = (steps[gone].stamp_ns - steps[begins - 1].stamp_ns) * 1e-9
+            steps[gone] = replace(steps[gone], points=last, age_s=age_s)
         yield Case(DROPOUT, f"no scans for {length_s:g} s", steps, range(begins, ends), ends)
 
 

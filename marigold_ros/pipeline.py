@@ -17,13 +17,14 @@ import numpy as np
 
 from marigold_ros.anchors import Anchors, Scan, anchors_of
 from marigold_ros.calibration import Calibration, CalibrationMonitor
-from marigold_ros.config import Config, Fault, FitConfig, Unusable
+from marigold_ros.config import Config, Fault, Unusable
+from marigold_ros.correction import Corrector
 from marigold_ros.disagreement import confidence_of
-from marigold_ros.field import Evidence as FieldEvidence
-from marigold_ros.field import Field, apply_field, evidence_of, fitted_field
+from marigold_ros.field import apply_field
 from marigold_ros.geometry import Camera, Rectifier, rectifier
 from marigold_ros.metric import MetricFit, apply_fit
-from marigold_ros.tracker import DEGRADED, HOLD, OK, RELATIVE, FindMotion, Metres, MetricTracker, unknown_motion
+from marigold_ros.picture_motion import PictureTrack
+from marigold_ros.tracker import DEGRADED, OK, RELATIVE, FindMotion, Metres, MetricTracker, unknown_motion
 from marigold_ros.uncertainty import Uncertainty, confidence_from, doubt_of, sigma_of, smooth_variance, solid_part
 from marigold_ros.unknown import far_end, forget_far
 
@@ -33,8 +34,6 @@ _SATURATED = 1.0 - 1e-5
 _REFINED = 0.01
 # What is left, frame by frame, of how far there was evidence, where anchors are too few to tell.
 _FAR_LEFT = 0.97
-# A correction that is held fades as depth changes, in ln, the median over the pixels, from noise to another view.
-_SAME_VIEW, _ANOTHER_VIEW = 0.015, 0.06
 
 
 class Estimator(Protocol):
@@ -101,7 +100,8 @@ class Pipeline:
     def __init__(self, estimator: Estimator) -> None:
         self._estimator = estimator
         self._tracker = MetricTracker(estimator.space)
-        self._calibration = CalibrationMonitor()
+        self._track = PictureTrack()
+        self._calibration = CalibrationMonitor(self._track)
         self._scans: Sequence[Scan] = ()
         self._raw_camera: Camera | None = None
         self._rectifier: Rectifier | None = None
@@ -110,8 +110,7 @@ class Pipeline:
         self._uncertainty = Uncertainty()
         # How far anchors were evidence when the last fit was made.
         self._far_m = math.inf
-        # The last correction, and what it rests on, for as long as metres are held.
-        self._held: tuple[FieldEvidence, Field] | None = None
+        self._corrector = Corrector()
 
     def __call__(
         self,
@@ -147,7 +146,8 @@ class Pipeline:
         if not metric:
             return FrameDepth(rgb, camera, relative, stage_s=stage_s, confidence=sure)
         with _timed(stage_s, "anchors"):
-            anchors, problem, fault = self._anchors(find_scan, camera, config)
+            self._track.see(stamp_ns, rgb, camera)
+            anchors, problem, fault = self._anchors(find_scan, stamp_ns, camera, config)
         with _timed(stage_s, "calibration"):
             calibration = self._watched(stamp_ns, rgb, camera, anchors, config)
         with _timed(stage_s, "fit"):
@@ -161,19 +161,19 @@ class Pipeline:
                 fault=fault,
                 own=self._own,
                 find_motion=find_motion,
+                find_shift=lambda then_ns: self._track.shift_px(then_ns, stamp_ns),
                 scan=None if anchors is None else self._scans_id(),
             )
             fit = metres.fit or self._own
             depth_m = None if fit is None else apply_fit(fit, relative, config.fit.max_depth_m)
         with _timed(stage_s, "correct"):
-            limit, fitted_m = config.fit.correction_limit, depth_m
-            evidence = None
-            if metres.fresh and (limit > 1.0 or judged):
-                evidence = evidence_of(fitted_m, anchors, fit.evidence.sigma)
-            learnable = evidence
-            evidence, correction, left = self._correction(metres, evidence, config.fit)
+            limit, fitted_m, correction = config.fit.correction_limit, depth_m, None
+            if limit > 1.0 or judged:
+                correction = self._corrector(
+                    stamp_ns, camera, fitted_m, metres, anchors, limit, self._track, find_motion
+                )
             if correction is not None:
-                depth_m = apply_field(correction.times(left), fitted_m) if limit > 1.0 else fitted_m.copy()
+                depth_m = apply_field(correction.field.times(correction.left), fitted_m)
         if depth_m is not None:
             if metres.fresh:
                 self._notice_far_end(anchors, metres)
@@ -185,7 +185,7 @@ class Pipeline:
             depth_m,
             fit,
             anchors,
-            metres.problem,
+            metres.problem or (correction and correction.problem),
             stage_s,
             sure,
             metres=metres,
@@ -195,12 +195,10 @@ class Pipeline:
             return frame
         with _timed(stage_s, "sigma"):
             doubt = doubt_of(fitted_m, disagreement, fit)
-            if learnable is not None:
-                self._uncertainty.learn(learnable, limit, doubt)
+            if correction is not None and correction.fresh:
+                self._uncertainty.learn(correction.evidence, limit, doubt)
             law = self._uncertainty.law
-            variance = smooth_variance(
-                law, fitted_m, relative, fit, evidence, correction, metres.fresh, faded=1.0 - left
-            )
+            variance = smooth_variance(law, fitted_m, relative, fit, correction)
             min_confidence = config.output.points_min_confidence
             sigma_m = sigma_of(depth_m, variance, doubt, law) if sigma or confidence else None
             return replace(
@@ -221,25 +219,6 @@ class Pipeline:
             return self._calibration.verdict
         (scan,) = self._scans
         return self._calibration.update(stamp_ns, rgb, camera, anchors, scan.camera_from_lidar[:3, 3], scan.age_s)
-
-    def _correction(
-        self, metres: Metres, evidence: FieldEvidence | None, settings: FitConfig
-    ) -> tuple[FieldEvidence | None, Field | None, float]:
-        """What a correction rests on, the correction, and the share of it that counts.
-
-        It is that of this image's anchors; while metres are held the last one, which fades.
-        """
-        if evidence is not None:
-            self._held = evidence, fitted_field(evidence, settings.correction_limit)
-            return *self._held, 1.0
-        if metres.state != HOLD or self._held is None:
-            self._held = None
-            return None, None, 0.0
-        # It belongs to pixels, so it fades as the view changes, too.
-        left = min(max((_ANOTHER_VIEW - metres.changed) / (_ANOTHER_VIEW - _SAME_VIEW), 0.0), 1.0)
-        if metres.age_s > 0:
-            left *= max(0.0, 1.0 - (metres.age_s / settings.hold_s) ** 2)
-        return *self._held, left
 
     def _scans_id(self) -> tuple[int, ...] | None:
         """What tells this frame's scans from those of another; None where their times are not known."""
@@ -287,7 +266,8 @@ class Pipeline:
             self._own = self._estimator.fit_of(camera if self._rectifier is None else self._rectifier.camera)
             if before is None or self._own is not None or _another(before, camera):
                 self._tracker.reset()  # what was fitted belongs to another focal length, or to other pixels
-                self._far_m, self._held = math.inf, None
+                self._corrector.reset()
+                self._far_m = math.inf
             self._raw_camera = camera  # last: where this failed, the next image tries again
         if self._rectifier is None:
             return rgb, camera
@@ -299,7 +279,7 @@ class Pipeline:
         return None if self._rectifier is None else self._rectifier.unseen
 
     def _anchors(
-        self, find_scan: Callable[[], Scan | Sequence[Scan]], camera: Camera, config: Config
+        self, find_scan: Callable[[], Scan | Sequence[Scan]], stamp_ns: int, camera: Camera, config: Config
     ) -> tuple[Anchors | None, str | None, bool]:
         """The anchors, or None, why there are none, and whether that is a fault.
 
@@ -312,8 +292,15 @@ class Pipeline:
         except Unusable as problem:
             return None, str(problem), isinstance(problem, Fault)
         scans = [scans] if isinstance(scans, Scan) else scans
-        self._scans = scans
-        return anchors_of(scans, camera, config.range, self._unseen), None, False
+        self._scans = [self._in_time(scan, stamp_ns) for scan in scans]
+        return anchors_of(self._scans, camera, config.range, self._unseen), None, False
+
+    def _in_time(self, scan: Scan, stamp_ns: int) -> Scan:
+        """The scan, its points moved with the picture if they are of another time than the image and not yet moved."""
+        if scan.age_s == 0:
+            return scan
+        shift_px = self._track.shift_px(stamp_ns - round(scan.age_s * 1e9), stamp_ns)
+        return scan if shift_px is None else replace(scan, age_s=0.0, shift_px=tuple(map(float, shift_px)))
 
 
 def _another(before: Camera, camera: Camera) -> bool:

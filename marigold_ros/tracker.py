@@ -45,9 +45,8 @@ class Metres:
 
     fit: None where nothing is known, or too little (RELATIVE, FAULT). fresh: whether this frame's anchors are in it.
     sigma: its relative uncertainty, the median over the image, NaN without a fit. age_s: since anchors last were in it,
-    None before the first time. changed: how much ln depth has changed since, the median over the pixels. problem: why
-    the anchors of this frame are not in it, or it is not used. jumps: how often the metres started anew because anchors
-    contradicted them twice.
+    None before the first time. problem: why the anchors of this frame are not in it, or it is not used. jumps: how
+    often the metres started anew because anchors contradicted them twice.
     """
 
     state: str
@@ -57,7 +56,6 @@ class Metres:
     age_s: float | None
     problem: str | None
     jumps: int
-    changed: float = 0.0
 
 
 class MetricTracker:
@@ -76,7 +74,6 @@ class MetricTracker:
         self._scan: Hashable = None
         self._rejected: MetricFit | None = None
         self._evidence_ns: int | None = None
-        self._evidence_map: MetricMap | None = None
         self._streak = 0
 
     def update(
@@ -91,6 +88,7 @@ class MetricTracker:
         fault: bool = False,
         own: MetricFit | None = None,
         find_motion: FindMotion = unknown_motion,
+        find_shift: FindMotion = unknown_motion,
         scan: Hashable = None,
     ) -> Metres:
         """The metres of the (H, W) float32 `relative` of the image of `stamp_ns` of the undistorted `camera`.
@@ -102,7 +100,7 @@ class MetricTracker:
         if self._newest_ns is not None and stamp_ns < self._newest_ns:
             self.reset()
         self._newest_ns = stamp_ns
-        known = self._carried_over(stamp_ns, relative, camera, config, find_motion)
+        known = self._carried_over(stamp_ns, relative, camera, config, find_motion, find_shift)
         new = None if anchors is None else fit_metric(relative, anchors, self._space, config, own, shape=known)
         if isinstance(new, Refusal):
             new, problem, fault = None, new.reason, new.fault
@@ -111,14 +109,20 @@ class MetricTracker:
         return self._answer(stamp_ns, relative, fit, fresh, problem, fault, config)
 
     def _carried_over(
-        self, stamp_ns: int, relative: np.ndarray, camera: Camera, config: FitConfig, find_motion: FindMotion
+        self,
+        stamp_ns: int,
+        relative: np.ndarray,
+        camera: Camera,
+        config: FitConfig,
+        find_motion: FindMotion,
+        find_shift: FindMotion,
     ) -> MetricFit | None:
         """What is known of the metres before this frame's anchors are looked at."""
         if self._map is None:
             return None
         then_ns = self._map_ns
         found = self._map.carried_to(
-            relative, (stamp_ns - then_ns) * 1e-9, config.speed_m_s, camera, find_motion(then_ns)
+            relative, (stamp_ns - then_ns) * 1e-9, config.speed_m_s, camera, find_motion(then_ns), find_shift(then_ns)
         )
         if found is None:
             self._map = self._rejected = None
@@ -166,7 +170,7 @@ class MetricTracker:
     ) -> Metres:
         """Remember the fit for the next frame; say whether it may be used, and as what."""
         if fresh:
-            self._evidence_ns, self._evidence_map = stamp_ns, MetricMap.of(fit, relative)
+            self._evidence_ns = stamp_ns
         age_s = None if self._evidence_ns is None else (stamp_ns - self._evidence_ns) * 1e-9
         if fit is None or age_s > config.hold_s:
             self._map, self._streak = None, 0
@@ -182,8 +186,7 @@ class MetricTracker:
         if fresh:
             state = OK if self._streak >= _SETTLED else DEGRADED
             return Metres(state, fit, True, sigma, age_s, problem, self._jumps)
-        changed = self._evidence_map.changed(fit, relative)
-        return Metres(HOLD, fit, False, sigma, age_s, problem, self._jumps, changed)
+        return Metres(HOLD, fit, False, sigma, age_s, problem, self._jumps)
 
 
 def _fused(new: MetricFit, known: MetricFit) -> tuple[MetricFit, float]:

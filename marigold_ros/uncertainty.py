@@ -19,8 +19,9 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
+from marigold_ros.correction import Correction
 from marigold_ros.edges import edge_ln, floating
-from marigold_ros.field import Evidence, Field, believed, fitted_field, node_distance, read_back, squared_distance
+from marigold_ros.field import Evidence, believed, fitted_field, node_distance, read_back, squared_distance
 from marigold_ros.metric import MetricFit, log_slope
 
 # Anchors are left out in blocks, a third of them at a time, in so many parts of the image's width; of these, some are
@@ -159,36 +160,29 @@ def law_of(errors: Sequence[Errors]) -> Law:
 
 
 def smooth_variance(
-    law: Law,
-    fitted_m: np.ndarray,
-    relative: np.ndarray,
-    fit: MetricFit,
-    evidence: Evidence | None,
-    field: Field | None,
-    fresh: bool = True,
-    faded: float = 0.0,
+    law: Law, fitted_m: np.ndarray, relative: np.ndarray, fit: MetricFit, correction: Correction | None
 ) -> np.ndarray:
-    """(H, W) float32 variance of ln depth that is not doubt; without evidence all is far from every anchor.
+    """(H, W) float32 variance of ln depth that is not doubt; without a correction all is far from every anchor.
 
-    faded: the share of the correction `field` that was not applied; what it would have done may be missing.
-
-    fresh: the evidence is of this image. Then the correction mends what is wrong with the fit where anchors are near,
-    and the law, which was learned behind it, knows what is left; the fit's own variance counts far from them.
+    If its anchors are of this image, the correction mends what is wrong with the fit where anchors are near, and the
+    law, which was learned behind it, knows what is left; the fit's own variance counts far from them. Else all of that
+    counts, and so does the part of the correction that was not applied and may be missing.
     """
     every = slice(_STEP // 2, None, _STEP)
     small_m = np.ascontiguousarray(fitted_m[every, every])
     of_fit = fit_variance(fit, np.ascontiguousarray(relative[every, every]), small_m)
-    if evidence is None or field is None:
+    if correction is None:
         variance = law.smooth_variance(np.full(small_m.shape, _FARTHEST**2, np.float32)) + of_fit
     else:
-        distance = squared_distance(believed(evidence), small_m)
+        distance = squared_distance(believed(correction.evidence), small_m)
         variance = law.smooth_variance(distance)
-        if fresh:
+        if correction.fresh:
             of_fit *= np.minimum(distance * np.float32(1.0 / _FARTHEST**2), 1)
             np.maximum(variance, of_fit, out=variance)
         else:
+            field = correction.field
             missing, _ = read_back(field.log_factor, field.low, field.high, small_m)
-            variance += of_fit + np.square(np.float32(faded) * missing)
+            variance += of_fit + np.square(np.float32(1.0 - correction.left) * missing)
     cv2.patchNaNs(variance, float(law.near**2 * (1 + (law.growth * _FARTHEST) ** 2)))
     return cv2.resize(variance, fitted_m.shape[::-1], interpolation=cv2.INTER_LINEAR)
 

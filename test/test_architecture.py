@@ -50,6 +50,8 @@ CORE = {
     "sweep",
     "calibration",
     "calibration_evidence",
+    "picture_motion",
+    "correction",
     "metric",
     "robust_fit",
     "metric_map",

@@ -9,9 +9,10 @@ import pytest
 
 from marigold_ros.anchors import find_anchors
 from marigold_ros.calibration import CalibrationMonitor
-from marigold_ros.calibration_evidence import PictureMotion, frame_evidence, likeness, thumbnail, working_picture
+from marigold_ros.calibration_evidence import frame_evidence
 from marigold_ros.config import RangeConfig
 from marigold_ros.geometry import Camera, pixel_rays, project
+from marigold_ros.picture_motion import likeness, thumbnail, working_picture
 
 CAMERA = Camera(320, 240, 197.0, 197.0, 159.5, 119.5)
 RAYS = pixel_rays(CAMERA).reshape(-1, 3)
@@ -124,15 +125,6 @@ def test_no_anchors_are_no_evidence():
     found = frame_evidence(np.zeros((240, 320), np.float32), CAMERA, empty, np.zeros(3))
     assert not found.matrix.any()
     assert found.edges.shape == (0, 2)
-
-
-def test_the_motion_of_the_picture():
-    motion, scene = PictureMotion(), Boxes(3)
-    thumbs = [thumbnail(working_picture(scene.picture(heading), CAMERA)) for heading in (0.0, 0.05)]
-    assert motion(SECOND, thumbs[0], 197.0 / 4) is None
-    # A camera that turns to the right sees the picture move to the left.
-    np.testing.assert_allclose(motion(SECOND * 11 // 10, thumbs[1], 197.0 / 4), [-0.5, 0.0], atol=0.08)
-    assert motion(SECOND * 10, thumbs[0], 197.0 / 4) is None, "after a gap nobody knows"
 
 
 def test_noise_is_no_other_picture():

@@ -111,7 +111,7 @@ def test_a_single_anchor_and_a_small_image():
 
 
 def test_a_surface_that_the_network_got_wrong_is_believed_and_brought_to_its_anchors():
-    """A cupboard of a quarter of the image that the network has at half of its depth; a third of all anchors are wrong."""
+    """A cupboard of a quarter of the image that the network has at half its depth; a third of the anchors are wrong."""
     truth_m, fitted_m = np.full(SHAPE, 8.0, np.float32), np.full(SHAPE, 8.0, np.float32)
     cupboard = np.s_[:240, 200:520]
     truth_m[cupboard], fitted_m[cupboard] = 5.0, 2.5

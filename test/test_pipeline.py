@@ -77,8 +77,7 @@ def test_depth_is_brought_to_the_anchors_and_stays_there_for_a_while():
     assert all(frame.state == "HOLD" for frame in held)
     assert error(with_field) < 0.3 * error(without)
     assert error(held[0]) < 0.1 * error(without)
-    assert error(held[0]) < error(held[1]) < error(held[2])
-    np.testing.assert_allclose(held[2].depth_m, without.depth_m, rtol=1e-5)
+    assert error(held[0]) < error(held[1]) < error(held[2]) < 0.7 * error(without)
 
 
 def test_every_stage_is_timed():

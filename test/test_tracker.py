@@ -82,16 +82,6 @@ def test_metres_survive_new_normalisation_without_anchors(space):
     assert float(np.nanmedian(np.abs(apply_fit(stale, other, 120.0) / DEPTH_M - 1))) > 0.1
 
 
-def test_a_view_that_turns_away_is_noticed_while_metres_are_held():
-    """A correction is held with the metres; it belongs to pixels."""
-    run = Run()
-    run.started()
-    same, turned = run(None).changed, run(None, np.roll(seen(), 30, axis=0)).changed
-    assert same < 0.001
-    assert turned > 0.05
-    assert Run().started().changed == 0.0
-
-
 def test_a_gap_is_bridged_with_growing_doubt_and_then_given_up():
     run = Run()
     run.started()

@@ -7,6 +7,7 @@ import pytest
 
 from marigold_ros import uncertainty
 from marigold_ros.anchors import Anchors
+from marigold_ros.correction import Correction
 from marigold_ros.degraded_truth import degraded
 from marigold_ros.field import evidence_of, fitted_field, node_distance, squared_distance
 from marigold_ros.geometry import Camera
@@ -186,13 +187,15 @@ def test_away_from_the_anchors_depth_is_less_sure():
     left = anchors_at(np.stack([COLUMNS, ROWS], -1)[10::20, 10:200:20].reshape(-1, 2), 5.5)
     evidence = evidence_of(FLAT_M, left)
     law, relative = Law(0.02, 0.5, 1.0), FLAT_M / 10
-    variance = smooth_variance(law, FLAT_M, relative, FIT, evidence, fitted_field(evidence, 2.0))
+    variance = smooth_variance(
+        law, FLAT_M, relative, FIT, Correction(evidence, fitted_field(evidence, 2.0), 1.0, fresh=True)
+    )
     assert variance.shape == FLAT_M.shape
     assert variance[240, 100] == pytest.approx(0.0004, rel=0.5)
     assert np.all(np.diff(variance[240, 200:400]) > -1e-7)
-    nowhere = smooth_variance(law, FLAT_M, relative, FIT, None, None)
+    nowhere = smooth_variance(law, FLAT_M, relative, FIT, None)
     np.testing.assert_allclose(variance[240, 600:], nowhere[240, 600:], rtol=1e-4)
-    covered = smooth_variance(law, FLAT_M, relative, replace(FIT, covariance=(0.0, 0.0, 0.25)), None, None)
+    covered = smooth_variance(law, FLAT_M, relative, replace(FIT, covariance=(0.0, 0.0, 0.25)), None)
     np.testing.assert_allclose(covered - nowhere, 0.5**2 / 5.0**2, rtol=1e-3)
 
 

@@ -1,0 +1,127 @@
+"""The correction from frame to frame: made of the anchors, held and moved without any, and not thrown over by one scan.
+
+The world is a picture on a wall 8 m away with a box before it at 4 m; the network sees both at 8 m.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from test_picture_motion import CAMERA, SECOND, seen
+
+from marigold_ros.anchors import Anchors
+from marigold_ros.correction import Corrector
+from marigold_ros.field import apply_field
+from marigold_ros.metric import MetricFit
+from marigold_ros.picture_motion import PictureTrack
+from marigold_ros.robust_fit import Belief, Evidence
+from marigold_ros.tracker import HOLD, OK, RELATIVE, Metres
+
+EVIDENCE = Evidence(1.0, 1.0, 0.5, 1.0, 1.0, Belief(1.0, 0.0, (1.0, 0.0, 0.0)), 100.0, 0.9, 0.05)
+FIT = MetricFit("depth", 10.0, 0.0, 100, 100, 0.01, (1e-4, 0.0, 1e-4), EVIDENCE)
+FRESH = Metres(OK, FIT, True, 0.01, 0.0, None, 0)
+HELD = replace(FRESH, state=HOLD, fresh=False, age_s=0.1)
+FITTED_M = np.full((240, 320), 8.0, np.float32)
+TENTH = SECOND // 10
+
+
+def truth(right=0):
+    """(240, 320) metres, the camera looking so many pixels farther right."""
+    depth_m = np.full((240, 500), 8.0, np.float32)
+    depth_m[60:180, 120:220] = 4.0
+    return depth_m[:, right : right + 320]
+
+
+def anchors(depth_m):
+    v, u = (axis[3::6, 3::6].ravel() for axis in np.indices(depth_m.shape))
+    ones = np.ones(len(u), np.float32)
+    return Anchors(np.stack([u, v], axis=1).astype(np.float32), depth_m[v, u], ones, len(u))
+
+
+class Run:
+    """Frames at 10 Hz."""
+
+    def __init__(self):
+        self.corrector, self.track, self.stamp_ns = Corrector(), PictureTrack(), SECOND
+
+    def __call__(self, metres=FRESH, found=None, right=0, seed=0, motion=None):
+        self.stamp_ns += TENTH
+        self.track.see(self.stamp_ns, seen(right, seed=seed), CAMERA)
+        arguments = (CAMERA, FITTED_M, metres, found, 3.0, self.track, lambda then_ns: motion)
+        return self.corrector(self.stamp_ns, *arguments)
+
+
+def error(correction, truth_m, part=np.s_[:, :]):
+    """Mean relative error."""
+    depth_m = apply_field(correction.field.times(correction.left), FITTED_M)
+    return float(np.abs(depth_m / truth_m - 1)[part].mean())
+
+
+def test_without_anchors_those_from_before_move_with_the_picture():
+    run = Run()
+    assert error(run(found=anchors(truth())), truth()) < 0.05
+    for number, right in enumerate((20, 40, 60), start=1):
+        held = run(HELD, right=right)
+        assert not held.fresh
+        assert held.left == pytest.approx(1 / (1 + (0.1 * number) ** 2))
+        # What came into view at the right has no anchors.
+        assert error(held, truth(right), np.s_[:, :250]) < 0.05
+        assert error(held, truth(0), np.s_[:, :250]) > 0.0025 * right
+
+
+def test_a_known_motion_of_the_camera_serves_before_that_of_the_picture():
+    """The camera moves 1 m towards the box: it is at 3 m, and a third wider, whatever the picture says."""
+    run, ahead = Run(), np.eye(4)
+    ahead[2, 3] = -1.0
+    run(found=anchors(truth()))
+    held = run(HELD, right=20, motion=ahead)
+    depth_m = apply_field(held.field, FITTED_M)
+    # From 107 to 240 instead of from 120 to 220.
+    np.testing.assert_allclose(depth_m[120, [125, 160, 215]], 3.0, rtol=0.1)
+    np.testing.assert_allclose(depth_m[120, [60, 280]], 7.0, rtol=0.08)
+    assert held.left > 0.99
+
+
+def test_with_another_view_nothing_is_held():
+    run = Run()
+    run(found=anchors(truth()))
+    assert run(HELD, seed=1) is None
+    assert run(HELD, seed=1) is None
+    assert run(found=anchors(truth())).fresh
+
+
+def test_a_scan_that_is_wrong_as_a_whole_is_held_off_once_and_then_believed():
+    run, wrong_m = Run(), truth().copy()
+    wrong_m[:, :192] *= 1.8
+    first, second = run(found=anchors(truth())), run(found=anchors(truth()))
+    assert first.fresh
+    assert second.fresh
+    held = run(found=anchors(wrong_m))
+    assert not held.fresh
+    assert "contradict the correction" in held.problem
+    assert error(held, truth()) < 0.05
+    again = run(found=anchors(truth()))
+    assert (again.fresh, again.problem) == (True, None)
+    run(found=anchors(truth()))
+    assert not run(found=anchors(wrong_m)).fresh
+    believed = run(found=anchors(wrong_m))
+    assert believed.fresh
+    assert error(believed, wrong_m) < 0.05
+
+
+def test_where_the_metres_jumped_the_new_scan_counts_at_once():
+    run = Run()
+    for _ in range(2):
+        run(found=anchors(truth()))
+    assert run(replace(FRESH, jumps=1), anchors(truth() * np.float32(1.8))).fresh
+
+
+def test_nothing_is_left_without_metres_or_after_time_went_back():
+    run = Run()
+    run(found=anchors(truth()))
+    assert run(replace(HELD, state=RELATIVE)) is None
+    assert run(HELD) is None
+    run = Run()
+    run(found=anchors(truth()))
+    run.stamp_ns -= SECOND
+    assert run(HELD) is None

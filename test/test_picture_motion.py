@@ -1,0 +1,88 @@
+"""How the picture moves: told from textured pictures that were moved by a known amount."""
+
+import cv2
+import numpy as np
+import pytest
+
+from marigold_ros.geometry import Camera
+from marigold_ros.picture_motion import PictureTrack, shift_between, thumbnail, working_picture
+
+CAMERA = Camera(320, 240, 200.0, 200.0, 159.5, 119.5)
+SECOND = 1_000_000_000
+
+
+def world(seed=0):
+    """(400, 600, 3) uint8: blobs of all sizes."""
+    random = np.random.default_rng(seed)
+    grey = sum(cv2.resize(random.random((400 // s, 600 // s)).astype(np.float32), (600, 400)) for s in (8, 20, 50))
+    return np.repeat((85 * grey).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def seen(right=0, down=0, seed=0):
+    """What a camera sees that looks so many pixels farther right and down."""
+    return np.ascontiguousarray(world(seed)[60 + down : 300 + down, 100 + right : 420 + right])
+
+
+def thumb(rgb):
+    return thumbnail(working_picture(rgb, CAMERA))
+
+
+def test_a_shift_is_found_and_another_picture_has_none():
+    found = shift_between(thumb(seen()), thumb(seen(-24, 12)))
+    np.testing.assert_allclose(found, [6.0, -3.0], atol=0.3)
+    assert shift_between(thumb(seen()), thumb(seen(seed=1))) is None
+
+
+def test_what_crosses_a_picture_that_stays_moves_nothing():
+    before, now = seen(), seen()
+    someone = world(7)[:200, :110]
+    before[20:220, 60:170] = someone
+    now[20:220, 90:200] = someone
+    np.testing.assert_array_equal(shift_between(thumb(before), thumb(now)), [0, 0])
+
+
+def test_a_track_sums_up_and_reaches_a_little_beyond_its_images():
+    track = PictureTrack()
+    track.see(SECOND, seen(), CAMERA)
+    assert track.motion is None
+    assert track.shift_px(SECOND, SECOND) is None  # of one image nobody knows
+    for i, right in enumerate((10, 30, 60), start=1):
+        track.see(SECOND + i * SECOND // 10, seen(right), CAMERA)
+    track.see(SECOND + 3 * SECOND // 10, seen(200), CAMERA)  # once more the same stamp: nothing new
+    # To the right looks the camera, to the left goes the picture: 30 pixels in a tenth of a second.
+    np.testing.assert_allclose(track.motion, [-300.0 / 200.0, 0.0], atol=0.05)
+    at = {0: 0, 5: 5, 10: 10, 20: 30, 30: 60, 40: 90}
+    for since, until in ((0, 30), (5, 20), (30, 10), (20, 40)):
+        found = track.shift_px(*(SECOND + k * SECOND // 100 for k in (since, until)))
+        np.testing.assert_allclose(found, [at[since] - at[until], 0], atol=2.0)
+    assert track.shift_px(SECOND, 3 * SECOND) is None
+    assert track.shift_px(SECOND - 1, SECOND) is None  # before it was seen
+
+
+def test_a_track_is_lost_with_the_view_the_time_or_the_camera():
+    def with_two():
+        track = PictureTrack()
+        track.see(SECOND, seen(), CAMERA)
+        track.see(SECOND + SECOND // 10, seen(8), CAMERA)
+        assert track.shift_px(SECOND, SECOND + SECOND // 10) is not None
+        return track
+
+    for stamp_ns, rgb, camera in (
+        (SECOND + SECOND // 5, seen(seed=1), CAMERA),
+        (SECOND // 2, seen(8), CAMERA),
+        (3 * SECOND, seen(8), CAMERA),
+        (SECOND + SECOND // 5, seen(8), Camera(320, 240, 210.0, 210.0, 159.5, 119.5)),
+    ):
+        track = with_two()
+        track.see(stamp_ns, rgb, camera)
+        assert track.motion is None
+        assert track.shift_px(SECOND, stamp_ns) is None
+
+
+@pytest.mark.parametrize("grey", [0, 128])
+def test_a_bland_picture_stays_where_it_is(grey):
+    track, random = PictureTrack(), np.random.default_rng(0)
+    for i in range(3):
+        noisy = random.normal(grey, 2.0, (240, 320, 3)).clip(0, 255).astype(np.uint8)
+        track.see(SECOND + i * SECOND // 10, noisy, CAMERA)
+    np.testing.assert_allclose(track.shift_px(SECOND, SECOND + SECOND // 5), [0, 0], atol=0.5)
