@@ -139,7 +139,8 @@ def _frames(
         for fault in faults:
             # What is to be late by so much has to have been measured then, to a fifth of it.
             most_s = 0.2 * abs(fault.delay_s) if fault.delay_s else source.range.max_age_s
-            numbers, _ = nearest(stamp.measured_ns - round(fault.delay_s * 1e9), most_s, 0.0)
+            late_s = fault.delay_s + source.range.time_offset_s
+            numbers, _ = nearest(stamp.measured_ns - round(late_s * 1e9), most_s, 0.0)
             found.append(numbers[0] if numbers else None)
         if any(scan is not None for scan in found):
             planned[number] = found

@@ -192,6 +192,12 @@ class RangeConfig:
         low=0.0,
         high=10.0,
     )
+    time_offset_s: float = setting(
+        0.0,
+        "Added to the stamps of the scans, in seconds: negative where they were measured earlier than they say. "
+        "check_calibration tells.",
+        low=-10.0, high=10.0, read_only=True,
+    )  # fmt: skip
     min_depth_m: float = setting(
         0.3, "Points nearer than this along the optical axis are not used.", low=0.0, high=100.0
     )

@@ -35,8 +35,10 @@ _BIN_LN, _BINS = 0.15, 17
 _PARTS, _INHERITED = (8, 4, 2), 6.0
 # Before any vote, residuals are taken to be normal with so many of the fit's own sigmas, but at least the other.
 _PRIOR_SIGMAS, _PRIOR_LN = 2.0, 0.15
-# An anchor is wrong if this share of the others agree with it, or fewer, and right from the second share on.
-_WRONG, _RIGHT = 0.2, 0.4
+# As many as agree anywhere in the image, and so many standard deviations of that number, agree by chance. Beyond those,
+# an anchor is wrong if this share of the others agree with it, or fewer, and right from the second share on.
+_BY_CHANCE = 1.5
+_WRONG, _RIGHT = 0.1, 0.3
 # In the finest levels an anchor is shared by the eight nodes around it; the coarser ones do not tell the nearest from
 # all of them, which take four times as long.
 _SHARED_LEVELS = 3
@@ -143,7 +145,8 @@ def _trust(places: np.ndarray, residual: np.ndarray, sigma: float) -> np.ndarray
         others = votes.sum(axis=2).ravel()[place // bins] - np.float32(1)
         votes = votes.ravel()
         agree = votes[place - 1] + votes[place] + votes[place + 1] - np.float32(1)
-        agree = np.maximum(agree - by_chance * others, np.float32(0))
+        chance = by_chance * others
+        agree = np.maximum(agree - chance - np.float32(_BY_CHANCE) * np.sqrt(chance), np.float32(0))
         share = (agree + np.float32(_INHERITED) * share) / (others + np.float32(_INHERITED))
     return np.clip((share - np.float32(_WRONG)) * np.float32(1 / (_RIGHT - _WRONG)), np.float32(0), np.float32(1))
 

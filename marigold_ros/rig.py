@@ -77,7 +77,8 @@ class Rig:
         points = points[
             np.any(points != 0, axis=1)
         ]  # exact zeros say "no return", and must not be moved away from there
-        image_ns, scan_ns = stamp_ns(image_header), stamp_ns(message.header) + delay_ns
+        late_ns = delay_ns + round(self._settings.time_offset_s * 1e9)
+        image_ns, scan_ns = stamp_ns(image_header), stamp_ns(message.header) + late_ns
         matrix = self._camera_from_lidar(image_header.frame_id, image_ns, message.header.frame_id, scan_ns)
         age_s = 0.0 if self._settings.fixed_frame else (image_ns - scan_ns) * 1e-9
         return Scan(points, matrix, age_s=age_s)

@@ -21,6 +21,8 @@ def add_rig_arguments(parser: argparse.ArgumentParser, max_age_s: float) -> None
     add("--fixed-frame", default="", metavar="FRAME", help="e.g. odom: scans are moved to the image's time by /tf")
     add("--max-age", type=float, default=max_age_s, metavar="S",
         help="most seconds between image and scan (default %(default)g)")  # fmt: skip
+    add("--time-offset", type=float, default=0.0, metavar="S",
+        help="seconds to add to the stamps of the scans, negative where they were measured earlier")  # fmt: skip
 
 
 def range_settings(arguments: argparse.Namespace, **more: Any) -> RangeConfig:
@@ -32,5 +34,6 @@ def range_settings(arguments: argparse.Namespace, **more: Any) -> RangeConfig:
         translation_m=tuple(arguments.translation or (0.0, 0.0, 0.0)),
         rotation_xyzw=tuple(arguments.rotation or (0.0, 0.0, 0.0, 1.0)),
         fixed_frame=arguments.fixed_frame,
+        time_offset_s=arguments.time_offset,
         **more,
     )

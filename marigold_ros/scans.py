@@ -33,15 +33,20 @@ class StampedPoints:
 class ScanBuffer:
     """Keeps range messages as they came and turns the one that is needed into points, once.
 
-    `section` is that of the sensor's settings, for what is said of them.
+    `section` is that of the sensor's settings, for what is said of them; `offset_s` is added to all stamps.
     """
 
     def __init__(
-        self, decode: Callable[[Any], RangePoints], on_unusable: Callable[[Unusable], None], section: str = "range"
+        self,
+        decode: Callable[[Any], RangePoints],
+        on_unusable: Callable[[Unusable], None],
+        section: str = "range",
+        offset_s: float = 0.0,
     ) -> None:
         self._decode = decode
         self._on_unusable = on_unusable
         self._section = section
+        self._offset_ns = round(offset_s * 1e9)
         self._messages: deque[Any] = deque(maxlen=_KEPT)
         self._decoded: tuple[Any, StampedPoints] | None = None
         self._expected_ns: int | None = None
@@ -51,7 +56,7 @@ class ScanBuffer:
     def add(self, message: Any) -> None:
         """Take a message; one from before the newest means that time started again, and the old ones go."""
         with self._lock:
-            if self._messages and stamp_ns(message.header) < stamp_ns(self._messages[-1].header):
+            if self._messages and self._stamp(message) < self._stamp(self._messages[-1]):
                 self._messages.clear()
                 self._held = None
             self._messages.append(message)
@@ -68,7 +73,7 @@ class ScanBuffer:
     def forget_after(self, newest_ns: int) -> None:
         """Drop scans from later than `newest_ns`: they belong to a time that has been left."""
         with self._lock:
-            self._keep(lambda m: stamp_ns(m.header) <= newest_ns)
+            self._keep(lambda m: self._stamp(m) <= newest_ns)
 
     def nearest(self, image_ns: int, max_age_s: float) -> StampedPoints:
         """The readable scan nearest in time to the image; raises `Unusable` when there is none or it is too far away.
@@ -78,10 +83,10 @@ class ScanBuffer:
         nothing = Unusable(f"no scan; check the topic, its type ({self._section}.type) and its QoS (image.reliability)")
         while True:
             with self._lock:
-                message = min(self._all(), key=lambda m: abs(stamp_ns(m.header) - image_ns), default=None)
+                message = min(self._all(), key=lambda m: abs(self._stamp(m) - image_ns), default=None)
             if message is None:
                 raise nothing
-            age_s = (image_ns - stamp_ns(message.header)) * 1e-9
+            age_s = (image_ns - self._stamp(message)) * 1e-9
             if abs(age_s) > max_age_s:
                 when = "older" if age_s > 0 else "newer"
                 raise Unusable(
@@ -97,9 +102,13 @@ class ScanBuffer:
 
     def _points(self, message: Any) -> StampedPoints:
         if self._decoded is None or self._decoded[0] is not message:
-            header, found = message.header, self._decode(message)
-            self._decoded = message, StampedPoints(found.points, header.frame_id, stamp_ns(header), found.offset_s)
+            frame, found = message.header.frame_id, self._decode(message)
+            self._decoded = message, StampedPoints(found.points, frame, self._stamp(message), found.offset_s)
         return self._decoded[1]
+
+    def _stamp(self, message: Any) -> int:
+        """When it was measured."""
+        return stamp_ns(message.header) + self._offset_ns
 
     def _drop(self, message: Any) -> None:
         with self._lock:
@@ -113,7 +122,7 @@ class ScanBuffer:
 
     def _hold_nearest(self) -> None:
         if self._expected_ns is not None:
-            self._held = min(self._all(), key=lambda m: abs(stamp_ns(m.header) - self._expected_ns), default=None)
+            self._held = min(self._all(), key=lambda m: abs(self._stamp(m) - self._expected_ns), default=None)
 
     def _all(self) -> list[Any]:
         return [*self._messages] if self._held is None else [self._held, *self._messages]

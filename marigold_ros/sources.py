@@ -48,7 +48,9 @@ class RangeSource:
         self.name = settings.SECTION
         self.topic = node.resolve_topic_name(self.name)
         self.extrinsic = extrinsic
-        self.scans = ScanBuffer(self._decode, lambda problem: on_unusable(self.name, problem), self.name)
+        self.scans = ScanBuffer(
+            self._decode, lambda problem: on_unusable(self.name, problem), self.name, settings.time_offset_s
+        )
         self._type = settings.type
         self._info: CameraInfo | None = None
         # Points' own times serve where it is known how the sensor moved.

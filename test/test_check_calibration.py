@@ -9,6 +9,7 @@ import pytest
 
 from marigold_ros.calibration_recording import Course, Fault, Source, watch
 from marigold_ros.check_calibration import AS_IT_IS, main, sentence, summary, table
+from marigold_ros.config import RangeConfig
 from marigold_ros.geometry import Camera
 from marigold_ros.recordings import Frame, Recording, write_frames
 
@@ -45,6 +46,15 @@ def test_a_delay_that_no_scan_shows_is_left_out(courses):
     rows = [("warehouse", courses)]
     assert table(rows).splitlines()[-1].endswith("|  |")
     assert "as it is: 0 false alarms in 0.1 minutes" in summary(rows)
+
+
+def test_a_time_offset_that_is_known_is_made_up_for():
+    """Scans that are said to be 100 ms younger than they are, at 10 Hz: the next one is the right one."""
+    with Recording(BUNDLED) as recording:
+        source = Source(range=RangeConfig(extrinsic="tf", max_age_s=0.02, time_offset_s=-0.1))
+        told, as_usual = (watch(recording, of, FAULTS[:1])[0] for of in (source, Source()))
+    assert len(told.moments) == len(as_usual.moments) - 1
+    assert [m.motion is None for m in told.moments[1:]] == [m.motion is None for m in as_usual.moments[1:-1]]
 
 
 def test_the_verdict_in_a_sentence(courses):

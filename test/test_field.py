@@ -62,7 +62,7 @@ def test_depths_that_no_anchor_has_are_left_alone():
     fitted_m[:, 320:] = 20.0
     near = anchors_on(np.full(SHAPE, 3.0), columns=slice(0, 320, 8))
     found = corrected(fitted_m, near, 2.0, 120.0)
-    assert found[:, :310] == pytest.approx(3.0, rel=0.01)
+    assert found[:, :310] == pytest.approx(3.0, rel=0.02)
     np.testing.assert_array_equal(found[:, 320:], 20.0)
     one = Anchors(np.array([[600, 10]], np.float32), np.array([20.0], np.float32), np.ones(1, np.float32), 1)
     both = Anchors(*(np.concatenate([getattr(a, k) for a in (near, one)]) for k in ("pixels", "depth_m", "weight")), 1)

@@ -23,9 +23,9 @@ class Message:
 class Buffer:
     """A ScanBuffer whose points are the message's time, with a list of what was decoded and what was complained of."""
 
-    def __init__(self):
+    def __init__(self, offset_s=0.0):
         self.decoded, self.complaints = [], []
-        self.scans = ScanBuffer(self.decode, self.complaints.append)
+        self.scans = ScanBuffer(self.decode, self.complaints.append, offset_s=offset_s)
 
     def decode(self, message):
         self.decoded.append(message.at_ms)
@@ -47,6 +47,19 @@ def test_the_nearest_in_time_is_found_before_and_after(buffer):
         buffer.scans.add(Message(at_ms))
     assert buffer.nearest_ms(1449) == 1400
     assert buffer.nearest_ms(1451) == 1500
+
+
+def test_stamps_that_are_known_to_be_wrong_are_put_right():
+    """Scans that were measured 80 ms before they say: of an image at 1.4 s, the nearest is the one stamped 1.5 s."""
+    buffer = Buffer(offset_s=-0.08)
+    for at_ms in range(1000, 2000, 100):
+        buffer.scans.add(Message(at_ms))
+    assert buffer.nearest_ms(1400) == 1420
+    assert buffer.decoded == [1500]
+    with pytest.raises(Unusable, match=r"0\.120 s newer"):
+        buffer.nearest_ms(800, max_age_s=0.1)
+    buffer.scans.forget_after(1400 * MS)
+    assert buffer.nearest_ms(1500) == 1320
 
 
 def test_a_scan_is_read_once(buffer):

@@ -151,7 +151,8 @@ class Collector:
             if split is None:
                 summary.drop(collection.BETWEEN)
                 continue
-            scans, age_s = nearest(stamp.measured_ns, settings.range.max_age_s, settings.join_s)
+            at_ns = stamp.measured_ns - round(settings.range.time_offset_s * 1e9)
+            scans, age_s = nearest(at_ns, settings.range.max_age_s, settings.join_s)
             if not scans:
                 summary.drop(collection.NO_SCAN, _age(age_s, settings.range.max_age_s))
                 continue
