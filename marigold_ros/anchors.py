@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -112,6 +113,20 @@ def anchors_of(
         ])  # fmt: skip
         pixels, depth_m, weight, noise_m, noise_px = (a[kept] for a in (pixels, depth_m, weight, noise_m, noise_px))
     return Anchors(pixels, depth_m, weight, sum(seen for seen, _ in parts), noise_m, noise_px)
+
+
+def at_random(count: int, most: int) -> np.ndarray:
+    """At most `most` of the numbers below `count`, at random but always the same, and in an order that is random, too.
+
+    Not every second one: clouds are stored by beams, and whole beams would go.
+    """
+    order = _order(max(count - 1, 0).bit_length())
+    return order[order < count][:most]
+
+
+@lru_cache
+def _order(bits: int) -> np.ndarray:
+    return np.random.default_rng(0).permutation(1 << bits)
 
 
 def _in_image(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import os
 import platform
@@ -28,6 +29,7 @@ from std_msgs.msg import Header
 
 from marigold_ros import comparison, decoding, messages
 from marigold_ros.anchors import find_anchors
+from marigold_ros.calibration import CalibrationMonitor
 from marigold_ros.config import FitConfig, ModelConfig, OutputConfig, RangeConfig, Unusable
 from marigold_ros.correction import Correction
 from marigold_ros.driver import Driver, cloud_message, driven_node
@@ -166,6 +168,8 @@ def measure_stages(estimator: Any, scene: Scene, repeats: int) -> dict[str, Timi
         solid_part(depth_m, variance, OutputConfig().points_min_confidence)
 
     judge()  # the first frame's law is dearer
+    calibration, stamps_ns = CalibrationMonitor(), itertools.count(0, 50_000_000)
+
     stages: dict[str, Callable[[], object]] = {
         "decode image message (bgr8)": lambda: decoding.rgb_from_image(image),
         "rectify": lambda: rectify(rgb),
@@ -174,6 +178,9 @@ def measure_stages(estimator: Any, scene: Scene, repeats: int) -> dict[str, Timi
         "resize back": lambda: resize(answer, camera.width, camera.height),
         "decode cloud message": lambda: decoding.points_from_cloud(cloud),
         "anchors": lambda: find_anchors(scene.points, pose, camera, limits),
+        "motion of the picture, calibration": lambda: calibration.update(
+            next(stamps_ns), rgb, camera, anchors, np.zeros(3)
+        ),
         "fit": lambda: fit_metric(relative, anchors, estimator.space, fitting),
         "apply": lambda: apply_fit(fit, relative, fitting.max_depth_m),
         "correct": lambda: corrected(depth_m, anchors, fitting.correction_limit, fitting.max_depth_m),

@@ -16,7 +16,7 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-from marigold_ros.anchors import Anchors
+from marigold_ros.anchors import Anchors, at_random
 from marigold_ros.metric import sample
 
 # Columns, rows and steps of log depth.
@@ -101,8 +101,7 @@ def evidence_of(depth_m: np.ndarray, anchors: Anchors, sigma: float = _PRIOR_LN)
 
     Many are thinned out. sigma: the fit's relative error at anchors that are not wrong.
     """
-    # Not every second one: clouds are stored by beams, and whole beams would go.
-    some = _shuffled(len(anchors))[:_MOST_ANCHORS]
+    some = at_random(len(anchors), _MOST_ANCHORS)
     pixels, measured_m, weight = anchors.pixels[some], anchors.depth_m[some], anchors.weight[some]
     predicted_m = sample(depth_m, pixels).astype(np.float32)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -257,17 +256,6 @@ def node_distance(evidence: Evidence) -> np.ndarray:
         np.minimum(distance[apart:], across[:-apart], out=distance[apart:])
         np.minimum(distance[:-apart], across[apart:], out=distance[:-apart])
     return np.ascontiguousarray(cv2.sqrt(distance.reshape(_SHAPE[2], -1)).T).reshape(_SHAPE)
-
-
-def _shuffled(count: int) -> np.ndarray:
-    """The numbers below `count`, in an order that is random but always the same."""
-    order = _order(max(count - 1, 0).bit_length())
-    return order[order < count]
-
-
-@lru_cache
-def _order(bits: int) -> np.ndarray:
-    return np.random.default_rng(0).permutation(1 << bits)
 
 
 def squared_distance(evidence: Evidence, depth_m: np.ndarray) -> np.ndarray:

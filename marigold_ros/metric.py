@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from marigold_ros.anchors import Anchors
+from marigold_ros.anchors import Anchors, at_random
 from marigold_ros.config import FitConfig, Unusable
 from marigold_ros.robust_fit import Base, Evidence, NoLine, Samples, gather, weigh
 
@@ -41,6 +41,8 @@ _STEEP_PX = 2
 OWN_SIGMA = 0.2
 # Anchors that ask for more than so many times its metres, or its scale, contradict it: feet would be 3.28 times.
 _OWN_FACTOR = 3.0
+# Of more anchors than this the line is no surer, and takes longer.
+_MOST_SAMPLES = 4096
 
 
 @dataclass(frozen=True)
@@ -141,24 +143,15 @@ def fit_metric(
     p = sample(relative, anchors.pixels).astype(np.float64)
     if not np.isfinite(p).all() or (own is None and np.ptp(relative[::_GLANCE_PX, ::_GLANCE_PX]) < 1e-6):
         return Refusal("the network's answer is constant or not finite: its engine or checkpoint is broken", fault=True)
-    depth_m = anchors.depth_m.astype(np.float64)
-    samples = Samples(
-        p=p,
-        y=to_space(depth_m, space),
-        slope=log_slope(depth_m, space),
-        weight=anchors.weight * _cell_balance(anchors.pixels, relative.shape),
-        noise=anchors.noise_m / depth_m,
-        blur=anchors.noise_px * _steepness(relative, anchors.pixels),
-        groups=_alike(anchors, relative.shape),
-    )
     try:
+        samples = _samples(relative, anchors, p, space)
         evidence = gather(samples, _base(space, own, shape), config.inlier_error, config.seed, free_scale=own is None)
         line = weigh(evidence)
     except NoLine as problem:
         return Refusal(str(problem), fault=True)
     if own is not None and (contradiction := _contradiction(own, line.scale, line.shift, p)):
         return Refusal(contradiction)
-    predicted_m = from_space(line.scale * p + line.shift, space)
+    depth_m, predicted_m = anchors.depth_m.astype(np.float64), from_space(line.scale * p + line.shift, space)
     error = np.nan_to_num(np.abs(predicted_m - depth_m) / depth_m, nan=np.inf)
     # Of a weak network the right anchors, too, are farther off.
     agreeing = max(config.inlier_error, _WEAK_SIGMAS * evidence.sigma)
@@ -174,6 +167,21 @@ def fit_metric(
             "check the extrinsic and the time stamps"
         )
     return MetricFit(space, line.scale, line.shift, count, inliers, float(np.median(error)), line.covariance, evidence)
+
+
+def _samples(relative: np.ndarray, anchors: Anchors, p: np.ndarray, space: str) -> Samples:
+    """What a line is fitted to: the anchors, or of many a part; `p` (N,) is relative depth at all of them."""
+    some = at_random(len(anchors), _MOST_SAMPLES)
+    pixels, depth_m = anchors.pixels[some], anchors.depth_m[some].astype(np.float64)
+    return Samples(
+        p=p[some],
+        y=to_space(depth_m, space),
+        slope=log_slope(depth_m, space),
+        weight=anchors.weight[some] * _cell_balance(pixels, relative.shape),
+        noise=anchors.noise_m[some] / depth_m,
+        blur=anchors.noise_px[some] * _steepness(relative, pixels),
+        groups=_alike(pixels, depth_m, relative.shape),
+    )
 
 
 def _base(space: str, own: MetricFit | None, shape: MetricFit | None) -> Base:
@@ -212,13 +220,13 @@ def _agreeing_on_one_depth(depth_m: np.ndarray, error: float) -> int:
     return int((reach - np.arange(len(ordered))).max())
 
 
-def _alike(anchors: Anchors, shape: tuple[int, int]) -> np.ndarray:
+def _alike(pixels: np.ndarray, depth_m: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """(2, N) the same number for anchors at about the same depth, and in the same part of the (H, W) image.
 
     A network's answer bends over depth, and is off over whole parts of the image.
     """
-    octave = np.floor(np.log(anchors.depth_m) * (1.0 / math.log(_ALIKE_FACTOR))).astype(np.intp)
-    part = (np.maximum(anchors.pixels, 0) * np.float32(_PARTS / max(shape))).astype(np.intp)
+    octave = np.floor(np.log(depth_m) * (1.0 / math.log(_ALIKE_FACTOR))).astype(np.intp)
+    part = (np.maximum(pixels, 0) * np.float32(_PARTS / max(shape))).astype(np.intp)
     return np.stack([octave - octave.min(), part[:, 1] * (_PARTS + 1) + part[:, 0]])
 
 
