@@ -42,7 +42,7 @@ _MOST_ERRORS = 768
 _WRONG_SHARE, _WRONG_DENSITY = 0.01, 0.3
 # What is held before anything was seen: deviation near anchors, growth per node and weight of doubt, each with the
 # deviation of its ln; and how many errors that is worth.
-_USUAL_NEAR, _USUAL_GROWTH, _USUAL_DOUBTFUL = (0.02, 1.0), (0.5, 0.7), (0.8, 0.5)
+_USUAL_NEAR, _USUAL_GROWTH, _USUAL_DOUBTFUL = (0.02, 1.0), (0.9, 0.7), (0.8, 0.5)
 _USUAL_COUNT = 20
 # A Cauchy distribution has this share within so many of its widths; a normal one within one deviation.
 _WITHIN, _WIDTHS_WITHIN = 0.683, 1.84
