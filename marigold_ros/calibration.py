@@ -226,7 +226,7 @@ def _problem(found: Calibration, wrong: list[int]) -> str:
         return (
             f"the time offset looks wrong: scans are at least {abs(found.delay_s) * 1e3:.0f} ms {older} than their "
             f"stamps say, against the images ({sure}); check the clocks and the drivers' stamps, or add "
-            f"{-found.delay_s:.3f} to range.time_offset_s"
+            f"{-found.delay_s:.3f} to the sensor's time_offset_s"
         )
     right, down = found.shift_px
     if UNKNOWNS[worst] == "roll":

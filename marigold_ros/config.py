@@ -341,7 +341,7 @@ class FitConfig:
         3.0,
         "Where anchors contradict the one scale and shift of the image, depth is brought to them smoothly, by at most "
         "this factor; 1 leaves it as it is.",
-        low=1.0, high=4.0,
+        low=1.0, high=3.5,
     )  # fmt: skip
     check_calibration: bool = setting(
         True,

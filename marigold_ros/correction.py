@@ -8,6 +8,7 @@ believed.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -55,6 +56,9 @@ class Corrector:
         self._field: Field | None = None
         self._agreed = 0.0
         self._jumps = 0
+        # The last scan, and whether it was held off.
+        self._scan: Hashable = None
+        self._held_off = False
 
     def __call__(
         self,
@@ -66,11 +70,12 @@ class Corrector:
         limit: float,
         track: PictureTrack,
         find_motion: FindMotion,
+        scan: Hashable = None,
     ) -> Correction | None:
         """The correction of (H, W) `fitted_m` of the image of `stamp_ns`; None where nothing is known of one.
 
         anchors: those in the fit, if `metres` are fresh. limit: the largest factor on depth. track: that has seen the
-        image.
+        image. scan: tells scans apart; what one says in a second image is not said twice.
         """
         if fitted_m is None or stamp_ns < self._stamp_ns or not (metres.fresh or metres.state == HOLD):
             self.reset()
@@ -82,7 +87,9 @@ class Corrector:
         if evidence is None:
             self.reset()
             return None
-        if self._contradicted(stamp_ns, evidence, metres):
+        again, self._scan = scan is not None and scan == self._scan, scan
+        self._held_off = self._held_off if again else self._contradicted(stamp_ns, evidence, metres)
+        if self._held_off:
             held = self._held(stamp_ns, camera, fitted_m, metres, limit, track, find_motion)
             if held is not None:
                 return replace(held, problem=_PROBLEM)

@@ -104,6 +104,8 @@ class Diagnostics:
         elif metric and frame.problem is not None:
             held = frame.fit_age_s is not None
             instead = f"metres held for {frame.fit_age_s:.2f} s" if held else f"metres from {frame.fit.source}"
+            if held and frame.metres.fresh:
+                instead = "the last correction serves"
             self.problem("metric", f"{instead}: {frame.problem}")
         else:
             self.solved("metric")

@@ -35,9 +35,10 @@ _BIN_LN, _BINS = 0.15, 17
 _PARTS, _INHERITED = (8, 4, 2), 6.0
 # Before any vote, residuals are taken to be normal with so many of the fit's own sigmas, but at least the other.
 _PRIOR_SIGMAS, _PRIOR_LN = 2.0, 0.15
-# As many as agree anywhere in the image, and so many standard deviations of that number, agree by chance. Beyond those,
-# an anchor is wrong if this share of the others agree with it, or fewer, and right from the second share on.
-_BY_CHANCE = 1.5
+# As many as agree anywhere in the image, up to this share, and so many standard deviations of that number, agree by
+# chance. Beyond those, an anchor is wrong if this share of the others agree with it, or fewer, and right from the
+# second share on.
+_MOST_BY_CHANCE, _BY_CHANCE = 0.4, 1.5
 _WRONG, _RIGHT = 0.1, 0.3
 # In the finest levels an anchor is shared by the eight nodes around it; the coarser ones do not tell the nearest from
 # all of them, which take four times as long.
@@ -134,7 +135,8 @@ def _trust(places: np.ndarray, residual: np.ndarray, sigma: float) -> np.ndarray
     bin_ = np.minimum((residual * np.float32(1 / _BIN_LN) + np.float32(0.5 * bins)).astype(np.intp), _BINS)
     everywhere = np.bincount(bin_, minlength=bins).astype(np.float32)
     everywhere = everywhere[bin_ - 1] + everywhere[bin_] + everywhere[bin_ + 1] - np.float32(1)
-    by_chance = everywhere / np.float32(max(len(bin_) - 1, 1)) * (np.float32(1) - share)
+    everywhere = np.minimum(everywhere / np.float32(max(len(bin_) - 1, 1)), np.float32(_MOST_BY_CHANCE))
+    by_chance = everywhere * (np.float32(1) - share)
     for size in _PARTS:
         rows, columns = -(-_NODES[1] // size), -(-_NODES[0] // size)
         column, row = (places[:2] * np.float32(1 / size)).astype(np.intp)

@@ -121,7 +121,7 @@ class FrameProcessor:
         self._diagnostics.frame(frame, image_ns, latency_s, metres_needed)
         if metres_needed and frame.problem is not None:
             if frame.fit_age_s is not None:
-                consequence = "the last metres are held"
+                consequence = "the last correction serves" if frame.metres.fresh else "the last metres are held"
             else:
                 consequence = "no metric depth" if frame.fit is None else f"metres from {frame.fit.source}"
             self._complain(self._sources.label, frame.problem, consequence)

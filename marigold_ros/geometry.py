@@ -18,6 +18,10 @@ from marigold_ros.config import Unusable
 DISTORTION_MODELS = {"plumb_bob": (4, 5), "rational_polynomial": (8, 12, 14), "equidistant": (4,)}
 
 
+# A focal length that changes by no more than this is that of the same camera.
+_REFINED = 0.01
+
+
 @dataclass(frozen=True)
 class Camera:
     """Intrinsics of one image size, in pixels, with an optional lens distortion."""
@@ -72,6 +76,12 @@ class Camera:
     def matrix(self) -> np.ndarray:
         """(3, 3) float64 camera matrix K."""
         return np.array([[self.fx, 0.0, self.cx], [0.0, self.fy, self.cy], [0.0, 0.0, 1.0]])
+
+    def resembles(self, other: Camera) -> bool:
+        """Whether it is the same camera, though its calibration may be refined while it runs."""
+        ratios = self.fx / other.fx, self.fy / other.fy
+        same_size = (self.width, self.height) == (other.width, other.height)
+        return same_size and all(abs(ratio - 1.0) <= _REFINED for ratio in ratios)
 
     def contains(self, pixels: np.ndarray) -> np.ndarray:
         """(N,) bool: which of the (N, 2) pixels u, v lie in the image; its first one reaches from -0.5 to 0.5."""

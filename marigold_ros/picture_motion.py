@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
 import math
-from collections import deque
 from functools import lru_cache
 
 import cv2
@@ -13,7 +13,7 @@ from marigold_ros.geometry import Camera
 
 # Pictures are judged at about this many pixels per degree, or at their own where they have fewer.
 _PX_PER_DEGREE = 3.4
-# Width of the thumbnails by which pictures are compared, and the size of the details that count, in pixels.
+# The longer side of the thumbnails by which pictures are compared, and the size of the details that count, in pixels.
 _THUMB_PX, _DETAIL_PX = 80, 15
 # Share of two thumbnails' spectra that has to agree with one motion.
 _SURE = 0.4
@@ -21,7 +21,10 @@ _SURE = 0.4
 _SAME_VIEW = 0.8
 # After so long without an image nobody knows where the picture is; for so long it is taken to go on as it did.
 _LOST_NS, _BEYOND_NS = 1_000_000_000, 250_000_000
-_MOST_PLACES = 300
+# Places are kept for at least so long, as metres may be held.
+_KEPT_NS = 70_000_000_000
+# Places are told by one thumbnail until the picture has moved so many pixels of it.
+_NEW_KEY_PX = 3.0
 # Grey levels by which thumbnails of the same view may differ.
 _THUMB_NOISE = 2.0
 
@@ -37,7 +40,9 @@ def working_picture(rgb: np.ndarray, camera: Camera) -> np.ndarray:
 
 def thumbnail(grey: np.ndarray) -> np.ndarray:
     """(h, w) float32: a small picture's details, in which a small motion shows."""
-    size = _THUMB_PX, max(8, round(_THUMB_PX * grey.shape[0] / grey.shape[1]))
+    rows, columns = grey.shape
+    scale = _THUMB_PX / max(rows, columns)
+    size = max(8, round(columns * scale)), max(8, round(rows * scale))
     small = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
     return small - cv2.blur(small, (_DETAIL_PX, _DETAIL_PX))
 
@@ -59,8 +64,12 @@ def shift_between(before: np.ndarray, now: np.ndarray) -> np.ndarray | None:
         return None  # another picture altogether
     there = np.array([[1, 0, moved[0]], [0, 1, moved[1]]], np.float32)
     shifted = cv2.warpAffine(before, there, now.shape[::-1], borderMode=cv2.BORDER_REPLICATE)
-    moves = np.median(cv2.absdiff(shifted, now)) < np.median(cv2.absdiff(before, now))
-    return np.array(moved) if moves else np.zeros(2)
+    # A blank sky is the same wherever it goes: what has details tells.
+    detailed = cv2.max(np.abs(before), np.abs(now)) > _THUMB_NOISE
+    if not detailed.any():
+        return np.zeros(2)
+    stays, moves = (np.median(cv2.absdiff(picture, now)[detailed]) for picture in (before, shifted))
+    return np.array(moved) if moves < stays else np.zeros(2)
 
 
 @lru_cache(maxsize=4)
@@ -72,51 +81,66 @@ class PictureTrack:
     """Where a camera's picture has moved to, as a whole, image by image: a gyroscope for who has none.
 
     Of the newest image: `grey`, its `working_picture`; `thumb`, its `thumbnail`; `motion`, (2,) radians per second
-    rightwards and downwards, None where that cannot be told.
+    rightwards and downwards since the image before, None where that cannot be told.
     """
 
     def __init__(self) -> None:
         self.grey = self.thumb = np.empty((0, 0), np.float32)
         self.motion: np.ndarray | None = None
         self._camera: Camera | None = None
-        # (stamp in ns, pixels right, pixels down) since the picture was last lost.
-        self._places: deque[tuple[int, float, float]] = deque(maxlen=_MOST_PLACES)
+        # Times of the images since the picture was last lost, and its places (pixels right, pixels down) then.
+        self._stamps_ns: list[int] = []
+        self._places: list[np.ndarray] = []
+        # The thumbnail that places are told by, and the place of its image. Not that of the image before: what a
+        # thumbnail moves by between two images is little, and would be rounded towards nought each time.
+        self._key = self.thumb, np.zeros(2)
 
     def see(self, stamp_ns: int, rgb: np.ndarray, camera: Camera) -> None:
         """Take the next (H, W, 3) uint8 image; a time that goes back, or another camera, starts anew."""
-        if camera != self._camera or (self._places and stamp_ns < self._places[-1][0]):
-            self._camera = camera
-            self._places.clear()
-        elif self._places and stamp_ns == self._places[-1][0]:
+        before_ns = self._stamps_ns[-1] if self._stamps_ns else None
+        if stamp_ns == before_ns and camera == self._camera:
             return
+        known = self._camera is not None and self._camera.resembles(camera) and before_ns is not None
+        known = known and 0 < stamp_ns - before_ns < _LOST_NS
+        self._camera = camera
         before, self.grey = self.thumb, working_picture(rgb, camera)
-        self.thumb = thumbnail(self.grey)
-        self.motion = None
-        elapsed_ns = stamp_ns - self._places[-1][0] if self._places else 0
-        shift = shift_between(before, self.thumb) if 0 < elapsed_ns < _LOST_NS else None
-        if shift is not None:
-            focal_px = camera.fx * self.thumb.shape[1] / camera.width
-            self.motion = shift / (focal_px * elapsed_ns * 1e-9)
-        elif 0 < elapsed_ns < _LOST_NS and likeness(before, self.thumb) > _SAME_VIEW:
-            shift = np.zeros(2)  # too bland to tell, but the same
-        if shift is None:
-            self._places.clear()
-            self._places.append((stamp_ns, 0.0, 0.0))
+        self.thumb, self.motion = thumbnail(self.grey), None
+        place = self._followed(before) if known else None
+        if place is None:
+            self._stamps_ns, self._places = [stamp_ns], [np.zeros(2)]
+            self._key = self.thumb, self._places[0]
             return
-        _, right, down = self._places[-1]
-        right, down = np.array([right, down]) + shift * (camera.width / self.thumb.shape[1])
-        self._places.append((stamp_ns, float(right), float(down)))
+        self.motion = (place - self._places[-1]) / (camera.fx, camera.fy) / ((stamp_ns - before_ns) * 1e-9)
+        self._stamps_ns.append(stamp_ns)
+        self._places.append(place)
+        if stamp_ns - self._stamps_ns[0] > 2 * _KEPT_NS:
+            first = bisect.bisect_left(self._stamps_ns, stamp_ns - _KEPT_NS)
+            del self._stamps_ns[:first], self._places[:first]
+
+    def _followed(self, before: np.ndarray) -> np.ndarray | None:
+        """The place of the newest thumbnail, by the key, or by that of the image before; None where it is lost."""
+        for key, place in (self._key, (before, self._places[-1])):
+            shift = shift_between(key, self.thumb)
+            if shift is not None:
+                rows, columns = self.thumb.shape
+                found = place + shift * (self._camera.width / columns, self._camera.height / rows)
+                self._key = (self.thumb, found) if np.abs(shift).max() > _NEW_KEY_PX else (key, place)
+                return found
+        if likeness(before, self.thumb) > _SAME_VIEW:
+            return self._places[-1]  # too bland to tell, but the same
+        return None
 
     def shift_px(self, since_ns: int, until_ns: int) -> np.ndarray | None:
         """(2,) by how many pixels things have moved right and down between two times; None where nobody knows."""
-        ends = [self._place(stamp_ns) for stamp_ns in (since_ns, until_ns)]
-        return None if ends[0] is None or ends[1] is None else ends[1] - ends[0]
+        since, until = self._place(since_ns), self._place(until_ns)
+        return None if since is None or until is None else until - since
 
     def _place(self, stamp_ns: int) -> np.ndarray | None:
-        places = self._places
-        if len(places) < 2 or not places[0][0] <= stamp_ns <= places[-1][0] + _BEYOND_NS:
+        stamps_ns = self._stamps_ns
+        if len(stamps_ns) < 2 or not stamps_ns[0] <= stamp_ns <= stamps_ns[-1] + _BEYOND_NS:
             return None
         # The two images around that time, or the last two: beyond them the picture goes on as it did.
-        after = next(i for i in range(len(places) - 1, 0, -1) if i == 1 or places[i - 1][0] <= stamp_ns)
-        first, second = np.array(places[after - 1], np.float64), np.array(places[after], np.float64)
-        return first[1:] + (second[1:] - first[1:]) * ((stamp_ns - first[0]) / (second[0] - first[0]))
+        after = min(max(bisect.bisect_right(stamps_ns, stamp_ns), 1), len(stamps_ns) - 1)
+        first, second = self._places[after - 1], self._places[after]
+        share = (stamp_ns - stamps_ns[after - 1]) / (stamps_ns[after] - stamps_ns[after - 1])
+        return first + (second - first) * share

@@ -30,8 +30,6 @@ from marigold_ros.unknown import far_end, forget_far
 
 # Relative depth beyond this is 1 but for the rounding of a resize.
 _SATURATED = 1.0 - 1e-5
-# A focal length that changes by no more than this is that of the same camera.
-_REFINED = 0.01
 # What is left, frame by frame, of how far there was evidence, where anchors are too few to tell.
 _FAR_LEFT = 0.97
 
@@ -57,8 +55,8 @@ class FrameDepth:
 
     `rgb` and `camera` are those of the rectified image, pixel on pixel with `relative` and `depth_m`, (H, W) float32.
     `depth_m` is None without a `fit`; a metric checkpoint has one of its own for want of another. `problem` says why
-    anchors gave no new one, where they should. `metres` tells how sure the fit is; it is None where metres were not
-    asked for.
+    anchors gave no new one, or no new correction, where they should. `metres` tells how sure the fit is; it is None
+    where metres were not asked for.
     `calibration` is what many frames say of the extrinsic and the time offset; None while that is not known.
     None unless they were asked for: `sigma_m`, (H, W) float32, one standard deviation of `depth_m`; `confidence`,
     (H, W) float32 in [0, 1], that of metric depth by `sigma_m`; `solid_m`, `depth_m` that may go into a cloud.
@@ -170,12 +168,12 @@ class Pipeline:
             limit, fitted_m, correction = config.fit.correction_limit, depth_m, None
             if limit > 1.0 or judged:
                 correction = self._corrector(
-                    stamp_ns, camera, fitted_m, metres, anchors, limit, self._track, find_motion
+                    stamp_ns, camera, fitted_m, metres, anchors, limit, self._track, find_motion, self._scans_id()
                 )
             if correction is not None:
                 depth_m = apply_field(correction.field.times(correction.left), fitted_m)
         if depth_m is not None:
-            if metres.fresh:
+            if metres.fresh and (correction is None or correction.fresh):
                 self._notice_far_end(anchors, metres)
             self._forget_unknown(depth_m, relative, config.fit.max_depth_m, measured=fit is not self._own)
         frame = FrameDepth(
@@ -215,7 +213,7 @@ class Pipeline:
         if not config.fit.check_calibration:
             self._calibration.reset()
             return None
-        if anchors is None or len(self._scans) != 1:
+        if anchors is None or len(config.ranges) != 1:
             return self._calibration.verdict
         (scan,) = self._scans
         return self._calibration.update(stamp_ns, rgb, camera, anchors, scan.camera_from_lidar[:3, 3], scan.age_s)
@@ -264,7 +262,7 @@ class Pipeline:
             before = self._raw_camera
             self._rectifier = rectifier(camera)
             self._own = self._estimator.fit_of(camera if self._rectifier is None else self._rectifier.camera)
-            if before is None or self._own is not None or _another(before, camera):
+            if before is None or self._own is not None or not before.resembles(camera):
                 self._tracker.reset()  # what was fitted belongs to another focal length, or to other pixels
                 self._corrector.reset()
                 self._far_m = math.inf
@@ -301,14 +299,6 @@ class Pipeline:
             return scan
         shift_px = self._track.shift_px(stamp_ns - round(scan.age_s * 1e9), stamp_ns)
         return scan if shift_px is None else replace(scan, age_s=0.0, shift_px=tuple(map(float, shift_px)))
-
-
-def _another(before: Camera, camera: Camera) -> bool:
-    """Whether it is another camera, and not one whose calibration is refined while it runs."""
-    ratios = camera.fx / before.fx, camera.fy / before.fy
-    return (before.width, before.height) != (camera.width, camera.height) or any(
-        abs(ratio - 1.0) > _REFINED for ratio in ratios
-    )
 
 
 def _require_answer(relative: np.ndarray, metres: bool) -> None:

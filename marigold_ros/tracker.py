@@ -33,10 +33,12 @@ _SETTLED = 3
 
 # (4, 4) now_from_then of the camera since the image of a time in nanoseconds; None where it is not known.
 FindMotion = Callable[[int], "np.ndarray | None"]
+# (2,) by how many pixels the picture has moved right and down since then; None where it is not known.
+FindShift = Callable[[int], "np.ndarray | None"]
 
 
 def unknown_motion(then_ns: int) -> None:
-    """The camera may have moved anyhow."""
+    """The camera, and its picture, may have moved anyhow."""
 
 
 @dataclass(frozen=True)
@@ -88,14 +90,15 @@ class MetricTracker:
         fault: bool = False,
         own: MetricFit | None = None,
         find_motion: FindMotion = unknown_motion,
-        find_shift: FindMotion = unknown_motion,
+        find_shift: FindShift = unknown_motion,
         scan: Hashable = None,
     ) -> Metres:
         """The metres of the (H, W) float32 `relative` of the image of `stamp_ns` of the undistorted `camera`.
 
         anchors: None where there are none, for the reason `problem`; `fault`: the reason will not pass by itself. own:
-        a metric checkpoint's fit for this image. scan: tells scans apart; what one says in a second image is not said
-        twice. A stamp before the newest one means that time started again, and everything is forgotten.
+        a metric checkpoint's fit for this image. find_motion, find_shift: how camera and picture moved since an
+        earlier image. scan: tells scans apart; what one says in a second image is not said twice. A stamp before the
+        newest one means that time started again, and everything is forgotten.
         """
         if self._newest_ns is not None and stamp_ns < self._newest_ns:
             self.reset()
@@ -115,7 +118,7 @@ class MetricTracker:
         camera: Camera,
         config: FitConfig,
         find_motion: FindMotion,
-        find_shift: FindMotion,
+        find_shift: FindShift,
     ) -> MetricFit | None:
         """What is known of the metres before this frame's anchors are looked at."""
         if self._map is None:

@@ -2,16 +2,20 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
+from std_msgs.msg import Header
 
 from marigold_ros.calibration_recording import Course, Fault, Source, watch
 from marigold_ros.check_calibration import AS_IT_IS, main, sentence, summary, table
 from marigold_ros.config import RangeConfig
 from marigold_ros.geometry import Camera
 from marigold_ros.recordings import Frame, Recording, write_frames
+from marigold_ros.rig import Rig
+from ros_harness import cloud_of
 
 BUNDLED = Path(__file__).resolve().parent.parent / "recordings/warehouse"
 FAULTS = (
@@ -48,13 +52,28 @@ def test_a_delay_that_no_scan_shows_is_left_out(courses):
     assert "as it is: 0 false alarms in 0.1 minutes" in summary(rows)
 
 
-def test_a_time_offset_that_is_known_is_made_up_for():
-    """Scans that are said to be 100 ms younger than they are, at 10 Hz: the next one is the right one."""
+@pytest.mark.parametrize("fixed_frame", ["", "odom"])
+def test_a_time_offset_that_is_known_is_made_up_for(fixed_frame):
+    """A scan that says it was measured at 1.1 s and was at 1.0 s, for an image of 1.12 s."""
+    asked = []
+    transforms = SimpleNamespace(matrix=lambda target, source, time_ns: asked.append((source, time_ns)) or np.eye(4))
+    settings = RangeConfig(time_offset_s=-0.1, fixed_frame=fixed_frame)
+    rig = Rig("sensor_msgs/msg/Image", "sensor_msgs/msg/PointCloud2", settings, True, transforms)
+    cloud = cloud_of(np.ones((4, 3)))
+    cloud.header.stamp.sec, cloud.header.stamp.nanosec = 1, 100_000_000
+    image = Header(frame_id="camera")
+    image.stamp.sec, image.stamp.nanosec = 1, 120_000_000
+    assert rig.scan(image, cloud).age_s == pytest.approx(0.0 if fixed_frame else 0.12)
+    assert asked[0] == ("lidar", 1_000_000_000)
+    assert asked[1:] == ([("odom", 1_120_000_000)] if fixed_frame else [])
+
+
+def test_scans_are_looked_for_by_the_time_at_which_they_were_measured():
+    """At 10 Hz, and 100 ms off: the scan of the next image is this one's, and for the last image there is none."""
     with Recording(BUNDLED) as recording:
-        source = Source(range=RangeConfig(extrinsic="tf", max_age_s=0.02, time_offset_s=-0.1))
-        told, as_usual = (watch(recording, of, FAULTS[:1])[0] for of in (source, Source()))
-    assert len(told.moments) == len(as_usual.moments) - 1
-    assert [m.motion is None for m in told.moments[1:]] == [m.motion is None for m in as_usual.moments[1:-1]]
+        source = Source(range=RangeConfig(max_age_s=0.02, time_offset_s=-0.1))
+        late, as_usual = (watch(recording, of, FAULTS[:1])[0] for of in (source, Source()))
+    assert len(late.moments) == len(as_usual.moments) - 1
 
 
 def test_the_verdict_in_a_sentence(courses):

@@ -44,11 +44,11 @@ class Run:
     def __init__(self):
         self.corrector, self.track, self.stamp_ns = Corrector(), PictureTrack(), SECOND
 
-    def __call__(self, metres=FRESH, found=None, right=0, seed=0, motion=None):
+    def __call__(self, metres=FRESH, found=None, right=0, seed=0, motion=None, scan=None):
         self.stamp_ns += TENTH
         self.track.see(self.stamp_ns, seen(right, seed=seed), CAMERA)
         arguments = (CAMERA, FITTED_M, metres, found, 3.0, self.track, lambda then_ns: motion)
-        return self.corrector(self.stamp_ns, *arguments)
+        return self.corrector(self.stamp_ns, *arguments, scan)
 
 
 def error(correction, truth_m, part=np.s_[:, :]):
@@ -107,6 +107,17 @@ def test_a_scan_that_is_wrong_as_a_whole_is_held_off_once_and_then_believed():
     believed = run(found=anchors(wrong_m))
     assert believed.fresh
     assert error(believed, wrong_m) < 0.05
+
+
+def test_one_scan_in_several_images_says_nothing_twice():
+    run, wrong_m, fresh = Run(), truth().copy(), []
+    wrong_m[:, :192] *= 1.8
+    for scan in range(6):
+        seen_m = wrong_m if scan == 3 else truth()
+        fresh.append([run(found=anchors(seen_m), scan=scan).fresh for _ in range(3)])
+    assert fresh == [[True] * 3] * 3 + [[False] * 3] + [[True] * 3] * 2
+    believed = [run(found=anchors(wrong_m), scan=scan).fresh for scan in (6, 6, 7, 7)]
+    assert believed == [False, False, True, True]
 
 
 def test_where_the_metres_jumped_the_new_scan_counts_at_once():

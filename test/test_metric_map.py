@@ -54,6 +54,21 @@ def test_noise_of_the_network_does_not_flatten_the_map():
     assert fit.scale == pytest.approx(first.scale, rel=0.1)
 
 
+def test_a_picture_that_moved_takes_the_map_along():
+    """The camera turned left, things moved 60 pixels right, and the network normalised what it sees anew."""
+    wide_m = np.concatenate([2.5 + 0 * DEPTH_M[:, :60], DEPTH_M], axis=1)
+    before, fit = normalised(wide_m[:, 60:], "depth", 1.0, 12.0)
+    after, right = normalised(wide_m[:, :320], "depth", 0.6, 9.0)
+    remembered = MetricMap.of(fit, before)
+    carried, _ = remembered.carried_to(after, 0.1, 0.0, CAMERA, shift_px=np.array([60.0, 0.0]))
+    assert (carried.scale, carried.shift) == pytest.approx((right.scale, right.shift), rel=0.01)
+    ignorant, wrong = (
+        remembered.carried_to(after, 0.1, 0.0, CAMERA, shift_px=shift) for shift in (None, np.array([-60.0, 0.0]))
+    )
+    for found in (ignorant, wrong):
+        assert found is None or abs(found[0].shift - right.shift) > 0.2
+
+
 def test_another_scene_knows_nothing_of_the_map():
     before, fit = normalised(DEPTH_M, "depth", 1.0, 12.0)
     other = np.random.default_rng(0).random(DEPTH_M.shape).astype(np.float32)

@@ -79,6 +79,52 @@ def test_a_track_is_lost_with_the_view_the_time_or_the_camera():
         assert track.shift_px(SECOND, stamp_ns) is None
 
 
+def test_slow_pans_are_not_rounded_off():
+    """A pixel per image is an eighth of a thumbnail's at most."""
+    track = PictureTrack()
+    for i in range(31):
+        track.see(SECOND + i * SECOND // 30, seen(i), CAMERA)
+    found = track.shift_px(SECOND, SECOND + 30 * SECOND // 30)
+    np.testing.assert_allclose(found, [-30, 0], atol=3)
+    np.testing.assert_allclose(track.shift_px(SECOND, SECOND + SECOND // 3), [-10, 0], atol=2)
+
+
+def test_a_blank_sky_does_not_hide_the_motion_below_it():
+    track = PictureTrack()
+    for i in range(5):
+        rgb = seen(8 * i)
+        rgb[:170] = 255
+        track.see(SECOND + i * SECOND // 10, rgb, CAMERA)
+    np.testing.assert_allclose(track.shift_px(SECOND, SECOND + 4 * SECOND // 10), [-32, 0], atol=4)
+
+
+def test_a_calibration_that_is_refined_is_no_other_camera():
+    track = PictureTrack()
+    for i in range(3):
+        camera = Camera(320, 240, 200.0 + 0.1 * i, 200.0, 159.5, 119.5)
+        track.see(SECOND + i * SECOND // 10, seen(8 * i), camera)
+    np.testing.assert_allclose(track.shift_px(SECOND, SECOND + SECOND // 5), [-16, 0], atol=2)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(64, 320), (240, 40)])
+def test_a_wide_and_a_tall_picture(rows, columns):
+    camera, track = Camera(columns, rows, 200.0, 200.0, (columns - 1) / 2, (rows - 1) / 2), PictureTrack()
+    for i in range(3):
+        rgb = np.ascontiguousarray(world()[60 + 4 * i : 60 + 4 * i + rows, 100 : 100 + columns])
+        track.see(SECOND + i * SECOND // 10, rgb, camera)
+    assert max(track.thumb.shape) == 80
+    np.testing.assert_allclose(track.shift_px(SECOND, SECOND + SECOND // 5), [0, -8], atol=2.5)
+
+
+def test_places_are_kept_for_as_long_as_metres_may_be_held():
+    track, rgb = PictureTrack(), seen()
+    stamps_ns = [i * 9 * SECOND // 10 for i in range(200)]
+    for stamp_ns in stamps_ns:
+        track.see(stamp_ns, rgb, CAMERA)
+    np.testing.assert_array_equal(track.shift_px(stamps_ns[-1] - 60 * SECOND, stamps_ns[-1]), [0, 0])
+    assert track.shift_px(stamps_ns[0], stamps_ns[-1]) is None
+
+
 @pytest.mark.parametrize("grey", [0, 128])
 def test_a_bland_picture_stays_where_it_is(grey):
     track, random = PictureTrack(), np.random.default_rng(0)

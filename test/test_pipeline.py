@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from test_picture_motion import CAMERA as LARGE
+from test_picture_motion import seen
 
 from marigold_ros.canonical import MetricScale
 from marigold_ros.config import Config, FitConfig, ModelConfig, OutputConfig, RangeConfig, Unusable
@@ -396,3 +398,39 @@ def test_the_calibration_watch_sees_every_scan_until_it_is_turned_off(monkeypatc
     off = replace(CONFIG, fit=FitConfig(check_calibration=False))
     assert pipeline(RGB, CAMERA, 3 * SECOND, scan, off).calibration is None
     assert seen == []
+
+
+class Still:
+    """A network that sees a wall 8 m away, at the size of `CAMERA` of test_picture_motion."""
+
+    space = "depth"
+
+    def __call__(self, rgb, focal_px=None):
+        return np.linspace(0.0, 1.0, rgb.shape[0] * rgb.shape[1], dtype=np.float32).reshape(rgb.shape[:2])
+
+    def fit_of(self, camera):
+        return None
+
+
+def test_a_scan_of_another_time_is_moved_with_the_picture(monkeypatch):
+    """The camera turns right by 20 pixels in a tenth of a second; the scan is 50 ms older, or newer, than the image."""
+    ages = []
+    monkeypatch.setattr(
+        "marigold_ros.calibration.CalibrationMonitor.update", lambda self, *frame: ages.append(frame[-1])
+    )
+    points = backproject(np.full((240, 320), 8.0, np.float32), pixel_rays(LARGE))[20:220:20, 100:220:20].reshape(-1, 3)
+
+    def moved_px(age_s, fixed=False):
+        pipeline, at_rest = Pipeline(Still()), Pipeline(Still())
+        for i in range(3):
+            # What tf2 has moved with a fixed frame has no age.
+            one = Scan(points, np.eye(4), age_s=0.0 if fixed else age_s)
+            frame = pipeline(seen(20 * i), LARGE, SECOND + i * SECOND // 10, lambda one=one: one, CONFIG)
+        there = at_rest(seen(40), LARGE, SECOND, lambda: Scan(points, np.eye(4)), CONFIG)
+        return (frame.anchors.pixels - there.anchors.pixels).mean(axis=0)
+
+    np.testing.assert_allclose(moved_px(0.05), [-10, 0], atol=1.5)
+    np.testing.assert_allclose(moved_px(-0.05), [10, 0], atol=1.5)
+    np.testing.assert_array_equal(moved_px(0.05, fixed=True), [0, 0])
+    # Of the first image nobody knows how the picture moves: the watch is told the age. Later anchors have none.
+    assert ages[:3] == [0.05, 0.0, 0.0]
