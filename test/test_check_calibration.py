@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
-from std_msgs.msg import Header
 
 from marigold_ros.calibration_recording import Course, Fault, Source, watch
 from marigold_ros.check_calibration import AS_IT_IS, main, sentence, summary, table
@@ -15,7 +14,6 @@ from marigold_ros.config import RangeConfig
 from marigold_ros.geometry import Camera
 from marigold_ros.recordings import Frame, Recording, write_frames
 from marigold_ros.rig import Rig
-from ros_harness import cloud_of
 
 BUNDLED = Path(__file__).resolve().parent.parent / "recordings/warehouse"
 FAULTS = (
@@ -55,6 +53,11 @@ def test_a_delay_that_no_scan_shows_is_left_out(courses):
 @pytest.mark.parametrize("fixed_frame", ["", "odom"])
 def test_a_time_offset_that_is_known_is_made_up_for(fixed_frame):
     """A scan that says it was measured at 1.1 s and was at 1.0 s, for an image of 1.12 s."""
+    pytest.importorskip("rclpy")
+    from std_msgs.msg import Header
+
+    from ros_harness import cloud_of
+
     asked = []
     transforms = SimpleNamespace(matrix=lambda target, source, time_ns: asked.append((source, time_ns)) or np.eye(4))
     settings = RangeConfig(time_offset_s=-0.1, fixed_frame=fixed_frame)
