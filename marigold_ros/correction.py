@@ -50,7 +50,7 @@ class Corrector:
 
     def reset(self) -> None:
         """Forget everything: another camera, another time."""
-        # The anchors that were last believed, of the image of this time, and the correction that they made.
+        # The anchors that were last believed, of the image of this time, and the correction that they made, if any.
         self._anchors: Anchors | None = None
         self._stamp_ns = 0
         self._field: Field | None = None
@@ -93,8 +93,9 @@ class Corrector:
             held = self._held(stamp_ns, camera, fitted_m, metres, limit, track, find_motion)
             if held is not None:
                 return replace(held, problem=_PROBLEM)
-        self._anchors, self._stamp_ns, self._field = anchors, stamp_ns, fitted_field(evidence, limit)
-        return Correction(evidence, self._field, 1.0, True)
+        field = fitted_field(evidence, limit)
+        self._anchors, self._stamp_ns, self._field = anchors, stamp_ns, field if limit > 1.0 else None
+        return Correction(evidence, field, 1.0, True)
 
     def _contradicted(self, stamp_ns: int, evidence: Evidence, metres: Metres) -> bool:
         """Whether far fewer of the anchors agree with the last correction than of the frame before did."""

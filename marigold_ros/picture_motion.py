@@ -110,7 +110,10 @@ class PictureTrack:
             self._stamps_ns, self._places = [stamp_ns], [np.zeros(2)]
             self._key = self.thumb, self._places[0]
             return
-        self.motion = (place - self._places[-1]) / (camera.fx, camera.fy) / ((stamp_ns - before_ns) * 1e-9)
+        # Of the two images alone: the difference of two places has the errors of both.
+        step = shift_between(before, self.thumb)
+        if step is not None:
+            self.motion = self._in_pixels(step) / (camera.fx, camera.fy) / ((stamp_ns - before_ns) * 1e-9)
         self._stamps_ns.append(stamp_ns)
         self._places.append(place)
         if stamp_ns - self._stamps_ns[0] > 2 * _KEPT_NS:
@@ -122,13 +125,17 @@ class PictureTrack:
         for key, place in (self._key, (before, self._places[-1])):
             shift = shift_between(key, self.thumb)
             if shift is not None:
-                rows, columns = self.thumb.shape
-                found = place + shift * (self._camera.width / columns, self._camera.height / rows)
+                found = place + self._in_pixels(shift)
                 self._key = (self.thumb, found) if np.abs(shift).max() > _NEW_KEY_PX else (key, place)
                 return found
         if likeness(before, self.thumb) > _SAME_VIEW:
             return self._places[-1]  # too bland to tell, but the same
         return None
+
+    def _in_pixels(self, shift: np.ndarray) -> np.ndarray:
+        """(2,) pixels of the camera from those of the thumbnail."""
+        rows, columns = self.thumb.shape
+        return shift * (self._camera.width / columns, self._camera.height / rows)
 
     def shift_px(self, since_ns: int, until_ns: int) -> np.ndarray | None:
         """(2,) by how many pixels things have moved right and down between two times; None where nobody knows."""
