@@ -32,7 +32,7 @@ _BLOCKS, _JOINED = 48, ((3, 0.6), (12, 0.2))
 # Fewer anchors than this on either side say nothing.
 _FEWEST = 8
 # Once the law is known, a part of the anchors is left out in one of so many frames.
-_EVERY = 4
+_EVERY = 6
 # The law is found by trying these, on at most so many errors.
 _NEAR = np.array([0.0015 * 80.0 ** (step / 11) for step in range(12)])
 _GROWTH = np.array([0.15 * 33.0 ** (step / 5) for step in range(6)])
@@ -85,7 +85,7 @@ USUAL = Law(_WIDTHS_WITHIN * _USUAL_NEAR[0], _USUAL_GROWTH[0], _WIDTHS_WITHIN * 
 class Uncertainty:
     """Learns the law from frame to frame.
 
-    The first frame takes it from all of its anchors, left out in turn; after that one frame in four leaves a part of
+    The first frame takes it from all of its anchors, left out in turn; after that one frame in six leaves a part of
     them out, and another brings the law up to date, so that the price is spread.
     """
 

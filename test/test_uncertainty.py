@@ -162,7 +162,7 @@ def test_the_first_frame_is_looked_at_whole_and_later_ones_by_turns(monkeypatch)
     monkeypatch.setattr(uncertainty, "left_out", lambda *a: asked.append(len(asked)) or left_out(*a))
     evidence, learner = evidence_of(FLAT_M, grid_of_anchors(5.5)), Uncertainty()
     counts = []
-    for _ in range(9):
+    for _ in range(13):
         learner.learn(evidence, 2.0, np.zeros_like(FLAT_M))
         counts.append(len(asked))
     assert counts[0] == 6
@@ -170,7 +170,7 @@ def test_the_first_frame_is_looked_at_whole_and_later_ones_by_turns(monkeypatch)
     assert learner.law != USUAL
     worse = evidence_of(FLAT_M, replace_depth(grid_of_anchors(5.5), 5.5 * np.exp(noise(0.1))))
     before = learner.law.near
-    for _ in range(28):
+    for _ in range(42):
         learner.learn(worse, 2.0, np.zeros_like(FLAT_M))
     assert learner.law.near > 5 * before
 
