@@ -178,8 +178,13 @@ def _best_hypothesis(
         through_two = (samples.y[first] - samples.y[second]) / (samples.p[first] - samples.p[second])
         scales = np.concatenate([scales, through_two])
         shifts = np.concatenate([shifts, samples.y[first] - through_two * samples.p[first]])
-    error = judges.slope * (np.multiply.outer(scales, judges.p) + shifts[:, None] - judges.y)  # (hypotheses, judges)
-    cost = np.minimum(error**2, tolerance**2) @ judges.weight
+    error = np.multiply.outer(scales, judges.p)  # (hypotheses, judges)
+    # In place: fresh memory for each step costs more than the arithmetic.
+    error += shifts[:, None]
+    error -= judges.y
+    error *= judges.slope
+    np.square(error, out=error)
+    cost = np.minimum(error, tolerance**2, out=error) @ judges.weight
     positive = scales > 0
     best, best_negative = cost[positive].min(initial=np.inf), cost[~positive].min(initial=np.inf)
     # A few samples, or a wall, lie on a line of any slope: only what no positive scale explains is a sign.
