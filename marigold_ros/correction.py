@@ -84,15 +84,15 @@ class Corrector:
         if not metres.fresh:
             return self._held(stamp_ns, camera, fitted_m, metres, limit, track, find_motion)
         evidence = evidence_of(fitted_m, anchors, metres.fit.evidence.sigma)
-        if evidence is None:
-            self.reset()
-            return None
+        if evidence is None:  # none of them lies on known depth, or near the fit
+            return self._held(stamp_ns, camera, fitted_m, metres, limit, track, find_motion)
         again, self._scan = scan is not None and scan == self._scan, scan
         self._held_off = self._held_off if again else self._contradicted(stamp_ns, evidence, metres)
         if self._held_off:
             held = self._held(stamp_ns, camera, fitted_m, metres, limit, track, find_motion)
             if held is not None:
                 return replace(held, problem=_PROBLEM)
+            self._held_off = False
         field = fitted_field(evidence, limit)
         self._anchors, self._stamp_ns, self._field = anchors, stamp_ns, field if limit > 1.0 else None
         return Correction(evidence, field, 1.0, True)

@@ -60,7 +60,7 @@ def shift_between(before: np.ndarray, now: np.ndarray) -> np.ndarray | None:
     """
     # Copies: OpenCV multiplies what it is given by the window, in place.
     moved, response = cv2.phaseCorrelate(before.copy(), now.copy(), _window(now.shape))
-    if response < _SURE or max(map(abs, moved)) > now.shape[1] / 4:
+    if response < _SURE or abs(moved[0]) > now.shape[1] / 4 or abs(moved[1]) > now.shape[0] / 4:
         return None  # another picture altogether
     there = np.array([[1, 0, moved[0]], [0, 1, moved[1]]], np.float32)
     shifted = cv2.warpAffine(before, there, now.shape[::-1], borderMode=cv2.BORDER_REPLICATE)
@@ -105,6 +105,8 @@ class PictureTrack:
         self._camera = camera
         before, self.grey = self.thumb, working_picture(rgb, camera)
         self.thumb, self.motion = thumbnail(self.grey), None
+        # A refined focal length may change the size of the working picture by a pixel, and that of its thumbnail.
+        known = known and self.thumb.shape == before.shape
         place = self._followed(before) if known else None
         if place is None:
             self._stamps_ns, self._places = [stamp_ns], [np.zeros(2)]

@@ -120,6 +120,26 @@ def test_one_scan_in_several_images_says_nothing_twice():
     assert believed == [False, False, True, True]
 
 
+def test_a_scan_that_is_believed_for_want_of_others_is_not_held_off_in_its_next_image():
+    run = Run()
+    for scan in range(2):
+        run(found=anchors(truth()), scan=scan)
+    wrong_m = truth().copy()
+    wrong_m[:, :192] *= 1.8
+    found = [run(found=anchors(wrong_m), seed=1, scan=2) for _ in range(3)]  # another view: nothing can be held
+    assert [(one.fresh, one.problem) for one in found] == [(True, None)] * 3
+
+
+def test_anchors_that_say_nothing_leave_the_last_ones():
+    run = Run()
+    run(found=anchors(truth()))
+    nonsense = anchors(np.full_like(FITTED_M, 80.0))
+    held = run(found=nonsense)
+    assert not held.fresh
+    assert error(held, truth()) < 0.05
+    assert error(run(HELD), truth()) < 0.05
+
+
 def test_where_the_metres_jumped_the_new_scan_counts_at_once():
     run = Run()
     for _ in range(2):

@@ -106,6 +106,18 @@ def test_a_calibration_that_is_refined_is_no_other_camera():
     np.testing.assert_allclose(track.shift_px(SECOND, SECOND + SECOND // 5), [-16, 0], atol=2)
 
 
+def test_a_refined_focal_length_that_changes_the_working_size_is_no_error():
+    """At 1224x1024 the grey picture is a pixel smaller from 1655 px on, and its thumbnail, too."""
+    track, rgb = PictureTrack(), cv2.resize(seen(), (1224, 1024))
+    sizes = set()
+    for i, focal_px in enumerate((1654.0, 1654.0, 1657.0, 1657.0, 1657.0)):
+        camera = Camera(1224, 1024, focal_px, focal_px, 611.5, 511.5)
+        track.see(SECOND + i * SECOND // 10, rgb, camera)
+        sizes.add(track.thumb.shape)
+    assert len(sizes) == 2
+    np.testing.assert_array_equal(track.shift_px(SECOND + 3 * SECOND // 10, SECOND + 4 * SECOND // 10), [0, 0])
+
+
 @pytest.mark.parametrize(("rows", "columns"), [(64, 320), (240, 40)])
 def test_a_wide_and_a_tall_picture(rows, columns):
     camera, track = Camera(columns, rows, 200.0, 200.0, (columns - 1) / 2, (rows - 1) / 2), PictureTrack()
