@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -101,6 +101,8 @@ class Pipeline:
         self._track = PictureTrack()
         self._calibration = CalibrationMonitor(self._track)
         self._scans: Sequence[Scan] = ()
+        # Sensors and times of the scans that were last new, all of them.
+        self._counted: frozenset = frozenset()
         self._raw_camera: Camera | None = None
         self._rectifier: Rectifier | None = None
         # A metric checkpoint's scale and shift for this camera.
@@ -146,6 +148,7 @@ class Pipeline:
         with _timed(stage_s, "anchors"):
             self._track.see(stamp_ns, rgb, camera)
             anchors, problem, fault = self._anchors(find_scan, stamp_ns, camera, config)
+            scans = None if anchors is None else self._scans_id()
         with _timed(stage_s, "calibration"):
             calibration = self._watched(stamp_ns, rgb, camera, anchors, config)
         with _timed(stage_s, "fit"):
@@ -160,7 +163,7 @@ class Pipeline:
                 own=self._own,
                 find_motion=find_motion,
                 find_shift=lambda then_ns: self._track.shift_px(then_ns, stamp_ns),
-                scan=None if anchors is None else self._scans_id(),
+                scan=scans,
             )
             fit = metres.fit or self._own
             depth_m = None if fit is None else apply_fit(fit, relative, config.fit.max_depth_m)
@@ -168,7 +171,7 @@ class Pipeline:
             limit, fitted_m, correction = config.fit.correction_limit, depth_m, None
             if limit > 1.0 or judged:
                 correction = self._corrector(
-                    stamp_ns, camera, fitted_m, metres, anchors, limit, self._track, find_motion, self._scans_id()
+                    stamp_ns, camera, fitted_m, metres, anchors, limit, self._track, find_motion, scans
                 )
             if correction is not None:
                 depth_m = apply_field(correction.field.times(correction.left), fitted_m)
@@ -218,10 +221,18 @@ class Pipeline:
         (scan,) = self._scans
         return self._calibration.update(stamp_ns, rgb, camera, anchors, scan.camera_from_lidar[:3, 3], scan.age_s)
 
-    def _scans_id(self) -> tuple[int, ...] | None:
-        """What tells this frame's scans from those of another; None where their times are not known."""
-        stamps = tuple(scan.stamp_ns for scan in self._scans)
-        return None if None in stamps else stamps
+    def _scans_id(self) -> Hashable:
+        """What tells this frame's scans from those of another; None where their times are not known.
+
+        The same for as long as one of them is still that of the frame that got it: of several sensors the fastest would
+        otherwise make something new of what the others said before.
+        """
+        if any(scan.stamp_ns is None for scan in self._scans):
+            return None
+        scans = frozenset((scan.limits and scan.limits.SECTION, scan.stamp_ns) for scan in self._scans)
+        if not scans & self._counted:
+            self._counted = scans
+        return self._counted
 
     def _notice_far_end(self, anchors: Anchors, metres: Metres) -> None:
         """Remember how far there is evidence: a few anchors that are near by chance do not shorten it at once."""

@@ -384,6 +384,17 @@ def test_other_settings_want_another_folder(long_bag, tmp_path):
         run(long_bag, out=tmp_path / "out", options=[*MORE, "--gap", "1"])
 
 
+def test_a_setting_that_did_not_exist_then_was_as_it_is_by_default(long_bag, tmp_path):
+    run(long_bag, out=tmp_path / "out", options=MORE)
+    path = tmp_path / "out/recordings/long.json"
+    begun = json.loads(path.read_text())
+    del begun["settings"]["range"]["time_offset_s"]
+    path.write_text(json.dumps(begun))
+    assert run(long_bag, out=tmp_path / "out", options=MORE) == 0
+    with pytest.raises(Unusable, match=r"begun with range\.time_offset_s=0\.0, not 0\.1"):
+        run(long_bag, out=tmp_path / "out", options=[*MORE, "--time-offset", "0.1"])
+
+
 def test_several_recordings_make_one_dataset(tmp_path, capsys):
     first = write_bag(tmp_path / "a", drive([0.0]))
     dark = write_bag(tmp_path / "b", drive([0.0], points=[(-4.0, 0, 0)]))  # the LiDAR looks back

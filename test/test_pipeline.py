@@ -8,7 +8,7 @@ from test_picture_motion import CAMERA as LARGE
 from test_picture_motion import seen
 
 from marigold_ros.canonical import MetricScale
-from marigold_ros.config import Config, FitConfig, ModelConfig, OutputConfig, RangeConfig, Unusable
+from marigold_ros.config import Config, FitConfig, ModelConfig, OutputConfig, Range2Config, RangeConfig, Unusable
 from marigold_ros.disagreement import TYPICAL
 from marigold_ros.geometry import Camera, Rectifier, backproject, pixel_rays
 from marigold_ros.pipeline import Pipeline, Scan
@@ -434,3 +434,19 @@ def test_a_scan_of_another_time_is_moved_with_the_picture(monkeypatch):
     np.testing.assert_array_equal(moved_px(0.05, fixed=True), [0, 0])
     # Of the first image nobody knows how the picture moves: the watch is told the age. Later anchors have none.
     assert ages[:3] == [0.05, 0.0, 0.0]
+
+
+def test_one_wild_scan_is_not_said_twice_because_another_sensor_is_faster():
+    """A LiDAR at 10 Hz and a second sensor at 30 Hz; the LiDAR's third scan is wild, in three images."""
+    pipeline, states = Pipeline(Scene()), []
+    config = replace(CONFIG, range2=Range2Config(type="pointcloud2"))
+    points = backproject(DEPTH_M, pixel_rays(CAMERA))[::4, ::4].reshape(-1, 3)
+    for number in range(18):
+        now_ns, factor = number * SECOND // 30, 1.7 if number // 3 == 3 else 1.0
+        lidar = Scan(points * np.float32(factor), np.eye(4), config.range, stamp_ns=number // 3 * SECOND // 10)
+        few = Scan(points[::40], np.eye(4), config.range2, stamp_ns=now_ns)
+        frame = pipeline(RGB, CAMERA, now_ns, lambda scans=(lidar, few): scans, config)
+        states.append((frame.state, frame.metres.jumps))
+    assert states[9:12] == [("HOLD", 0)] * 3
+    assert [jumps for _, jumps in states[12:]] == [0] * 6
+    assert states[-1][0] == "OK"

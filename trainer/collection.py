@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ class State:
         self._settings = settings
         self._found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
         if self._found is not None:
-            _require_equal(path, self._found["settings"], settings)
+            _require_equal(path, _complete(self._found["settings"]), settings)
 
     def summary(self) -> Summary | None:
         """That of a recording which is done."""
@@ -119,6 +119,12 @@ class State:
     def _write(self, facts: dict[str, Any]) -> None:
         with written_beside(self._path) as beside:
             beside.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def _complete(before: dict[str, Any]) -> dict[str, Any]:
+    """The settings with which a recording was begun; what there was no setting for then was as it is by default."""
+    usual = json.loads(json.dumps(asdict(Settings())))
+    return usual | before | {"range": usual["range"] | before.get("range", {})}
 
 
 def _require_equal(path: Path, before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> None:
