@@ -24,8 +24,6 @@ _NODES = (61, 46, 6)
 _SHAPE = _NODES[1], _NODES[0], _NODES[2]
 # More anchors than this say nothing new about so few nodes, and take their time.
 _MOST_ANCHORS = 4096
-
-
 # Coarse to fine: how far anchors reach, in passes of a [1 2 1] / 4 filter, and the weight of anchors at which a node
 # goes half of the way.
 _LEVELS = ((100, 0.001), (16, 0.002), (3, 0.01), (1, 0.05), (1, 0.02))

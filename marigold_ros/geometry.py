@@ -18,7 +18,7 @@ from marigold_ros.config import Unusable
 DISTORTION_MODELS = {"plumb_bob": (4, 5), "rational_polynomial": (8, 12, 14), "equidistant": (4,)}
 
 
-# A focal length that changes by no more than this is that of the same camera.
+# A focal length, or a principal point as a share of it, that changes by no more than this is that of the same camera.
 _REFINED = 0.01
 
 
@@ -81,7 +81,8 @@ class Camera:
         """Whether it is the same camera, though its calibration may be refined while it runs."""
         ratios = self.fx / other.fx, self.fy / other.fy
         same_size = (self.width, self.height) == (other.width, other.height)
-        return same_size and all(abs(ratio - 1.0) <= _REFINED for ratio in ratios)
+        moved = abs(self.cx - other.cx) / other.fx, abs(self.cy - other.cy) / other.fy
+        return same_size and all(change <= _REFINED for change in (*moved, *(abs(ratio - 1.0) for ratio in ratios)))
 
     def contains(self, pixels: np.ndarray) -> np.ndarray:
         """(N,) bool: which of the (N, 2) pixels u, v lie in the image; its first one reaches from -0.5 to 0.5."""

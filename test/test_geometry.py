@@ -132,3 +132,11 @@ def test_the_cone_of_a_camera_reaches_to_the_farthest_corner():
     corners = np.array([[u, v] for u in (-0.5, 639.5) for v in (-0.5, 479.5)])
     rays = np.column_stack([(corners - (300.0, 250.0)) / (500.0, 400.0), np.ones(4)])
     assert camera.cone_rad == pytest.approx(np.arccos(1 / np.linalg.norm(rays, axis=1)).max())
+
+
+def test_a_camera_whose_calibration_is_refined_and_others():
+    camera = Camera(640, 480, 500.0, 500.0, 319.5, 239.5)
+    assert camera.resembles(Camera(640, 480, 503.0, 502.0, 321.0, 238.0))
+    for other in ((640, 480, 520.0, 500.0, 319.5, 239.5), (640, 480, 500.0, 500.0, 100.0, 239.5),
+                  (640, 480, 500.0, 500.0, 319.5, 280.0), (640, 400, 500.0, 500.0, 319.5, 239.5)):  # fmt: skip
+        assert not camera.resembles(Camera(*other))
