@@ -56,7 +56,8 @@ class Anchors:
 
     `seen` counts the finite points of the scans, so that `seen - len(anchors)` fell outside the image or the limits.
     `noise_m` and `noise_px`, (N,) float32, are one standard deviation of depth and of position in the image; where
-    they are not given, those of a spinning LiDAR.
+    they are not given, those of a spinning LiDAR. `left`, (N,) float32 in (0, 1]: the share that still counts of those
+    that were measured for an earlier image.
     """
 
     pixels: np.ndarray
@@ -65,9 +66,10 @@ class Anchors:
     seen: int
     noise_m: np.ndarray | None = None
     noise_px: np.ndarray | None = None
+    left: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        for name, usual in (("noise_m", LIDAR_NOISE_M), ("noise_px", LIDAR_NOISE_PX)):
+        for name, usual in (("noise_m", LIDAR_NOISE_M), ("noise_px", LIDAR_NOISE_PX), ("left", 1.0)):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, np.full(len(self.depth_m), usual, np.float32))
 

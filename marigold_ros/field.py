@@ -10,7 +10,7 @@ grid, Chen et al., SIGGRAPH 2007, filled by normalised convolution of what the c
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import cv2
@@ -23,7 +23,7 @@ from marigold_ros.metric import sample
 _NODES = (61, 46, 6)
 _SHAPE = _NODES[1], _NODES[0], _NODES[2]
 # More anchors than this say nothing new about so few nodes, and take their time.
-_MOST_ANCHORS = 4096
+MOST_ANCHORS = 4096
 # Coarse to fine: how far anchors reach, in passes of a [1 2 1] / 4 filter, and the weight of anchors at which a node
 # goes half of the way.
 _LEVELS = ((100, 0.001), (16, 0.002), (3, 0.01), (1, 0.05), (1, 0.02))
@@ -47,6 +47,12 @@ _STEP_PASSES = 16
 _NODES_PER_LN = 30.0
 # Beyond the nearest and farthest anchor the correction fades to nothing over this much of ln depth.
 _FADE = 0.5
+# Beyond so many nodes from any anchor depth rests on the scale and shift alone, and gets no worse.
+FARTHEST = 7.0
+SHRINK = False
+WLEFT = True
+# Anchors in parts of the image of so many nodes each way are beside each other.
+_BESIDE = 2
 # cv2.remap takes no larger pictures, and every row of the image is as many rows there as there are steps of log depth.
 _BAND_ROWS = 4096
 
@@ -55,13 +61,16 @@ _BAND_ROWS = 4096
 class Evidence:
     """What N anchors say of a fit: `residual`, ln of measured over fitted depth, and the `weight` of each, float32.
 
-    `trust` (N,) float32 in [0, 1]: whether those around agree. `index` and `share`, (8, N), are the nodes around each
+    `depth_m`, (N,): what was measured. `left` (N,) float32 in (0, 1]: the share that still counts, 1 for those of this
+    image. `trust` (N,) float32 in [0, 1]: whether those around agree. `index` and `share`, (8, N), are the nodes around each
     anchor and its share in them, `node` (N,) the nearest one; nodes are counted over rows, columns, steps. `pixels`
     (N, 2) u, v; `low` and `high`: ln m of the end nodes.
     """
 
     residual: np.ndarray
     weight: np.ndarray
+    depth_m: np.ndarray
+    left: np.ndarray
     trust: np.ndarray
     pixels: np.ndarray
     index: np.ndarray
@@ -69,6 +78,11 @@ class Evidence:
     node: np.ndarray
     low: float
     high: float
+
+    @property
+    def fresh(self) -> np.ndarray:
+        """(N,) bool: those of this image."""
+        return self.left == 1
 
     def at(self, grid: np.ndarray) -> np.ndarray:
         """(N,) values of a grid (rows, columns, steps) at the anchors, interpolated."""
@@ -78,8 +92,15 @@ class Evidence:
 
     def of(self, chosen: np.ndarray | slice) -> Evidence:
         """The evidence of some anchors, (N,) bool or a slice, whose order is random; the nodes stay."""
-        parts = (self.residual[chosen], self.weight[chosen], self.trust[chosen], self.pixels[chosen])
-        return Evidence(*parts, self.index[:, chosen], self.share[:, chosen], self.node[chosen], self.low, self.high)
+        parts = (self.residual, self.weight, self.depth_m, self.left, self.trust, self.pixels)
+        return Evidence(
+            *(part[chosen] for part in parts),
+            self.index[:, chosen],
+            self.share[:, chosen],
+            self.node[chosen],
+            self.low,
+            self.high,
+        )
 
 
 @dataclass(frozen=True)
@@ -90,32 +111,29 @@ class Field:
     low: float
     high: float
 
-    def times(self, share: float) -> Field:
-        """A share of it."""
-        return self if share == 1.0 else replace(self, log_factor=self.log_factor * np.float32(share))
 
-
-def evidence_of(depth_m: np.ndarray, anchors: Anchors, sigma: float = _PRIOR_LN) -> Evidence | None:
+def evidence_of(depth_m: np.ndarray, anchors: Anchors, sigma: float) -> Evidence | None:
     """What anchors say of (H, W) `depth_m`, NaN unknown; None where no anchor lies on known depth.
 
     Many are thinned out. sigma: the fit's relative error at anchors that are not wrong.
     """
-    some = at_random(len(anchors), _MOST_ANCHORS)
-    pixels, measured_m, weight = anchors.pixels[some], anchors.depth_m[some], anchors.weight[some]
+    some = at_random(len(anchors), MOST_ANCHORS)
+    pixels, measured_m = anchors.pixels[some], anchors.depth_m[some]
     predicted_m = sample(depth_m, pixels).astype(np.float32)
     with np.errstate(invalid="ignore", divide="ignore"):
         residual = np.log(measured_m / predicted_m)
         known = np.abs(residual) < 0.5 * _BINS * _BIN_LN
     if not known.any():
         return None
-    pixels, residual, weight = pixels[known], residual[known].astype(np.float32), weight[known].astype(np.float32)
+    pixels, residual, measured_m = pixels[known], residual[known].astype(np.float32), measured_m[known]
+    weight, left = anchors.weight[some][known], anchors.left[some][known]
     log_m = np.log(predicted_m[known])
     low, high = float(log_m.min()), max(float(log_m.max()), float(log_m.min()) + 0.1)
     places = _places(pixels, depth_m.shape, (log_m - np.float32(low)) * np.float32(1 / (high - low)))
     column, row, step = (places + np.float32(0.5)).astype(np.intp)
     node = (row * _NODES[0] + column) * _NODES[2] + step
     trust = _trust(places, residual, sigma)
-    return Evidence(residual, weight, trust, pixels, *_corners(places), node, low, high)
+    return Evidence(residual, weight, measured_m, left, trust, pixels, *_corners(places), node, low, high)
 
 
 def _trust(places: np.ndarray, residual: np.ndarray, sigma: float) -> np.ndarray:
@@ -153,13 +171,14 @@ def _trust(places: np.ndarray, residual: np.ndarray, sigma: float) -> np.ndarray
 def fitted_field(evidence: Evidence, limit: float) -> Field:
     """The field that brings depth to the anchors. limit: the largest factor on depth, and one over it the smallest."""
     log_factor = np.zeros(_SHAPE, np.float32)
-    left, trusted = evidence.residual, evidence.weight * evidence.trust
+    told, trusted = evidence.residual * (evidence.left if SHRINK else 1), evidence.weight * evidence.trust * (evidence.left if WLEFT else 1)
+    missing = told
     weights = {shared: _at_nodes(evidence, trusted, shared) for shared in (False, True)}
     for level, (passes, half_weight) in enumerate(_LEVELS):
         if level > 0:
-            left = evidence.residual - evidence.at(log_factor)
+            missing = told - evidence.at(log_factor)
         shared = level >= len(_LEVELS) - _SHARED_LEVELS
-        grids = np.stack([weights[shared], _at_nodes(evidence, trusted * left, shared)], axis=2)
+        grids = np.stack([weights[shared], _at_nodes(evidence, trusted * missing, shared)], axis=2)
         spread = _spread(grids, passes)
         log_factor += spread[:, :, 1] / (spread[:, :, 0] + np.float32(half_weight))
     bound = np.float32(math.log(limit))
@@ -236,26 +255,36 @@ def read_back(grid: np.ndarray, low: float, high: float, depth_m: np.ndarray) ->
 
 
 def node_distance(evidence: Evidence) -> np.ndarray:
-    """(rows, columns, steps) float32: from each node to the nearest one with an anchor, in the widths of nodes.
+    """(rows, columns, steps) float32: from each node to the nearest one with an anchor, in the widths of nodes, at most
+    `FARTHEST`.
 
-    Log depth counts as well, so that a surface far behind the anchors is far from them.
+    Log depth counts as well, so that a surface far behind the anchors is far from them; and so does time: an anchor of
+    which nothing is left is that far from where it is.
     """
-    free = np.ones(np.prod(_SHAPE), np.uint8)
-    free[evidence.node] = 0
-    free = free.reshape(_SHAPE)
-    farthest = float(np.hypot(*_SHAPE[:2]))
-    within = np.empty((_SHAPE[2], *_SHAPE[:2]), np.float32)
-    for step in range(_SHAPE[2]):
-        of_step = np.ascontiguousarray(free[:, :, step])
-        within[step] = farthest if of_step.all() else cv2.distanceTransform(of_step, cv2.DIST_L2, cv2.DIST_MASK_5)
-    within *= within
+    squared = np.full((_SHAPE[2], *_SHAPE[:2]), FARTHEST**2, np.float32)
+    away = np.rint(np.float32(FARTHEST) * (np.float32(1) - evidence.left))
+    for nodes_away in np.unique(away):
+        within = _squared_within(evidence.node[away == nodes_away])
+        np.minimum(squared, within + np.float32(nodes_away**2), out=squared)
     width = _NODES_PER_LN * (evidence.high - evidence.low) / (_SHAPE[2] - 1)
-    distance = within.copy()
+    distance = squared.copy()
     for apart in range(1, _SHAPE[2]):
-        across = within + np.float32((apart * width) ** 2)
+        across = squared + np.float32((apart * width) ** 2)
         np.minimum(distance[apart:], across[:-apart], out=distance[apart:])
         np.minimum(distance[:-apart], across[apart:], out=distance[:-apart])
     return np.ascontiguousarray(cv2.sqrt(distance.reshape(_SHAPE[2], -1)).T).reshape(_SHAPE)
+
+
+def _squared_within(node: np.ndarray) -> np.ndarray:
+    """(steps, rows, columns) float32: the squared distance from each node to the nearest of some of the same step."""
+    free = np.ones(np.prod(_SHAPE), np.uint8)
+    free[node] = 0
+    free = free.reshape(_SHAPE)
+    within = np.empty((_SHAPE[2], *_SHAPE[:2]), np.float32)
+    for step in range(_SHAPE[2]):
+        of_step = np.ascontiguousarray(free[:, :, step])
+        within[step] = FARTHEST if of_step.all() else cv2.distanceTransform(of_step, cv2.DIST_L2, cv2.DIST_MASK_5)
+    return np.square(within, out=within)
 
 
 def squared_distance(evidence: Evidence, depth_m: np.ndarray) -> np.ndarray:
@@ -272,6 +301,19 @@ def _maps(shape: tuple[int, int], steps: int) -> tuple[np.ndarray, np.ndarray]:
     across = np.clip(across, 0, _NODES[0] - 1).astype(np.float32)
     first_row = (np.arange(shape[0]) % _BAND_ROWS * steps).astype(np.float32)[:, None]
     return np.ascontiguousarray(np.broadcast_to(across, shape)), first_row
+
+
+def beside(pixels: np.ndarray, others: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """(N,) bool: which of pixels (N, 2) of an image (H, W) share a small part of it with one of `others` (M, 2)."""
+    taken = np.zeros(_SHAPE[0] * _SHAPE[1], bool)
+    taken[_part(others, shape)] = True
+    return taken[_part(pixels, shape)]
+
+
+def _part(pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """(N,) the number of the part of the image, `_BESIDE` nodes wide and high, of each of pixels (N, 2)."""
+    column, row = ((pixels[:, axis] + 0.5) * (_NODES[axis] / (_BESIDE * shape[1 - axis])) for axis in (0, 1))
+    return row.astype(np.intp) * _NODES[0] + column.astype(np.intp)
 
 
 def _places(pixels: np.ndarray, shape: tuple[int, int], height: np.ndarray) -> np.ndarray:

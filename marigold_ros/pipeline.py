@@ -20,18 +20,22 @@ from marigold_ros.calibration import Calibration, CalibrationMonitor
 from marigold_ros.config import Config, Fault, Unusable
 from marigold_ros.correction import Corrector
 from marigold_ros.disagreement import confidence_of
-from marigold_ros.field import apply_field
+from marigold_ros.field import apply_field, believed
 from marigold_ros.geometry import Camera, Rectifier, rectifier
 from marigold_ros.metric import MetricFit, apply_fit
+from marigold_ros.motion import FindMotion, Motion, unknown_motion
 from marigold_ros.picture_motion import PictureTrack
-from marigold_ros.tracker import DEGRADED, OK, RELATIVE, FindMotion, Metres, MetricTracker, unknown_motion
+from marigold_ros.tracker import DEGRADED, OK, RELATIVE, Metres, MetricTracker
 from marigold_ros.uncertainty import Uncertainty, confidence_from, doubt_of, sigma_of, smooth_variance, solid_part
 from marigold_ros.unknown import far_end, forget_far
+from marigold_ros.visual_odometry import VisualOdometry
 
 # Relative depth beyond this is 1 but for the rounding of a resize.
 _SATURATED = 1.0 - 1e-5
 # What is left, frame by frame, of how far there was evidence, where anchors are too few to tell.
 _FAR_LEFT = 0.97
+# With fewer anchors than this it matters where those of the frames before are now.
+_FEW_ANCHORS = 1000
 
 
 class Estimator(Protocol):
@@ -111,6 +115,7 @@ class Pipeline:
         # How far anchors were evidence when the last fit was made.
         self._far_m = math.inf
         self._corrector = Corrector()
+        self._odometry = VisualOdometry()
 
     def __call__(
         self,
@@ -151,6 +156,7 @@ class Pipeline:
             scans = None if anchors is None else self._scans_id()
         with _timed(stage_s, "calibration"):
             calibration = self._watched(stamp_ns, rgb, camera, anchors, config)
+        motion = self._motion(stamp_ns, camera, anchors, find_motion)
         with _timed(stage_s, "fit"):
             metres = self._tracker.update(
                 stamp_ns,
@@ -158,11 +164,10 @@ class Pipeline:
                 camera,
                 anchors,
                 config.fit,
+                motion,
                 problem=problem,
                 fault=fault,
                 own=self._own,
-                find_motion=find_motion,
-                find_shift=lambda then_ns: self._track.shift_px(then_ns, stamp_ns),
                 scan=scans,
             )
             fit = metres.fit or self._own
@@ -170,11 +175,11 @@ class Pipeline:
         with _timed(stage_s, "correct"):
             limit, fitted_m, correction = config.fit.correction_limit, depth_m, None
             if limit > 1.0 or judged:
-                correction = self._corrector(
-                    stamp_ns, camera, fitted_m, metres, anchors, limit, self._track, find_motion, scans
-                )
+                correction = self._corrector(stamp_ns, camera, fitted_m, metres, anchors, limit, motion, scans)
             if correction is not None:
-                depth_m = apply_field(correction.field.times(correction.left), fitted_m)
+                depth_m = apply_field(correction.field, fitted_m)
+                right = believed(correction.evidence)
+                self._odometry.remember(stamp_ns, self._track.grey, right.pixels, right.depth_m)
         if depth_m is not None:
             if metres.fresh and (correction is None or correction.fresh):
                 self._notice_far_end(anchors, metres)
@@ -220,6 +225,23 @@ class Pipeline:
             return self._calibration.verdict
         (scan,) = self._scans
         return self._calibration.update(stamp_ns, rgb, camera, anchors, scan.camera_from_lidar[:3, 3], scan.age_s)
+
+    def _motion(self, stamp_ns: int, camera: Camera, anchors: Anchors | None, find_motion: FindMotion) -> Motion:
+        """How camera and picture moved until this image: by the picture itself where nobody else knows, and it counts
+        because there are few anchors.
+        """
+        seen: dict[int, np.ndarray | None] = {}
+
+        def moved(then_ns: int) -> np.ndarray | None:
+            known = find_motion(then_ns)
+            if known is not None or (anchors is not None and len(anchors) >= _FEW_ANCHORS):
+                return known
+            if then_ns not in seen:
+                shift_px = self._track.shift_px(then_ns, stamp_ns)
+                seen[then_ns] = self._odometry.since(then_ns, self._track.grey, camera, shift_px)
+            return seen[then_ns]
+
+        return Motion(moved, lambda then_ns: self._track.shift_px(then_ns, stamp_ns))
 
     def _scans_id(self) -> Hashable:
         """What tells this frame's scans from those of another; None where their times are not known.
@@ -276,6 +298,7 @@ class Pipeline:
             if before is None or self._own is not None or not before.resembles(camera):
                 self._tracker.reset()  # what was fitted belongs to another focal length, or to other pixels
                 self._corrector.reset()
+                self._odometry.reset()
                 self._far_m = math.inf
             self._raw_camera = camera  # last: where this failed, the next image tries again
         if self._rectifier is None:

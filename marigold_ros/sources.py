@@ -17,9 +17,9 @@ from marigold_ros.anchors import Scan
 from marigold_ros.complaints import Complaints
 from marigold_ros.config import Config, Fault, RangeConfig, Unusable
 from marigold_ros.diagnostics import Diagnostics
+from marigold_ros.motion import FindMotion
 from marigold_ros.outputs import info_topic
 from marigold_ros.scans import ScanBuffer, StampedPoints
-from marigold_ros.tracker import FindMotion
 from marigold_ros.transforms import Extrinsic, StaticExtrinsic, TfExtrinsic, TfListener
 
 RangeMessage = PointCloud2 | LaserScan | Image

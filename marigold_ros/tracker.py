@@ -9,7 +9,7 @@ contradicts it, until it is said twice. (Bar-Shalom et al., Estimation with Appl
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +19,7 @@ from marigold_ros.config import FitConfig
 from marigold_ros.geometry import Camera
 from marigold_ros.metric import MetricFit, Refusal, fit_metric
 from marigold_ros.metric_map import MetricMap, relative_sigma
+from marigold_ros.motion import Motion
 from marigold_ros.robust_fit import Belief, NoLine, weigh
 
 OK, DEGRADED, HOLD, RELATIVE, FAULT = STATES = ("OK", "DEGRADED", "HOLD", "RELATIVE", "FAULT")
@@ -30,15 +31,6 @@ _GATE = 13.8
 _STRONG_SIGMA, _STRONG_RELIABILITY = 0.06, 0.5
 # So many frames in a row with such anchors, in agreement, make a cold start good.
 _SETTLED = 3
-
-# (4, 4) now_from_then of the camera since the image of a time in nanoseconds; None where it is not known.
-FindMotion = Callable[[int], "np.ndarray | None"]
-# (2,) by how many pixels the picture has moved right and down since then; None where it is not known.
-FindShift = Callable[[int], "np.ndarray | None"]
-
-
-def unknown_motion(then_ns: int) -> None:
-    """The camera, and its picture, may have moved anyhow."""
 
 
 @dataclass(frozen=True)
@@ -85,25 +77,24 @@ class MetricTracker:
         camera: Camera,
         anchors: Anchors | None,
         config: FitConfig,
+        motion: Motion,
         *,
         problem: str | None = None,
         fault: bool = False,
         own: MetricFit | None = None,
-        find_motion: FindMotion = unknown_motion,
-        find_shift: FindShift = unknown_motion,
         scan: Hashable = None,
     ) -> Metres:
         """The metres of the (H, W) float32 `relative` of the image of `stamp_ns` of the undistorted `camera`.
 
-        anchors: None where there are none, for the reason `problem`; `fault`: the reason will not pass by itself. own:
-        a metric checkpoint's fit for this image. find_motion, find_shift: how camera and picture moved since an
-        earlier image. scan: tells scans apart; what one says in a second image is not said twice. A stamp before the
-        newest one means that time started again, and everything is forgotten.
+        anchors: None where there are none, for the reason `problem`; `fault`: the reason will not pass by itself.
+        motion: until this image. own: a metric checkpoint's fit for this image. scan: tells scans apart; what one says
+        in a second image is not said twice. A stamp before the newest one means that time started again, and everything
+        is forgotten.
         """
         if self._newest_ns is not None and stamp_ns < self._newest_ns:
             self.reset()
         self._newest_ns = stamp_ns
-        known = self._carried_over(stamp_ns, relative, camera, config, find_motion, find_shift)
+        known = self._carried_over(stamp_ns, relative, camera, config, motion)
         new = None if anchors is None else fit_metric(relative, anchors, self._space, config, own, shape=known)
         if isinstance(new, Refusal):
             new, problem, fault = None, new.reason, new.fault
@@ -117,16 +108,14 @@ class MetricTracker:
         relative: np.ndarray,
         camera: Camera,
         config: FitConfig,
-        find_motion: FindMotion,
-        find_shift: FindShift,
+        motion: Motion,
     ) -> MetricFit | None:
         """What is known of the metres before this frame's anchors are looked at."""
         if self._map is None:
             return None
         then_ns = self._map_ns
-        found = self._map.carried_to(
-            relative, (stamp_ns - then_ns) * 1e-9, config.speed_m_s, camera, find_motion(then_ns), find_shift(then_ns)
-        )
+        elapsed_s, moved, shift_px = (stamp_ns - then_ns) * 1e-9, motion.camera(then_ns), motion.picture(then_ns)
+        found = self._map.carried_to(relative, elapsed_s, config.speed_m_s, camera, moved, shift_px)
         if found is None:
             self._map = self._rejected = None
             return None

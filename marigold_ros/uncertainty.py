@@ -21,7 +21,7 @@ import numpy as np
 
 from marigold_ros.correction import Correction
 from marigold_ros.edges import edge_ln, floating
-from marigold_ros.field import Evidence, believed, fitted_field, node_distance, read_back, squared_distance
+from marigold_ros.field import FARTHEST, Evidence, believed, fitted_field, node_distance, squared_distance
 from marigold_ros.metric import MetricFit, log_slope
 
 # Anchors are left out in blocks, a third of them at a time, in so many parts of the image's width; of these, some are
@@ -46,8 +46,6 @@ _USUAL_NEAR, _USUAL_GROWTH, _USUAL_DOUBTFUL = (0.02, 1.0), (0.9, 0.7), (0.8, 0.5
 _USUAL_COUNT = 20
 # A Cauchy distribution has this share within so many of its widths; a normal one within one deviation.
 _WITHIN, _WIDTHS_WITHIN = 0.683, 1.84
-# Beyond so many nodes from any anchor depth rests on the scale and shift alone, and gets no worse.
-_FARTHEST = 7.0
 # A deviation of this part of depth is no confidence at all.
 _NO_CONFIDENCE = 0.5
 # The smooth part is worked out for every so manieth pixel.
@@ -75,7 +73,7 @@ class Law:
 
     def smooth_variance(self, squared_distance: np.ndarray) -> np.ndarray:
         """What is not doubt, from squared distances in nodes."""
-        growing = np.minimum(squared_distance, np.float32(_FARTHEST**2))
+        growing = np.minimum(squared_distance, np.float32(FARTHEST**2))
         return np.float32(self.near**2) + np.float32((self.near * self.growth) ** 2) * growing
 
 
@@ -116,11 +114,12 @@ class Uncertainty:
 
 
 def left_out(evidence: Evidence, chosen: np.ndarray, limit: float, doubt: np.ndarray) -> Errors | None:
-    """The errors of a correction without the `chosen` anchors, (N,) bool, at those of them that are not wrong.
+    """The errors of a correction without the `chosen` anchors, (N,) bool, at those of them that are of this image and
+    not wrong.
 
     None where there are too few.
     """
-    others, asked = evidence.of(~chosen), evidence.of(chosen & (evidence.trust > 0))
+    others, asked = evidence.of(~chosen), evidence.of(chosen & (evidence.trust > 0) & evidence.fresh)
     if min(len(asked.residual), len(others.residual)) < _FEWEST:
         return None
     field = fitted_field(others, limit)
@@ -142,7 +141,7 @@ def law_of(errors: Sequence[Errors]) -> Law:
     if len(error) > _MOST_ERRORS:
         some = np.random.default_rng(0).permutation(len(error))[:_MOST_ERRORS]
         error, distance, doubt = error[some], distance[some], doubt[some]
-    squared = np.square(np.minimum(distance, _FARTHEST)).astype(np.float32)
+    squared = np.square(np.minimum(distance, FARTHEST)).astype(np.float32)
     tried = [axis.ravel().astype(np.float32) for axis in np.meshgrid(_NEAR, _GROWTH, _DOUBTFUL, indexing="ij")]
     near, growth, doubtful = (np.square(axis)[:, None] for axis in tried)
     variance = near + near * growth * squared + doubtful * np.square(doubt)
@@ -164,26 +163,20 @@ def smooth_variance(
 ) -> np.ndarray:
     """(H, W) float32 variance of ln depth that is not doubt; without a correction all is far from every anchor.
 
-    If its anchors are of this image, the correction mends what is wrong with the fit where anchors are near, and the
-    law, which was learned behind it, knows what is left; the fit's own variance counts far from them. Else all of that
-    counts, and so does the part of the correction that was not applied and may be missing.
+    The correction mends what is wrong with the fit where its anchors are near, and the law, which was learned behind
+    it, knows what is left; the fit's own variance counts far from them, and where they are old.
     """
     every = slice(_STEP // 2, None, _STEP)
     small_m = np.ascontiguousarray(fitted_m[every, every])
     of_fit = fit_variance(fit, np.ascontiguousarray(relative[every, every]), small_m)
     if correction is None:
-        variance = law.smooth_variance(np.full(small_m.shape, _FARTHEST**2, np.float32)) + of_fit
+        variance = law.smooth_variance(np.full(small_m.shape, FARTHEST**2, np.float32)) + of_fit
     else:
         distance = squared_distance(believed(correction.evidence), small_m)
         variance = law.smooth_variance(distance)
-        if correction.fresh:
-            of_fit *= np.minimum(distance * np.float32(1.0 / _FARTHEST**2), 1)
-            np.maximum(variance, of_fit, out=variance)
-        else:
-            field = correction.field
-            missing, _ = read_back(field.log_factor, field.low, field.high, small_m)
-            variance += of_fit + np.square(np.float32(1.0 - correction.left) * missing)
-    cv2.patchNaNs(variance, float(law.near**2 * (1 + (law.growth * _FARTHEST) ** 2)))
+        of_fit *= np.minimum(distance * np.float32(1.0 / FARTHEST**2), 1)
+        np.maximum(variance, of_fit, out=variance)
+    cv2.patchNaNs(variance, float(law.near**2 * (1 + (law.growth * FARTHEST) ** 2)))
     return cv2.resize(variance, fitted_m.shape[::-1], interpolation=cv2.INTER_LINEAR)
 
 

@@ -1,0 +1,113 @@
+"""Anchors of earlier images, where they are now: they serve where an image has none of its own, for a while."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from marigold_ros.anchors import Anchors
+from marigold_ros.field import MOST_ANCHORS, Evidence, beside
+from marigold_ros.geometry import Camera, seen_from
+from marigold_ros.metric import sample
+from marigold_ros.motion import Motion
+
+# After so many seconds half of what an anchor said is left: where the picture's motion is known, and the camera's. What
+# is less than a part of it is forgotten.
+_HALF_S, _HALF_INFORMED_S = 1.0, 4.0
+_LEAST = 0.05
+# Where the fit changes against an anchor by this factor from an image to the next, in ln, something else is there now.
+_GONE_LN = 0.5
+_GONE2 = 9
+
+
+@dataclass(frozen=True)
+class _Held:
+    """N anchors in an image: `pixels` (N, 2), `depth_m`, `weight`, `age` in half-lives, and `residual`, ln of measured
+    over fitted depth there, all float32.
+    """
+
+    pixels: np.ndarray
+    depth_m: np.ndarray
+    weight: np.ndarray
+    age: np.ndarray
+    residual: np.ndarray
+
+    def of(self, chosen: np.ndarray) -> _Held:
+        """Some of them, (N,) bool."""
+        parts = (self.pixels, self.depth_m, self.weight, self.age, self.residual)
+        return _Held(*(part[chosen] for part in parts))
+
+    @property
+    def left(self) -> np.ndarray:
+        """(N,) the share of each that counts."""
+        return 1.0 / (1.0 + np.square(self.age))
+
+
+class AnchorMemory:
+    """The anchors of one camera that were last believed."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._held: _Held | None = None
+        self._stamp_ns = 0
+
+    def remember(self, stamp_ns: int, evidence: Evidence) -> None:
+        """Keep what is believed of the evidence of the image of `stamp_ns`, and nothing else."""
+        right = evidence.of(evidence.trust > 0)
+        age = np.sqrt(1.0 / right.left - 1.0)
+        self._held = _Held(right.pixels, right.depth_m, right.weight, age, right.residual)
+        self._stamp_ns = stamp_ns
+
+    def at(self, stamp_ns: int, camera: Camera, fitted_m: np.ndarray, motion: Motion) -> Anchors | None:
+        """Those that are in the image of `stamp_ns`, whose fit is (H, W) `fitted_m`; None without any.
+
+        motion: until this image. Where it is not known there are none, but there may be in the next image.
+        """
+        if self._held is None:
+            return None
+        moved = _moved(self._held, (stamp_ns - self._stamp_ns) * 1e-9, camera, motion, self._stamp_ns)
+        if moved is None:
+            return None
+        with np.errstate(invalid="ignore", divide="ignore"):
+            residual = np.log(moved.depth_m / sample(fitted_m, moved.pixels)).astype(np.float32)
+            change = residual - moved.residual; still = (change < _GONE_LN) & (change > -_GONE2)
+        self._held = replace(moved, residual=residual).of(still & (moved.left > _LEAST))
+        self._stamp_ns = stamp_ns
+        if len(self._held.depth_m) == 0:
+            return None
+        held = self._held
+        return Anchors(held.pixels, held.depth_m, held.weight, len(held.depth_m), left=held.left)
+
+
+def joined(fresh: Anchors, held: Anchors | None, shape: tuple[int, int]) -> Anchors:
+    """The anchors of an image (H, W), and where it has none those held, as far as there is room for more."""
+    room = MOST_ANCHORS - len(fresh)
+    if held is None or room <= 0:
+        return fresh
+    alone = np.flatnonzero(~beside(held.pixels, fresh.pixels, shape))[:room]
+    arrays = ("pixels", "depth_m", "weight", "noise_m", "noise_px", "left")
+    both = {name: np.concatenate([getattr(fresh, name), getattr(held, name)[alone]]) for name in arrays}
+    return Anchors(**both, seen=fresh.seen + len(alone))
+
+
+def _moved(held: _Held, elapsed_s: float, camera: Camera, motion: Motion, then_ns: int) -> _Held | None:
+    """Those that are in the image now, where they are; None where nobody knows."""
+    if elapsed_s == 0:
+        return held
+    now_from_then = motion.camera(then_ns)
+    if now_from_then is not None:
+        pixels, depth_m, seen = seen_from(held.pixels, held.depth_m, camera, now_from_then)
+        half_s = _HALF_INFORMED_S
+    else:
+        shift_px = motion.picture(then_ns)
+        if shift_px is None:
+            return None
+        pixels, depth_m, half_s = held.pixels + shift_px, held.depth_m, _HALF_S
+        seen = camera.contains(pixels)
+    age = held.age + np.float32(elapsed_s / half_s)
+    moved = replace(held, pixels=pixels.astype(np.float32), depth_m=depth_m.astype(np.float32), age=age)
+    return moved.of(seen)
