@@ -74,7 +74,8 @@ class AnchorMemory:
             return None
         with np.errstate(invalid="ignore", divide="ignore"):
             residual = np.log(moved.depth_m / sample(fitted_m, moved.pixels)).astype(np.float32)
-            change = residual - moved.residual; still = (change < _GONE_LN) & (change > -_GONE2)
+            change = residual - moved.residual
+            still = (change < _GONE_LN) & (change > -_GONE2)
         self._held = replace(moved, residual=residual).of(still & (moved.left > _LEAST))
         self._stamp_ns = stamp_ns
         if len(self._held.depth_m) == 0:

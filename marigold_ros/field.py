@@ -171,7 +171,10 @@ def _trust(places: np.ndarray, residual: np.ndarray, sigma: float) -> np.ndarray
 def fitted_field(evidence: Evidence, limit: float) -> Field:
     """The field that brings depth to the anchors. limit: the largest factor on depth, and one over it the smallest."""
     log_factor = np.zeros(_SHAPE, np.float32)
-    told, trusted = evidence.residual * (evidence.left if SHRINK else 1), evidence.weight * evidence.trust * (evidence.left if WLEFT else 1)
+    told, trusted = (
+        evidence.residual * (evidence.left if SHRINK else 1),
+        evidence.weight * evidence.trust * (evidence.left if WLEFT else 1),
+    )
     missing = told
     weights = {shared: _at_nodes(evidence, trusted, shared) for shared in (False, True)}
     for level, (passes, half_weight) in enumerate(_LEVELS):

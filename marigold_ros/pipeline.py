@@ -34,8 +34,8 @@ from marigold_ros.visual_odometry import VisualOdometry
 _SATURATED = 1.0 - 1e-5
 # What is left, frame by frame, of how far there was evidence, where anchors are too few to tell.
 _FAR_LEFT = 0.97
-# With fewer anchors than this it matters where those of the frames before are now.
-_FEW_ANCHORS = 1000
+# Where more than this share of the last anchors has none beside it now, it matters where they are.
+_GAPS = 0.2
 
 
 class Estimator(Protocol):
@@ -152,6 +152,7 @@ class Pipeline:
             return FrameDepth(rgb, camera, relative, stage_s=stage_s, confidence=sure)
         with _timed(stage_s, "anchors"):
             self._track.see(stamp_ns, rgb, camera)
+            self._odometry.see(stamp_ns, self._track.grey)
             anchors, problem, fault = self._anchors(find_scan, stamp_ns, camera, config)
             scans = None if anchors is None else self._scans_id()
         with _timed(stage_s, "calibration"):
@@ -179,7 +180,7 @@ class Pipeline:
             if correction is not None:
                 depth_m = apply_field(correction.field, fitted_m)
                 right = believed(correction.evidence)
-                self._odometry.remember(stamp_ns, self._track.grey, right.pixels, right.depth_m)
+                self._odometry.remember(right.pixels, right.depth_m)
         if depth_m is not None:
             if metres.fresh and (correction is None or correction.fresh):
                 self._notice_far_end(anchors, metres)
@@ -227,19 +228,16 @@ class Pipeline:
         return self._calibration.update(stamp_ns, rgb, camera, anchors, scan.camera_from_lidar[:3, 3], scan.age_s)
 
     def _motion(self, stamp_ns: int, camera: Camera, anchors: Anchors | None, find_motion: FindMotion) -> Motion:
-        """How camera and picture moved until this image: by the picture itself where nobody else knows, and it counts
-        because there are few anchors.
+        """How camera and picture moved until this image: by the picture itself where nobody else knows and it counts,
+        because what had anchors has none now.
         """
-        seen: dict[int, np.ndarray | None] = {}
+        counts = anchors is None or self._odometry.unseen_share(anchors.pixels, (camera.height, camera.width)) > _GAPS
 
         def moved(then_ns: int) -> np.ndarray | None:
             known = find_motion(then_ns)
-            if known is not None or (anchors is not None and len(anchors) >= _FEW_ANCHORS):
+            if known is not None or not counts:
                 return known
-            if then_ns not in seen:
-                shift_px = self._track.shift_px(then_ns, stamp_ns)
-                seen[then_ns] = self._odometry.since(then_ns, self._track.grey, camera, shift_px)
-            return seen[then_ns]
+            return self._odometry.since(then_ns, camera, self._track.shift_px)
 
         return Motion(moved, lambda then_ns: self._track.shift_px(then_ns, stamp_ns))
 
@@ -324,15 +322,25 @@ class Pipeline:
         except Unusable as problem:
             return None, str(problem), isinstance(problem, Fault)
         scans = [scans] if isinstance(scans, Scan) else scans
-        self._scans = [self._in_time(scan, stamp_ns) for scan in scans]
+        self._scans = [self._in_time(scan, stamp_ns, camera) for scan in scans]
         return anchors_of(self._scans, camera, config.range, self._unseen), None, False
 
-    def _in_time(self, scan: Scan, stamp_ns: int) -> Scan:
-        """The scan, its points moved with the picture if they are of another time than the image and not yet moved."""
+    def _in_time(self, scan: Scan, stamp_ns: int, camera: Camera) -> Scan:
+        """The scan, moved as the camera was seen to, and with the picture from its time to that of the nearest image, if
+        it is of another time than the image and not yet moved.
+        """
         if scan.age_s == 0:
             return scan
-        shift_px = self._track.shift_px(stamp_ns - round(scan.age_s * 1e9), stamp_ns)
-        return scan if shift_px is None else replace(scan, age_s=0.0, shift_px=tuple(map(float, shift_px)))
+        scan_ns = stamp_ns - round(scan.age_s * 1e9)
+        near_ns = self._odometry.nearest_ns(scan_ns)
+        moved = self._odometry.since(near_ns, camera, self._track.shift_px)
+        if moved is None:
+            near_ns, moved = stamp_ns, np.eye(4)
+        shift_px = self._track.shift_px(scan_ns, near_ns)
+        if shift_px is None:
+            return scan
+        transform = moved @ scan.camera_from_lidar
+        return replace(scan, camera_from_lidar=transform, age_s=0.0, shift_px=tuple(map(float, shift_px)))
 
 
 def _require_answer(relative: np.ndarray, metres: bool) -> None:
