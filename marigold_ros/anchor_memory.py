@@ -16,9 +16,9 @@ from marigold_ros.motion import Motion
 # is less than a part of it is forgotten.
 _HALF_S, _HALF_INFORMED_S = 1.0, 4.0
 _LEAST = 0.05
-# Where the fit changes against an anchor by this factor from an image to the next, in ln, something else is there now.
+# Where the fit comes nearer by more than this in ln from an image to the next, something hides the anchor now: what is
+# near must not be pushed away. (What goes farther may as well be the network, which is not sure of its edges.)
 _GONE_LN = 0.5
-_GONE2 = 9
 
 
 @dataclass(frozen=True)

@@ -49,8 +49,6 @@ _NODES_PER_LN = 30.0
 _FADE = 0.5
 # Beyond so many nodes from any anchor depth rests on the scale and shift alone, and gets no worse.
 FARTHEST = 7.0
-SHRINK = False
-WLEFT = True
 # Anchors in parts of the image of so many nodes each way are beside each other.
 _BESIDE = 2
 # cv2.remap takes no larger pictures, and every row of the image is as many rows there as there are steps of log depth.
@@ -62,9 +60,9 @@ class Evidence:
     """What N anchors say of a fit: `residual`, ln of measured over fitted depth, and the `weight` of each, float32.
 
     `depth_m`, (N,): what was measured. `left` (N,) float32 in (0, 1]: the share that still counts, 1 for those of this
-    image. `trust` (N,) float32 in [0, 1]: whether those around agree. `index` and `share`, (8, N), are the nodes around each
-    anchor and its share in them, `node` (N,) the nearest one; nodes are counted over rows, columns, steps. `pixels`
-    (N, 2) u, v; `low` and `high`: ln m of the end nodes.
+    image. `trust` (N,) float32 in [0, 1]: whether those around agree. `pixels` (N, 2) u, v. `index` and `share`, (8, N),
+    are the nodes around each anchor and its share in them, `node` (N,) the nearest one; nodes are counted over rows,
+    columns, steps. `low` and `high`: ln m of the end nodes.
     """
 
     residual: np.ndarray

@@ -326,8 +326,8 @@ class Pipeline:
         return anchors_of(self._scans, camera, config.range, self._unseen), None, False
 
     def _in_time(self, scan: Scan, stamp_ns: int, camera: Camera) -> Scan:
-        """The scan, moved as the camera was seen to, and with the picture from its time to that of the nearest image, if
-        it is of another time than the image and not yet moved.
+        """The scan, if it is of another time than the image and not yet moved: moved with the picture to the time of the
+        nearest image, and as the camera was seen to move since.
         """
         if scan.age_s == 0:
             return scan
