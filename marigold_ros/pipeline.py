@@ -103,7 +103,9 @@ class Pipeline:
         self._scans: Sequence[Scan] = ()
         # Sensors and times of the scans that were last new, all of them.
         self._counted: frozenset = frozenset()
+        # The camera of the last image, and that of the first one since everything was forgotten.
         self._raw_camera: Camera | None = None
+        self._first_camera: Camera | None = None
         self._rectifier: Rectifier | None = None
         # A metric checkpoint's scale and shift for this camera.
         self._own: MetricFit | None = None
@@ -270,13 +272,14 @@ class Pipeline:
     def _rectified(self, rgb: np.ndarray, camera: Camera) -> tuple[np.ndarray, Camera]:
         """The image without lens distortion, and its camera."""
         if camera != self._raw_camera:
-            before = self._raw_camera
             self._rectifier = rectifier(camera)
             self._own = self._estimator.fit_of(camera if self._rectifier is None else self._rectifier.camera)
-            if before is None or self._own is not None or not before.resembles(camera):
+            first = self._first_camera
+            if first is None or self._own is not None or not first.resembles(camera):
                 self._tracker.reset()  # what was fitted belongs to another focal length, or to other pixels
                 self._corrector.reset()
                 self._far_m = math.inf
+                self._first_camera = camera
             self._raw_camera = camera  # last: where this failed, the next image tries again
         if self._rectifier is None:
             return rgb, camera
