@@ -110,9 +110,11 @@ class Camera:
         return cv2.projectPoints(points, np.zeros(3), np.zeros(3), np.eye(3), coefficients)[0][:, 0]
 
     def contains(self, pixels: np.ndarray) -> np.ndarray:
-        """(N,) bool: which of the (N, 2) pixels u, v lie in the image; its first one reaches from -0.5 to 0.5."""
+        """(N,) bool: which of the (N, 2) pixels u, v lie in the image; its first one reaches from -0.5 to below 0.5."""
+        # Not `all(axis=1)`, which takes ten times as long.
+        u, v = pixels.T
         with np.errstate(invalid="ignore"):
-            return ((pixels > -0.5) & (pixels < (self.width - 0.5, self.height - 0.5))).all(axis=1)
+            return (u >= -0.5) & (u < self.width - 0.5) & (v >= -0.5) & (v < self.height - 0.5)
 
     def resized(self, width: int, height: int) -> Camera:
         """The camera of the same image resized to `width` x `height` pixels (pixel centres on integers)."""
