@@ -110,11 +110,8 @@ class Camera:
         return cv2.projectPoints(points, np.zeros(3), np.zeros(3), np.eye(3), coefficients)[0][:, 0]
 
     def contains(self, pixels: np.ndarray) -> np.ndarray:
-        """(N,) bool: which of the (N, 2) pixels u, v lie in the image; its first one reaches from -0.5 to below 0.5."""
-        # Not `all(axis=1)`, which takes ten times as long.
-        u, v = pixels.T
-        with np.errstate(invalid="ignore"):
-            return (u >= -0.5) & (u < self.width - 0.5) & (v >= -0.5) & (v < self.height - 0.5)
+        """(N,) bool: which of the (N, 2) pixels u, v lie in the image, see `in_image`."""
+        return in_image(pixels, self.width, self.height)
 
     def resized(self, width: int, height: int) -> Camera:
         """The camera of the same image resized to `width` x `height` pixels (pixel centres on integers)."""
@@ -128,6 +125,14 @@ class Camera:
             cx=(self.cx + 0.5) * sx - 0.5,
             cy=(self.cy + 0.5) * sy - 0.5,
         )
+
+
+def in_image(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
+    """(N,) bool: which of the (N, 2) pixels u, v lie in an image; its first one reaches from -0.5 to below 0.5."""
+    # Not `all(axis=1)`, which takes ten times as long.
+    u, v = pixels.T
+    with np.errstate(invalid="ignore"):
+        return (u >= -0.5) & (u < width - 0.5) & (v >= -0.5) & (v < height - 0.5)
 
 
 def pixel_rays(camera: Camera) -> np.ndarray:
