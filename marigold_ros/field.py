@@ -95,10 +95,10 @@ class Field:
         return self if share == 1.0 else replace(self, log_factor=self.log_factor * np.float32(share))
 
 
-def evidence_of(depth_m: np.ndarray, anchors: Anchors, sigma: float = _PRIOR_LN) -> Evidence | None:
+def evidence_of(depth_m: np.ndarray, anchors: Anchors, sigma: float) -> Evidence | None:
     """What anchors say of (H, W) `depth_m`, NaN unknown; None where no anchor lies on known depth.
 
-    Many are thinned out. sigma: the fit's relative error at anchors that are not wrong.
+    Many are thinned out. sigma: the relative error of `depth_m` at anchors that are not wrong, as its fit has it.
     """
     some = at_random(len(anchors), _MOST_ANCHORS)
     pixels, measured_m, weight = anchors.pixels[some], anchors.depth_m[some], anchors.weight[some]
@@ -182,15 +182,15 @@ def believed(evidence: Evidence) -> Evidence:
     return evidence.of(right) if right.any() else evidence
 
 
-def correction_field(depth_m: np.ndarray, anchors: Anchors, limit: float) -> Field | None:
-    """`fitted_field` for (H, W) `depth_m`, NaN unknown; None where no anchor lies on known depth."""
-    evidence = evidence_of(depth_m, anchors)
+def correction_field(depth_m: np.ndarray, anchors: Anchors, sigma: float, limit: float) -> Field | None:
+    """`fitted_field` for the `evidence_of` anchors; None where no anchor lies on known depth."""
+    evidence = evidence_of(depth_m, anchors, sigma)
     return None if evidence is None else fitted_field(evidence, limit)
 
 
-def corrected(depth_m: np.ndarray, anchors: Anchors, limit: float, max_depth_m: float) -> np.ndarray:
+def corrected(depth_m: np.ndarray, anchors: Anchors, sigma: float, limit: float, max_depth_m: float) -> np.ndarray:
     """(H, W) float32 metres brought to the anchors, see `correction_field`; beyond `max_depth_m` NaN."""
-    field = correction_field(depth_m, anchors, limit)
+    field = correction_field(depth_m, anchors, sigma, limit)
     if field is None:
         return depth_m
     depth_m = apply_field(field, depth_m)

@@ -35,6 +35,8 @@ HEIGHT, WIDTH = 480, 640
 CAMERA = Camera(WIDTH, HEIGHT, 460.0, 460.0, 319.5, 239.5)
 ROWS, COLUMNS = np.mgrid[:HEIGHT, :WIDTH].astype(np.float32)
 FIT = MetricFit("depth", 10.0, 0.0, 100, 100, 0.01)
+# Of the fit, as relative error.
+SIGMA = 0.05
 FLAT_M = np.full((HEIGHT, WIDTH), 5.0, np.float32)
 
 
@@ -90,7 +92,7 @@ def test_what_scale_and_shift_may_be_wrong_by(space, slope):
 
 def test_distance_to_the_anchors_by_hand():
     """Nodes are 640/61 pixels wide; the second anchor gives the grid its depth."""
-    evidence = evidence_of(FLAT_M, anchors_at([[320, 240]], 5.0))
+    evidence = evidence_of(FLAT_M, anchors_at([[320, 240]], 5.0), SIGMA)
     distance = node_distance(evidence)
     node = np.unravel_index(evidence.node[0], distance.shape)
     assert distance[node] == 0
@@ -146,7 +148,7 @@ def test_what_is_left_out_does_not_help():
     """Beside the anchors that were left out, the depth is 20 % too near, and nothing tells the correction."""
     anchors = grid_of_anchors(5.0)
     anchors.depth_m[anchors.pixels[:, 0] > 320] = 6.0
-    evidence = evidence_of(FLAT_M, anchors)
+    evidence = evidence_of(FLAT_M, anchors, SIGMA)
     chosen = evidence.pixels[:, 0] > 320
     errors = left_out(evidence, chosen, 2.0, np.zeros_like(FLAT_M))
     far = evidence.pixels[chosen][:, 0] > 550
@@ -160,7 +162,7 @@ def test_what_is_left_out_does_not_help():
 def test_the_first_frame_is_looked_at_whole_and_later_ones_by_turns(monkeypatch):
     asked = []
     monkeypatch.setattr(uncertainty, "left_out", lambda *a: asked.append(len(asked)) or left_out(*a))
-    evidence, learner = evidence_of(FLAT_M, grid_of_anchors(5.5)), Uncertainty()
+    evidence, learner = evidence_of(FLAT_M, grid_of_anchors(5.5), SIGMA), Uncertainty()
     counts = []
     for _ in range(13):
         learner.learn(evidence, 2.0, np.zeros_like(FLAT_M))
@@ -168,7 +170,7 @@ def test_the_first_frame_is_looked_at_whole_and_later_ones_by_turns(monkeypatch)
     assert counts[0] == 6
     assert counts[-1] - counts[0] == 2
     assert learner.law != USUAL
-    worse = evidence_of(FLAT_M, replace_depth(grid_of_anchors(5.5), 5.5 * np.exp(noise(0.1))))
+    worse = evidence_of(FLAT_M, replace_depth(grid_of_anchors(5.5), 5.5 * np.exp(noise(0.1))), SIGMA)
     before = learner.law.near
     for _ in range(42):
         learner.learn(worse, 2.0, np.zeros_like(FLAT_M))
@@ -185,7 +187,7 @@ def replace_depth(anchors, depth_m):
 
 def test_away_from_the_anchors_depth_is_less_sure():
     left = anchors_at(np.stack([COLUMNS, ROWS], -1)[10::20, 10:200:20].reshape(-1, 2), 5.5)
-    evidence = evidence_of(FLAT_M, left)
+    evidence = evidence_of(FLAT_M, left, SIGMA)
     law, relative = Law(0.02, 0.5, 1.0), FLAT_M / 10
     variance = smooth_variance(
         law, FLAT_M, relative, FIT, Correction(evidence, fitted_field(evidence, 2.0), 1.0, fresh=True)
