@@ -8,7 +8,7 @@ import numpy as np
 
 from marigold_ros.anchors import Anchors
 from marigold_ros.field import MOST_ANCHORS, Evidence, beside
-from marigold_ros.geometry import Camera, seen_from
+from marigold_ros.geometry import seen_from
 from marigold_ros.metric import sample
 from marigold_ros.motion import Motion
 
@@ -62,53 +62,52 @@ class AnchorMemory:
         self._held = _Held(right.pixels, right.depth_m, right.weight, age, right.residual)
         self._stamp_ns = stamp_ns
 
-    def at(self, stamp_ns: int, camera: Camera, fitted_m: np.ndarray, motion: Motion) -> Anchors | None:
-        """Those that are in the image of `stamp_ns`, whose fit is (H, W) `fitted_m`; None without any.
+    def beside(self, fresh: Anchors, fitted_m: np.ndarray, motion: Motion) -> Anchors:
+        """The anchors of an image, and where it has none those held, see `at`, as far as there is room for more."""
+        room = MOST_ANCHORS - len(fresh)
+        held = self.at(fitted_m, motion) if room > 0 else None
+        if held is None:
+            return fresh
+        alone = np.flatnonzero(~beside(held.pixels, fresh.pixels, fitted_m.shape))[:room]
+        arrays = ("pixels", "depth_m", "weight", "noise_m", "noise_px", "left")
+        both = {name: np.concatenate([getattr(fresh, name), getattr(held, name)[alone]]) for name in arrays}
+        return Anchors(**both, seen=fresh.seen + len(alone))
 
-        motion: until this image. Where it is not known there are none, but there may be in the next image.
+    def at(self, fitted_m: np.ndarray, motion: Motion) -> Anchors | None:
+        """Those that are in the image until which the `motion` is told and whose fit is (H, W) `fitted_m`, if any are.
+
+        Where the motion is not known there are none, but there may be in the next image.
         """
         if self._held is None:
             return None
-        moved = _moved(self._held, (stamp_ns - self._stamp_ns) * 1e-9, camera, motion, self._stamp_ns)
+        moved = _moved(self._held, self._stamp_ns, motion)
         if moved is None:
             return None
         with np.errstate(invalid="ignore", divide="ignore"):
             residual = np.log(moved.depth_m / sample(fitted_m, moved.pixels)).astype(np.float32)
-            change = residual - moved.residual
-            still = (change < _GONE_LN) & (change > -_GONE2)
+            still = residual - moved.residual < _GONE_LN
         self._held = replace(moved, residual=residual).of(still & (moved.left > _LEAST))
-        self._stamp_ns = stamp_ns
+        self._stamp_ns = motion.stamp_ns
         if len(self._held.depth_m) == 0:
             return None
         held = self._held
         return Anchors(held.pixels, held.depth_m, held.weight, len(held.depth_m), left=held.left)
 
 
-def joined(fresh: Anchors, held: Anchors | None, shape: tuple[int, int]) -> Anchors:
-    """The anchors of an image (H, W), and where it has none those held, as far as there is room for more."""
-    room = MOST_ANCHORS - len(fresh)
-    if held is None or room <= 0:
-        return fresh
-    alone = np.flatnonzero(~beside(held.pixels, fresh.pixels, shape))[:room]
-    arrays = ("pixels", "depth_m", "weight", "noise_m", "noise_px", "left")
-    both = {name: np.concatenate([getattr(fresh, name), getattr(held, name)[alone]]) for name in arrays}
-    return Anchors(**both, seen=fresh.seen + len(alone))
-
-
-def _moved(held: _Held, elapsed_s: float, camera: Camera, motion: Motion, then_ns: int) -> _Held | None:
+def _moved(held: _Held, then_ns: int, motion: Motion) -> _Held | None:
     """Those that are in the image now, where they are; None where nobody knows."""
-    if elapsed_s == 0:
+    if then_ns == motion.stamp_ns:
         return held
-    now_from_then = motion.camera(then_ns)
+    now_from_then = motion.since(then_ns)
     if now_from_then is not None:
-        pixels, depth_m, seen = seen_from(held.pixels, held.depth_m, camera, now_from_then)
+        pixels, depth_m, seen = seen_from(held.pixels, held.depth_m, motion.camera, now_from_then)
         half_s = _HALF_INFORMED_S
     else:
-        shift_px = motion.picture(then_ns)
+        shift_px = motion.shift_since(then_ns)
         if shift_px is None:
             return None
         pixels, depth_m, half_s = held.pixels + shift_px, held.depth_m, _HALF_S
-        seen = camera.contains(pixels)
-    age = held.age + np.float32(elapsed_s / half_s)
+        seen = motion.camera.contains(pixels)
+    age = held.age + np.float32(motion.elapsed_s(then_ns) / half_s)
     moved = replace(held, pixels=pixels.astype(np.float32), depth_m=depth_m.astype(np.float32), age=age)
     return moved.of(seen)

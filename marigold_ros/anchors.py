@@ -149,16 +149,13 @@ def _in_image(
     ahead = np.flatnonzero((depth_m > 0) & (depth_m >= limits.min_depth_m) & (depth_m <= limits.max_depth_m))
     depth_m = depth_m[ahead].astype(np.float32)
     pixels = np.empty((len(ahead), 2), np.float32)
-    inside = np.ones(len(ahead), bool)
-    for axis, (focal, centre, size) in enumerate(
-        ((camera.fx, camera.cx, camera.width), (camera.fy, camera.cy, camera.height))
-    ):
+    for axis, (focal, centre) in enumerate(((camera.fx, camera.cx), (camera.fy, camera.cy))):
         with np.errstate(over="ignore"):
             place = in_camera[ahead, axis] / depth_m
             place *= np.float32(focal)
             place += np.float32(centre + scan.shift_px[axis])
-        inside &= (place >= -0.5) & (place <= size - 0.5)
         pixels[:, axis] = place
+    inside = camera.contains(pixels)
     if unseen is not None:
         column, row = np.rint(np.clip(pixels, 0, (camera.width - 1, camera.height - 1))).astype(np.intp).T
         inside &= ~unseen[row, column]

@@ -157,8 +157,8 @@ def measure_stages(estimator: Any, scene: Scene, repeats: int) -> dict[str, Timi
         messages.float_image(depth_m, header)
         writer.organized(depth_m, rgb, header)
 
-    evidence, uncertainty = evidence_of(depth_m, anchors), Uncertainty()
-    correction = Correction(evidence, fitted_field(evidence, fitting.correction_limit), 1.0, fresh=True)
+    evidence, uncertainty = evidence_of(depth_m, anchors, fit.evidence.sigma), Uncertainty()
+    correction = Correction(evidence, fitted_field(evidence, fitting.correction_limit), fresh=True)
 
     def judge() -> None:
         doubt = doubt_of(depth_m, None, fit)
@@ -183,7 +183,9 @@ def measure_stages(estimator: Any, scene: Scene, repeats: int) -> dict[str, Timi
         ),
         "fit": lambda: fit_metric(relative, anchors, estimator.space, fitting),
         "apply": lambda: apply_fit(fit, relative, fitting.max_depth_m),
-        "correct": lambda: corrected(depth_m, anchors, fitting.correction_limit, fitting.max_depth_m),
+        "correct": lambda: corrected(
+            depth_m, anchors, fit.evidence.sigma, fitting.correction_limit, fitting.max_depth_m
+        ),
         "sigma, confidence, gate of the cloud": judge,
         "messages out (depth, info, cloud)": out,
     }

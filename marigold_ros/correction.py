@@ -9,14 +9,13 @@ a whole are held off once; said twice, they are believed.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from marigold_ros.anchor_memory import AnchorMemory, joined
+from marigold_ros.anchor_memory import AnchorMemory
 from marigold_ros.anchors import Anchors
 from marigold_ros.field import Evidence, Field, agreement, evidence_of, fitted_field
-from marigold_ros.geometry import Camera
 from marigold_ros.motion import Motion
 from marigold_ros.tracker import HOLD, Metres
 
@@ -46,6 +45,7 @@ class Corrector:
 
     def __init__(self) -> None:
         self._memory = AnchorMemory()
+        self._newest_ns = 0
         self.reset()
 
     def reset(self) -> None:
@@ -63,8 +63,6 @@ class Corrector:
 
     def __call__(
         self,
-        stamp_ns: int,
-        camera: Camera,
         fitted_m: np.ndarray | None,
         metres: Metres,
         anchors: Anchors | None,
@@ -72,37 +70,45 @@ class Corrector:
         motion: Motion,
         scan: Hashable = None,
     ) -> Correction | None:
-        """The correction of (H, W) `fitted_m` of the image of `stamp_ns`; None where nothing is known of one.
+        """The correction of (H, W) `fitted_m` of the image until which the `motion` is told; None where none is known.
 
-        anchors: those in the fit, if `metres` are fresh. limit: the largest factor on depth. motion: until this image.
-        scan: tells scans apart; what one says in a second image is not said twice.
+        anchors: those in the fit, if `metres` are fresh. limit: the largest factor on depth. scan: tells scans apart;
+        what one says in a second image is not said twice.
         """
-        if fitted_m is None or stamp_ns < self._stamp_ns or not (metres.fresh or metres.state == HOLD):
+        stamp_ns, earlier = motion.stamp_ns, motion.stamp_ns < self._newest_ns
+        self._newest_ns = stamp_ns
+        known = fitted_m is not None and (metres.fresh or metres.state == HOLD)
+        if earlier or not known:
             self.reset()
-        if fitted_m is None:
+        if not known:
             return None
         sigma = metres.fit.evidence.sigma
-        held = self._memory.at(stamp_ns, camera, fitted_m, motion)
-        problem, evidence = None, None
         if metres.fresh:
-            evidence = evidence_of(fitted_m, joined(anchors, held, fitted_m.shape), sigma)
-            if evidence is not None and not evidence.fresh.any():
-                evidence = None  # none of this image's lies on known depth, or near the fit
-        if evidence is not None and self._holds_off(stamp_ns, evidence, metres, scan):
-            if held is None:
+            evidence = evidence_of(fitted_m, self._memory.beside(anchors, fitted_m, motion), sigma)
+            # Where none of this image's lies on known depth, near the fit, they say nothing.
+            if evidence is not None and evidence.fresh.any():
+                if not self._holds_off(stamp_ns, evidence, metres, scan):
+                    return self._followed(stamp_ns, evidence, limit)
+                held = self._held(fitted_m, sigma, limit, motion)
+                if held is not None:
+                    return replace(held, problem=_PROBLEM)
                 self._held_off = False
-            else:
-                evidence, problem = None, _PROBLEM
-        if evidence is None:
-            self._field = None  # what contradicts the memory again is believed
-            evidence = None if held is None else evidence_of(fitted_m, held, sigma)
-            if evidence is None:
-                return None
-            return Correction(evidence, fitted_field(evidence, limit), False, problem)
+                return self._followed(stamp_ns, evidence, limit)
+        return self._held(fitted_m, sigma, limit, motion)
+
+    def _followed(self, stamp_ns: int, evidence: Evidence, limit: float) -> Correction:
+        """The correction by anchors of this image."""
         field = fitted_field(evidence, limit)
         self._memory.remember(stamp_ns, evidence)
         self._stamp_ns, self._field = stamp_ns, field if limit > 1.0 else None
         return Correction(evidence, field, True)
+
+    def _held(self, fitted_m: np.ndarray, sigma: float, limit: float, motion: Motion) -> Correction | None:
+        """The correction by remembered anchors alone; what contradicts it again is believed."""
+        self._field = None
+        held = self._memory.at(fitted_m, motion)
+        evidence = None if held is None else evidence_of(fitted_m, held, sigma)
+        return None if evidence is None else Correction(evidence, fitted_field(evidence, limit), False)
 
     def _holds_off(self, stamp_ns: int, evidence: Evidence, metres: Metres, scan: Hashable) -> bool:
         """Whether the anchors of this image shall wait until they are confirmed; a scan's answer stays the same."""

@@ -60,9 +60,9 @@ class Evidence:
     """What N anchors say of a fit: `residual`, ln of measured over fitted depth, and the `weight` of each, float32.
 
     `depth_m`, (N,): what was measured. `left` (N,) float32 in (0, 1]: the share that still counts, 1 for those of this
-    image. `trust` (N,) float32 in [0, 1]: whether those around agree. `pixels` (N, 2) u, v. `index` and `share`, (8, N),
-    are the nodes around each anchor and its share in them, `node` (N,) the nearest one; nodes are counted over rows,
-    columns, steps. `low` and `high`: ln m of the end nodes.
+    image. `trust` (N,) float32 in [0, 1]: whether those around agree. `pixels` (N, 2) u, v. `index` and `share`,
+    (8, N), are the nodes around each anchor and its share in them, `node` (N,) the nearest one; nodes are counted over
+    rows, columns, steps. `low` and `high`: ln m of the end nodes.
     """
 
     residual: np.ndarray
@@ -113,7 +113,7 @@ class Field:
 def evidence_of(depth_m: np.ndarray, anchors: Anchors, sigma: float) -> Evidence | None:
     """What anchors say of (H, W) `depth_m`, NaN unknown; None where no anchor lies on known depth.
 
-    Many are thinned out. sigma: the fit's relative error at anchors that are not wrong.
+    Many are thinned out. sigma: the relative error of `depth_m` at anchors that are not wrong, as its fit has it.
     """
     some = at_random(len(anchors), MOST_ANCHORS)
     pixels, measured_m = anchors.pixels[some], anchors.depth_m[some]
@@ -169,10 +169,7 @@ def _trust(places: np.ndarray, residual: np.ndarray, sigma: float) -> np.ndarray
 def fitted_field(evidence: Evidence, limit: float) -> Field:
     """The field that brings depth to the anchors. limit: the largest factor on depth, and one over it the smallest."""
     log_factor = np.zeros(_SHAPE, np.float32)
-    told, trusted = (
-        evidence.residual * (evidence.left if SHRINK else 1),
-        evidence.weight * evidence.trust * (evidence.left if WLEFT else 1),
-    )
+    told, trusted = evidence.residual * evidence.left, evidence.weight * evidence.trust * evidence.left
     missing = told
     weights = {shared: _at_nodes(evidence, trusted, shared) for shared in (False, True)}
     for level, (passes, half_weight) in enumerate(_LEVELS):
@@ -202,15 +199,15 @@ def believed(evidence: Evidence) -> Evidence:
     return evidence.of(right) if right.any() else evidence
 
 
-def correction_field(depth_m: np.ndarray, anchors: Anchors, limit: float) -> Field | None:
-    """`fitted_field` for (H, W) `depth_m`, NaN unknown; None where no anchor lies on known depth."""
-    evidence = evidence_of(depth_m, anchors)
+def correction_field(depth_m: np.ndarray, anchors: Anchors, sigma: float, limit: float) -> Field | None:
+    """`fitted_field` for the `evidence_of` anchors; None where no anchor lies on known depth."""
+    evidence = evidence_of(depth_m, anchors, sigma)
     return None if evidence is None else fitted_field(evidence, limit)
 
 
-def corrected(depth_m: np.ndarray, anchors: Anchors, limit: float, max_depth_m: float) -> np.ndarray:
+def corrected(depth_m: np.ndarray, anchors: Anchors, sigma: float, limit: float, max_depth_m: float) -> np.ndarray:
     """(H, W) float32 metres brought to the anchors, see `correction_field`; beyond `max_depth_m` NaN."""
-    field = correction_field(depth_m, anchors, limit)
+    field = correction_field(depth_m, anchors, sigma, limit)
     if field is None:
         return depth_m
     depth_m = apply_field(field, depth_m)

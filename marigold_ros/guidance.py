@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from marigold_ros.anchors import Anchors
 from marigold_ros.config import FitConfig, Unusable
+from marigold_ros.geometry import in_image
 from marigold_ros.metric import MetricFit, fit_metric, log_slope, to_space
 
 # Relative depth error up to which the loss is quadratic, and the least at which an anchor counts as contradicted.
@@ -125,7 +126,7 @@ def check_anchors(anchors: Anchors, size: tuple[int, int]) -> None:
             f"all anchors lie at about one depth ({low:.2f} to {high:.2f} m), which leaves scale and shift open; give "
             "anchors at several depths"
         )
-    if anchors.pixels.min() < -0.5 or (anchors.pixels.max(axis=0) > np.array(size[::-1]) - 0.5).any():
+    if not in_image(anchors.pixels, size[1], size[0]).all():
         raise Unusable(f"anchors lie outside the image of {size[1]}x{size[0]}; give those of this image")
 
 

@@ -90,7 +90,7 @@ def ours_with_sigma(question: Question) -> tuple[np.ndarray, np.ndarray]:
     doubt, uncertainty = doubt_of(fitted_m, None, fit), Uncertainty()
     evidence = evidence_of(fitted_m, question.anchors, fit.evidence.sigma)
     if evidence is not None:
-        correction = Correction(evidence, fitted_field(evidence, limit), 1.0, fresh=True)
+        correction = Correction(evidence, fitted_field(evidence, limit), fresh=True)
         depth_m = apply_field(correction.field, fitted_m)
         uncertainty.learn(evidence, limit, doubt)
     forget_far(depth_m, question.relative, far_end(question.anchors), _MAX_DEPTH_M)

@@ -170,10 +170,7 @@ def _pattern(frame: Frame, name: str, points: np.ndarray, held_out: np.ndarray) 
 def _in_image(frame: Frame, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(N,) bool: the points within the image, and (N, 2) the pixels of all."""
     pixels, _ = project(transformed(points, frame.camera_from_lidar), frame.camera)
-    with np.errstate(invalid="ignore"):
-        low = (pixels >= -0.5).all(axis=1)
-        high = (pixels <= np.array([frame.camera.width, frame.camera.height]) - 0.5).all(axis=1)
-    return low & high, pixels
+    return frame.camera.contains(pixels), pixels
 
 
 def _row_column(frame: Frame, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -23,6 +23,7 @@ from marigold_ros.metric import Refusal, apply_fit, fit_metric
 from marigold_ros.metric_cases import CLEAN, WRONG, Case, cases, patterns
 from marigold_ros.metric_frames import Frame
 from marigold_ros.multistep import MultiStep, Settings, quiet
+from marigold_ros.robust_fit import USUAL_SIGMA
 
 GUIDED = "Marigold-DC, guarded"
 GUIDED_CORRECTED = "Marigold-DC, guarded, corrected"
@@ -67,7 +68,7 @@ class GuidedMethods:
                 anchors = case.anchors
                 depth_m = _limited(self._guarded(frame.rgb, anchors).values)
                 yield GuidedAnswer(case, GUIDED, depth_m)
-                yield GuidedAnswer(case, GUIDED_CORRECTED, _corrected(depth_m, anchors))
+                yield GuidedAnswer(case, GUIDED_CORRECTED, _corrected(depth_m, anchors, USUAL_SIGMA))
                 yield GuidedAnswer(case, PUBLISHED, _limited(self._published(frame.rgb, anchors).values))
                 yield GuidedAnswer(case, UNGUIDED, _fitted(relative, anchors, self.info.space))
 
@@ -77,9 +78,10 @@ def _limited(depth_m: np.ndarray) -> np.ndarray:
     return np.where(depth_m <= FitConfig().max_depth_m, depth_m, np.float32(np.nan))
 
 
-def _corrected(depth_m: np.ndarray, anchors: Anchors) -> np.ndarray:
+def _corrected(depth_m: np.ndarray, anchors: Anchors, sigma: float) -> np.ndarray:
+    """By the node's correction. sigma: the fit's; of a guided map, which has none, what fits take for usual."""
     config = FitConfig()
-    return corrected(depth_m.copy(), anchors, config.correction_limit, config.max_depth_m)
+    return corrected(depth_m.copy(), anchors, sigma, config.correction_limit, config.max_depth_m)
 
 
 def _fitted(relative: np.ndarray, anchors: Anchors, space: str) -> np.ndarray:
@@ -87,4 +89,4 @@ def _fitted(relative: np.ndarray, anchors: Anchors, space: str) -> np.ndarray:
     fit = fit_metric(relative, anchors, space, FitConfig())
     if isinstance(fit, Refusal):
         return np.full(relative.shape, np.nan, np.float32)
-    return _corrected(apply_fit(fit, relative, FitConfig().max_depth_m), anchors)
+    return _corrected(apply_fit(fit, relative, FitConfig().max_depth_m), anchors, fit.evidence.sigma)

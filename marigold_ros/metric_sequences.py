@@ -127,9 +127,8 @@ def _truth(frame: Frame, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     truth_m = frame.depth_m[pixels[:, 1], pixels[:, 0]]
     hit = np.zeros(frame.depth_m.shape, bool)
     places, _ = project(transformed(frame.points, frame.camera_from_lidar), frame.camera)
-    places = np.rint(places[np.isfinite(places).all(axis=1)]).astype(np.intp)
-    inside = ((places >= 0) & (places < (frame.camera.width, frame.camera.height))).all(axis=1)
-    hit[places[inside, 1], places[inside, 0]] = True
+    column, row = np.rint(places[frame.camera.contains(places)]).astype(np.intp).T
+    hit[row, column] = True
     anchored = hit[pixels[:, 1], pixels[:, 0]]
     return np.where(anchored, np.float32(np.nan), truth_m), np.isnan(truth_m)
 

@@ -1,4 +1,4 @@
-"""How a camera, and its picture, moved since an earlier image, as far as that is known."""
+"""How a camera, and its picture, moved until an image, as far as that is known."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+
+from marigold_ros.geometry import Camera
 
 # (4, 4) now_from_then of the camera since the image of a time in nanoseconds; None where it is not known.
 FindMotion = Callable[[int], "np.ndarray | None"]
@@ -19,7 +21,13 @@ def unknown_motion(then_ns: int) -> None:
 
 @dataclass(frozen=True)
 class Motion:
-    """What tells the motion until one image: of the camera, and of the picture as a whole."""
+    """What tells the motion of the undistorted `camera` until its image of `stamp_ns`, and that of its picture."""
 
-    camera: FindMotion = unknown_motion
-    picture: FindShift = unknown_motion
+    stamp_ns: int
+    camera: Camera
+    since: FindMotion = unknown_motion
+    shift_since: FindShift = unknown_motion
+
+    def elapsed_s(self, then_ns: int) -> float:
+        """Seconds since the image of another time."""
+        return (self.stamp_ns - then_ns) * 1e-9

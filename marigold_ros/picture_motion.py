@@ -80,14 +80,15 @@ def _window(shape: tuple[int, int]) -> np.ndarray:
 class PictureTrack:
     """Where a camera's picture has moved to, as a whole, image by image: a gyroscope for who has none.
 
-    Of the newest image: `grey`, its `working_picture`; `thumb`, its `thumbnail`; `motion`, (2,) radians per second
-    rightwards and downwards since the image before, None where that cannot be told.
+    Of the newest image: `grey`, its `working_picture`; `thumb`, its `thumbnail`.
     """
 
     def __init__(self) -> None:
         self.grey = self.thumb = np.empty((0, 0), np.float32)
-        self.motion: np.ndarray | None = None
         self._camera: Camera | None = None
+        # The camera of the first image since the picture was lost, and the thumbnail of the image before the newest.
+        self._first_camera: Camera | None = None
+        self._before: np.ndarray | None = None
         # Times of the images since the picture was last lost, and its places (pixels right, pixels down) then.
         self._stamps_ns: list[int] = []
         self._places: list[np.ndarray] = []
@@ -100,27 +101,34 @@ class PictureTrack:
         before_ns = self._stamps_ns[-1] if self._stamps_ns else None
         if stamp_ns == before_ns and camera == self._camera:
             return
-        known = self._camera is not None and self._camera.resembles(camera) and before_ns is not None
-        known = known and 0 < stamp_ns - before_ns < _LOST_NS
+        known = before_ns is not None and 0 < stamp_ns - before_ns < _LOST_NS and self._first_camera.resembles(camera)
         self._camera = camera
         before, self.grey = self.thumb, working_picture(rgb, camera)
-        self.thumb, self.motion = thumbnail(self.grey), None
+        self.thumb = thumbnail(self.grey)
         # A refined focal length may change the size of the working picture by a pixel, and that of its thumbnail.
         known = known and self.thumb.shape == before.shape
         place = self._followed(before) if known else None
         if place is None:
+            self._first_camera, self._before = camera, None
             self._stamps_ns, self._places = [stamp_ns], [np.zeros(2)]
             self._key = self.thumb, self._places[0]
             return
-        # Of the two images alone: the difference of two places has the errors of both.
-        step = shift_between(before, self.thumb)
-        if step is not None:
-            self.motion = self._in_pixels(step) / (camera.fx, camera.fy) / ((stamp_ns - before_ns) * 1e-9)
+        self._before = before
         self._stamps_ns.append(stamp_ns)
         self._places.append(place)
         if stamp_ns - self._stamps_ns[0] > 2 * _KEPT_NS:
             first = bisect.bisect_left(self._stamps_ns, stamp_ns - _KEPT_NS)
             del self._stamps_ns[:first], self._places[:first]
+
+    @property
+    def motion(self) -> np.ndarray | None:
+        """(2,) radians per second rightwards and downwards since the image before; None where that cannot be told."""
+        # Of the two images alone: the difference of two places has the errors of both.
+        step = None if self._before is None else shift_between(self._before, self.thumb)
+        if step is None:
+            return None
+        elapsed_s = (self._stamps_ns[-1] - self._stamps_ns[-2]) * 1e-9
+        return self._in_pixels(step) / (self._camera.fx, self._camera.fy) / elapsed_s
 
     def _followed(self, before: np.ndarray) -> np.ndarray | None:
         """The place of the newest thumbnail, by the key, or by that of the image before; None where it is lost."""

@@ -20,22 +20,20 @@ from marigold_ros.calibration import Calibration, CalibrationMonitor
 from marigold_ros.config import Config, Fault, Unusable
 from marigold_ros.correction import Corrector
 from marigold_ros.disagreement import confidence_of
-from marigold_ros.field import apply_field, believed
+from marigold_ros.field import apply_field
 from marigold_ros.geometry import Camera, Rectifier, rectifier
 from marigold_ros.metric import MetricFit, apply_fit
-from marigold_ros.motion import FindMotion, Motion, unknown_motion
+from marigold_ros.motion import FindMotion, unknown_motion
 from marigold_ros.picture_motion import PictureTrack
+from marigold_ros.seen_motion import SeenMotion
 from marigold_ros.tracker import DEGRADED, OK, RELATIVE, Metres, MetricTracker
 from marigold_ros.uncertainty import Uncertainty, confidence_from, doubt_of, sigma_of, smooth_variance, solid_part
 from marigold_ros.unknown import far_end, forget_far
-from marigold_ros.visual_odometry import VisualOdometry
 
 # Relative depth beyond this is 1 but for the rounding of a resize.
 _SATURATED = 1.0 - 1e-5
 # What is left, frame by frame, of how far there was evidence, where anchors are too few to tell.
 _FAR_LEFT = 0.97
-# Where more than this share of the last anchors has none beside it now, it matters where they are.
-_GAPS = 0.2
 
 
 class Estimator(Protocol):
@@ -102,12 +100,15 @@ class Pipeline:
     def __init__(self, estimator: Estimator) -> None:
         self._estimator = estimator
         self._tracker = MetricTracker(estimator.space)
-        self._track = PictureTrack()
-        self._calibration = CalibrationMonitor(self._track)
+        track = PictureTrack()
+        self._seen = SeenMotion(track)
+        self._calibration = CalibrationMonitor(track)
         self._scans: Sequence[Scan] = ()
         # Sensors and times of the scans that were last new, all of them.
         self._counted: frozenset = frozenset()
+        # The camera of the last image, and that of the first one since everything was forgotten.
         self._raw_camera: Camera | None = None
+        self._first_camera: Camera | None = None
         self._rectifier: Rectifier | None = None
         # A metric checkpoint's scale and shift for this camera.
         self._own: MetricFit | None = None
@@ -115,7 +116,6 @@ class Pipeline:
         # How far anchors were evidence when the last fit was made.
         self._far_m = math.inf
         self._corrector = Corrector()
-        self._odometry = VisualOdometry()
 
     def __call__(
         self,
@@ -151,18 +151,15 @@ class Pipeline:
         if not metric:
             return FrameDepth(rgb, camera, relative, stage_s=stage_s, confidence=sure)
         with _timed(stage_s, "anchors"):
-            self._track.see(stamp_ns, rgb, camera)
-            self._odometry.see(stamp_ns, self._track.grey)
-            anchors, problem, fault = self._anchors(find_scan, stamp_ns, camera, config)
+            self._seen.see(stamp_ns, rgb, camera)
+            anchors, problem, fault = self._anchors(find_scan, camera, config)
             scans = None if anchors is None else self._scans_id()
         with _timed(stage_s, "calibration"):
             calibration = self._watched(stamp_ns, rgb, camera, anchors, config)
-        motion = self._motion(stamp_ns, camera, anchors, find_motion)
+            motion = self._seen.until_now(anchors, find_motion)
         with _timed(stage_s, "fit"):
             metres = self._tracker.update(
-                stamp_ns,
                 relative,
-                camera,
                 anchors,
                 config.fit,
                 motion,
@@ -176,11 +173,10 @@ class Pipeline:
         with _timed(stage_s, "correct"):
             limit, fitted_m, correction = config.fit.correction_limit, depth_m, None
             if limit > 1.0 or judged:
-                correction = self._corrector(stamp_ns, camera, fitted_m, metres, anchors, limit, motion, scans)
+                correction = self._corrector(fitted_m, metres, anchors, limit, motion, scans)
             if correction is not None:
                 depth_m = apply_field(correction.field, fitted_m)
-                right = believed(correction.evidence)
-                self._odometry.remember(right.pixels, right.depth_m)
+                self._seen.remember(correction.evidence)
         if depth_m is not None:
             if metres.fresh and (correction is None or correction.fresh):
                 self._notice_far_end(anchors, metres)
@@ -226,20 +222,6 @@ class Pipeline:
             return self._calibration.verdict
         (scan,) = self._scans
         return self._calibration.update(stamp_ns, rgb, camera, anchors, scan.camera_from_lidar[:3, 3], scan.age_s)
-
-    def _motion(self, stamp_ns: int, camera: Camera, anchors: Anchors | None, find_motion: FindMotion) -> Motion:
-        """How camera and picture moved until this image: by the picture itself where nobody else knows and it counts,
-        because what had anchors has none now.
-        """
-        counts = anchors is None or self._odometry.unseen_share(anchors.pixels, (camera.height, camera.width)) > _GAPS
-
-        def moved(then_ns: int) -> np.ndarray | None:
-            known = find_motion(then_ns)
-            if known is not None or not counts:
-                return known
-            return self._odometry.since(then_ns, camera, self._track.shift_px)
-
-        return Motion(moved, lambda then_ns: self._track.shift_px(then_ns, stamp_ns))
 
     def _scans_id(self) -> Hashable:
         """What tells this frame's scans from those of another; None where their times are not known.
@@ -290,14 +272,15 @@ class Pipeline:
     def _rectified(self, rgb: np.ndarray, camera: Camera) -> tuple[np.ndarray, Camera]:
         """The image without lens distortion, and its camera."""
         if camera != self._raw_camera:
-            before = self._raw_camera
             self._rectifier = rectifier(camera)
             self._own = self._estimator.fit_of(camera if self._rectifier is None else self._rectifier.camera)
-            if before is None or self._own is not None or not before.resembles(camera):
+            first = self._first_camera
+            if first is None or self._own is not None or not first.resembles(camera):
                 self._tracker.reset()  # what was fitted belongs to another focal length, or to other pixels
                 self._corrector.reset()
-                self._odometry.reset()
+                self._seen.reset()
                 self._far_m = math.inf
+                self._first_camera = camera
             self._raw_camera = camera  # last: where this failed, the next image tries again
         if self._rectifier is None:
             return rgb, camera
@@ -309,7 +292,7 @@ class Pipeline:
         return None if self._rectifier is None else self._rectifier.unseen
 
     def _anchors(
-        self, find_scan: Callable[[], Scan | Sequence[Scan]], stamp_ns: int, camera: Camera, config: Config
+        self, find_scan: Callable[[], Scan | Sequence[Scan]], camera: Camera, config: Config
     ) -> tuple[Anchors | None, str | None, bool]:
         """The anchors, or None, why there are none, and whether that is a fault.
 
@@ -322,25 +305,8 @@ class Pipeline:
         except Unusable as problem:
             return None, str(problem), isinstance(problem, Fault)
         scans = [scans] if isinstance(scans, Scan) else scans
-        self._scans = [self._in_time(scan, stamp_ns, camera) for scan in scans]
+        self._scans = [self._seen.in_time(scan) for scan in scans]
         return anchors_of(self._scans, camera, config.range, self._unseen), None, False
-
-    def _in_time(self, scan: Scan, stamp_ns: int, camera: Camera) -> Scan:
-        """The scan, if it is of another time than the image and not yet moved: moved with the picture to the time of the
-        nearest image, and as the camera was seen to move since.
-        """
-        if scan.age_s == 0:
-            return scan
-        scan_ns = stamp_ns - round(scan.age_s * 1e9)
-        near_ns = self._odometry.nearest_ns(scan_ns)
-        moved = self._odometry.since(near_ns, camera, self._track.shift_px)
-        if moved is None:
-            near_ns, moved = stamp_ns, np.eye(4)
-        shift_px = self._track.shift_px(scan_ns, near_ns)
-        if shift_px is None:
-            return scan
-        transform = moved @ scan.camera_from_lidar
-        return replace(scan, camera_from_lidar=transform, age_s=0.0, shift_px=tuple(map(float, shift_px)))
 
 
 def _require_answer(relative: np.ndarray, metres: bool) -> None:

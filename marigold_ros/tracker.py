@@ -16,7 +16,6 @@ import numpy as np
 
 from marigold_ros.anchors import Anchors
 from marigold_ros.config import FitConfig
-from marigold_ros.geometry import Camera
 from marigold_ros.metric import MetricFit, Refusal, fit_metric
 from marigold_ros.metric_map import MetricMap, relative_sigma
 from marigold_ros.motion import Motion
@@ -72,9 +71,7 @@ class MetricTracker:
 
     def update(
         self,
-        stamp_ns: int,
         relative: np.ndarray,
-        camera: Camera,
         anchors: Anchors | None,
         config: FitConfig,
         motion: Motion,
@@ -84,17 +81,17 @@ class MetricTracker:
         own: MetricFit | None = None,
         scan: Hashable = None,
     ) -> Metres:
-        """The metres of the (H, W) float32 `relative` of the image of `stamp_ns` of the undistorted `camera`.
+        """The metres of the (H, W) float32 `relative` of the image until which the `motion` is told.
 
-        anchors: None where there are none, for the reason `problem`; `fault`: the reason will not pass by itself.
-        motion: until this image. own: a metric checkpoint's fit for this image. scan: tells scans apart; what one says
-        in a second image is not said twice. A stamp before the newest one means that time started again, and everything
-        is forgotten.
+        anchors: None where there are none, for the reason `problem`; `fault`: the reason will not pass by itself. own:
+        a metric checkpoint's fit for this image. scan: tells scans apart; what one says in a second image is not said
+        twice. An image before the newest one means that time started again, and everything is forgotten.
         """
+        stamp_ns = motion.stamp_ns
         if self._newest_ns is not None and stamp_ns < self._newest_ns:
             self.reset()
         self._newest_ns = stamp_ns
-        known = self._carried_over(stamp_ns, relative, camera, config, motion)
+        known = self._carried_over(relative, config, motion)
         new = None if anchors is None else fit_metric(relative, anchors, self._space, config, own, shape=known)
         if isinstance(new, Refusal):
             new, problem, fault = None, new.reason, new.fault
@@ -102,20 +99,14 @@ class MetricTracker:
         fit, fresh, problem = self._weighed(relative, known, new, problem, again)
         return self._answer(stamp_ns, relative, fit, fresh, problem, fault, config)
 
-    def _carried_over(
-        self,
-        stamp_ns: int,
-        relative: np.ndarray,
-        camera: Camera,
-        config: FitConfig,
-        motion: Motion,
-    ) -> MetricFit | None:
+    def _carried_over(self, relative: np.ndarray, config: FitConfig, motion: Motion) -> MetricFit | None:
         """What is known of the metres before this frame's anchors are looked at."""
         if self._map is None:
             return None
-        then_ns = self._map_ns
-        elapsed_s, moved, shift_px = (stamp_ns - then_ns) * 1e-9, motion.camera(then_ns), motion.picture(then_ns)
-        found = self._map.carried_to(relative, elapsed_s, config.speed_m_s, camera, moved, shift_px)
+        found = self._map.carried_to(
+            relative, motion.elapsed_s(self._map_ns), config.speed_m_s, motion.camera, motion.since(self._map_ns),
+            motion.shift_since(self._map_ns),
+        )  # fmt: skip
         if found is None:
             self._map = self._rejected = None
             return None

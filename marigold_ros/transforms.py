@@ -17,6 +17,10 @@ from marigold_ros.sweep import Sweep
 _KNOTS = 5
 # Where all points have one time, how fast the sensor moves is seen from this long before.
 _LOOK_BACK_S = 0.05
+# What moves and is published comes within this time; where tf2 has waited for it longer, it will not come by itself.
+_PATIENCE_S = 1.0
+# How long tf2 keeps what moves.
+_KEPT_NS = 10_000_000_000
 
 
 class Extrinsic(Protocol):
@@ -90,8 +94,8 @@ class TfListener:
                 f"{section}.extrinsic='static' with {section}.translation_m and {section}.rotation_xyzw"
             ) from None
         self.errors = tf2_ros.TransformException
-        # A time that is not known yet, which passes by itself.
-        self.passing = tf2_ros.ExtrapolationException
+        # A time that is not known, perhaps not yet.
+        self.late = tf2_ros.ExtrapolationException
         # Without the node: it would add a service at every configure, and its own handling of time jumps is broken.
         self.buffer = tf2_ros.Buffer()
         self._listener: Any = tf2_ros.TransformListener(self.buffer, node)
@@ -109,23 +113,38 @@ class TfExtrinsic:
     """
 
     def __init__(self, listener: TfListener, fixed_frame: str, section: str = "range") -> None:
-        self._buffer, self._errors, self._passing = listener.buffer, listener.errors, listener.passing
+        self._buffer, self._errors, self._late = listener.buffer, listener.errors, listener.late
         self._fixed_frame = fixed_frame
         self._section = section
+        # The time of the first image since the last one whose transform was known.
+        self._late_since_ns: int | None = None
 
     def camera_from_lidar(self, camera_frame: str, image_ns: int, lidar_frame: str, scan_ns: int) -> np.ndarray:
-        """(4, 4) from /tf and /tf_static."""
+        """(4, 4) from /tf and /tf_static.
+
+        A time that tf2 does not know may be known in the next image; where that has gone on for `_PATIENCE_S`, it is a
+        `Fault`: a publisher that died, or a clock that is off.
+        """
         for sensor, frame in (("image", camera_frame), (self._section, lidar_frame)):
             if not frame:
                 raise Unusable(f"{sensor} header.frame_id='': tf2 needs the name of the frame; set it in the driver")
         try:
-            return self._look_up(camera_frame, image_ns, lidar_frame, scan_ns)
-        except self._errors as problem:
-            kind = Unusable if isinstance(problem, self._passing) else Fault
+            found = self._look_up(camera_frame, image_ns, lidar_frame, scan_ns)
+        except self._late as problem:
+            if self._late_since_ns is None:
+                self._late_since_ns = image_ns
+            kind = Fault if image_ns - self._late_since_ns > _PATIENCE_S * 1e9 else Unusable
+            reason = self._farthest_off(camera_frame, image_ns, lidar_frame, scan_ns)
             raise kind(
+                reason or f"no transform from {lidar_frame!r} to {camera_frame!r}: {problem}; is its publisher alive?"
+            ) from None
+        except self._errors as problem:
+            raise Fault(
                 f"no transform from {lidar_frame!r} to {camera_frame!r}: {problem}; publish it (static_transform_"
                 f"publisher, robot_state_publisher) or set {self._section}.extrinsic='static'"
             ) from None
+        self._late_since_ns = None
+        return found
 
     def sweep(
         self,
@@ -164,6 +183,7 @@ class TfExtrinsic:
     def forget(self) -> None:
         """Drop what moves; tf2 keeps static transforms."""
         self._buffer.clear()
+        self._late_since_ns = None
 
     def _look_up(self, camera_frame: str, image_ns: int, lidar_frame: str, time_ns: int) -> np.ndarray:
         image_time, time = Time(nanoseconds=image_ns), Time(nanoseconds=time_ns)
@@ -172,3 +192,26 @@ class TfExtrinsic:
         else:
             found = self._buffer.lookup_transform(camera_frame, lidar_frame, time)
         return matrix_from_transform(found)
+
+    def _farthest_off(self, camera_frame: str, image_ns: int, lidar_frame: str, scan_ns: int) -> str | None:
+        """Which transform tf2 does not know at its time, by how much, and what to do; None where it has none at all."""
+        asked = [(lidar_frame, self._fixed_frame or camera_frame, "scan", scan_ns)]
+        if self._fixed_frame:
+            asked.append((camera_frame, self._fixed_frame, "image", image_ns))
+        found: list[tuple[int, str]] = []
+        for source, target, what, time_ns in asked:
+            try:
+                newest_ns = self._buffer.get_latest_common_time(target, source).nanoseconds
+            except self._errors:
+                continue
+            if newest_ns == 0:  # static
+                continue
+            age_ns = time_ns - newest_ns
+            than = f"the newest is {abs(age_ns) * 1e-9:.3f} s {'older' if age_ns > 0 else 'newer'} than the {what}"
+            words = (
+                f"no transform from {source!r} to {target!r} at the time of the {what}: {than}; is its publisher alive "
+                f"(ros2 run tf2_ros tf2_monitor {target} {source}), do the clocks agree (use_sim_time)?"
+            )
+            # What is too old is gone when it is older than all that tf2 keeps.
+            found.append((max(age_ns, -age_ns - _KEPT_NS), words))
+        return max(found)[1] if found else None

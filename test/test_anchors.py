@@ -36,6 +36,21 @@ def test_missing_behind_near_far_and_outside_points_are_dropped():
     assert anchors.seen == 5
 
 
+INSIDE = [(-0.5, 0.0), (0.0, -0.5), (3.49, 2.49), (1.0, 2.0)]
+OUTSIDE = [(3.5, 0.0), (0.0, 2.5), (-0.51, 0.0), (0.0, 2.51)]
+
+
+@pytest.mark.parametrize("pixel", INSIDE + OUTSIDE)
+def test_the_image_ends_where_its_last_pixels_do_for_anchors_and_for_all_others(pixel):
+    """Nothing at the far end would round to a pixel that is none."""
+    camera = Camera(4, 3, 1.0, 1.0, 0.0, 0.0)
+    anchors = find_anchors(np.float32([[*pixel, 1.0]]), np.eye(4), camera, LIMITS)
+    assert len(anchors) == (pixel in INSIDE)
+    assert camera.contains(np.array([pixel])).tolist() == [pixel in INSIDE]
+    # A point of nowhere, as what lies behind the camera is projected to, is not in it.
+    assert not camera.contains(np.array([[np.nan, 1.0], [np.inf, 1.0]])).any()
+
+
 @pytest.mark.parametrize("points", [np.empty((0, 3), np.float32), np.full((9, 3), np.nan, np.float32)])
 def test_an_empty_scan_gives_no_anchors(points):
     assert len(find_anchors(points, CAMERA_FROM_LIDAR, CAMERA, LIMITS)) == 0

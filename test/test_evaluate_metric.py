@@ -441,6 +441,20 @@ def test_marigold_dc_stands_beside_the_others_in_its_few_cases(folder, tmp_path,
     assert "takes one step from zeros" in capsys.readouterr().err
 
 
+def test_unguided_a_multi_step_network_is_fitted_and_corrected_as_the_node_does():
+    pytest.importorskip("transformers")
+    from marigold_ros import metric_guided
+
+    u, v = EVERY_PIXEL.T
+    bent = (plane_m().ravel() * np.exp(0.12 * np.sin(u / 20) + 0.1 * np.cos(v / 15))).astype(np.float32)
+    asked = question(anchors=spoilt(anchors_of(bent.reshape(ROWS, COLUMNS), 600)))
+    found = metric_guided._fitted(asked.relative, asked.anchors, asked.space)[v, u]
+    expected = METHODS["ours"](asked)
+    known = np.isfinite(expected)
+    assert known.mean() > 0.9
+    np.testing.assert_array_equal(found[known], expected[known])
+
+
 def test_frames_are_read_as_they_were_measured(folder):
     (frame,) = read_frames(folder)
     assert (frame.dataset, frame.name, frame.rgb.shape) == (INDOOR, "07", (480, 640, 3))

@@ -271,6 +271,18 @@ def test_without_usable_scans_metres_are_held_in_growing_doubt_and_then_end(stre
     stream.recovers(COLD_START)
 
 
+def test_a_transform_that_is_no_longer_published_is_a_fault_after_a_second(stream):
+    """Metres are held for as long as always; what tf2 says when it is late is no fault yet."""
+    with stream.switched("silent"):
+        frames = [stream.frame() for _ in range(6)]
+    assert [frame.state for frame in frames] == ["HOLD", "HOLD", "RELATIVE", "RELATIVE", "RELATIVE", "FAULT"]
+    assert (frames[-2].level, frames[-1].level) == (WARN, ERROR)
+    for number, frame in enumerate(frames, start=1):
+        assert "no transform from 'lidar' to 'camera' at the time of the scan: the newest is " in frame.message
+        assert f"{number * STEP_S:.3f} s older than the scan; is its publisher alive" in frame.message
+    stream.recovers(COLD_START)
+
+
 def without(field):
     return cloud_of(lidar_points(), "xyz".replace(field, "w"))
 

@@ -7,6 +7,8 @@ from marigold_ros.anchors import Anchors
 from marigold_ros.field import apply_field, believed, corrected, correction_field, evidence_of, fitted_field
 
 SHAPE = (480, 640)
+# What a fit to a network that is bent as below has for its error.
+SIGMA = 0.08
 ROWS, COLUMNS = np.mgrid[: SHAPE[0], : SHAPE[1]]
 FLOOR_M = (300.0 / (ROWS + 40.0)).astype(np.float32)  # from 7.5 m at the top to 0.6 m
 BEND = (0.12 * np.sin(COLUMNS / 120.0) + 0.1 * np.cos(ROWS / 90.0)).astype(np.float32)  # ln of the network's error
@@ -30,7 +32,7 @@ def error(depth_m, truth_m):
 @pytest.mark.parametrize("wrong", [0.0, 0.3, 0.5])
 def test_a_bent_floor_is_brought_to_the_anchors(wrong):
     fitted_m = FLOOR_M * np.exp(BEND)
-    found = corrected(fitted_m, anchors_on(FLOOR_M, wrong=wrong), 2.0, 120.0)
+    found = corrected(fitted_m, anchors_on(FLOOR_M, wrong=wrong), SIGMA, 2.0, 120.0)
     assert error(found, FLOOR_M) < (0.2 if wrong < 0.5 else 0.4) * error(fitted_m, FLOOR_M)
 
 
@@ -38,7 +40,7 @@ def test_an_edge_stays_where_it_is_and_each_side_gets_its_own_correction():
     truth_m, fitted_m = np.full(SHAPE, 8.0, np.float32), np.full(SHAPE, 8.8, np.float32)
     box = np.s_[150:330, 200:440]
     truth_m[box], fitted_m[box] = 2.0, 1.85
-    found = corrected(fitted_m, anchors_on(truth_m), 2.0, 120.0)
+    found = corrected(fitted_m, anchors_on(truth_m), SIGMA, 2.0, 120.0)
     errors = np.abs(np.log(found / truth_m))
     assert errors.max() < 0.04
     assert errors.mean() < 0.003
@@ -46,13 +48,13 @@ def test_an_edge_stays_where_it_is_and_each_side_gets_its_own_correction():
 
 def test_nothing_changes_without_anchors_and_nothing_jumps_beside_them():
     fitted_m = np.full(SHAPE, 5.0, np.float32)
-    field = correction_field(fitted_m, anchors_on(fitted_m * 1.2, columns=slice(0, 160, 8)), 2.0)
+    field = correction_field(fitted_m, anchors_on(fitted_m * 1.2, columns=slice(0, 160, 8)), SIGMA, 2.0)
     factor = np.log(apply_field(field, fitted_m) / fitted_m)
     assert factor[:, :100] == pytest.approx(np.log(1.2), abs=0.02)
     steps = np.abs(np.diff(factor, axis=1))
     assert steps.max() < 0.01  # 1 % from pixel to pixel
     assert np.all(np.diff(factor[:, 160:], axis=1) < 1e-4)  # and it fades
-    far = correction_field(fitted_m, anchors_on(fitted_m * 1.2, slice(0, 30, 8), slice(0, 40, 8)), 2.0)
+    far = correction_field(fitted_m, anchors_on(fitted_m * 1.2, slice(0, 30, 8), slice(0, 40, 8)), SIGMA, 2.0)
     assert np.abs(np.log(apply_field(far, fitted_m) / fitted_m))[300:, 500:].max() < 0.01
 
 
@@ -61,12 +63,12 @@ def test_depths_that_no_anchor_has_are_left_alone():
     fitted_m = np.full(SHAPE, 2.0, np.float32)
     fitted_m[:, 320:] = 20.0
     near = anchors_on(np.full(SHAPE, 3.0), columns=slice(0, 320, 8))
-    found = corrected(fitted_m, near, 2.0, 120.0)
+    found = corrected(fitted_m, near, SIGMA, 2.0, 120.0)
     assert found[:, :310] == pytest.approx(3.0, rel=0.02)
     np.testing.assert_array_equal(found[:, 320:], 20.0)
     one = Anchors(np.array([[600, 10]], np.float32), np.array([20.0], np.float32), np.ones(1, np.float32), 1)
     both = Anchors(*(np.concatenate([getattr(a, k) for a in (near, one)]) for k in ("pixels", "depth_m", "weight")), 1)
-    found = corrected(fitted_m, both, 2.0, 120.0)
+    found = corrected(fitted_m, both, SIGMA, 2.0, 120.0)
     assert np.abs(np.log(found[:, 320:] / 20.0)).mean() < 0.12
 
 
@@ -74,38 +76,38 @@ def test_a_very_tall_image():
     fitted_m = np.full((9000, 8), 5.0, np.float32)
     v = np.arange(0, 9000, 10, dtype=np.float32)
     anchors = Anchors(np.stack([np.full_like(v, 4), v], axis=1), np.full_like(v, 6), np.ones_like(v), len(v))
-    np.testing.assert_allclose(corrected(fitted_m, anchors, 2.0, 120.0)[:, 4], 6.0, rtol=0.01)
+    np.testing.assert_allclose(corrected(fitted_m, anchors, SIGMA, 2.0, 120.0)[:, 4], 6.0, rtol=0.01)
 
 
 def test_its_bound():
     fitted_m = np.full(SHAPE, 5.0, np.float32)
     anchors = anchors_on(fitted_m * 1.5)
-    assert error(corrected(fitted_m, anchors, 2.0, 120.0), fitted_m * 1.5) < 0.01
-    np.testing.assert_allclose(corrected(fitted_m, anchors, 1.25, 120.0), 6.25, rtol=1e-5)
+    assert error(corrected(fitted_m, anchors, SIGMA, 2.0, 120.0), fitted_m * 1.5) < 0.01
+    np.testing.assert_allclose(corrected(fitted_m, anchors, SIGMA, 1.25, 120.0), 6.25, rtol=1e-5)
 
 
 def test_what_is_unknown_or_too_far_is_so_afterwards():
     fitted_m = np.full(SHAPE, 5.0, np.float32)
     fitted_m[:100] = np.nan
-    found = corrected(fitted_m, anchors_on(np.full(SHAPE, 6.0)), 2.0, 120.0)
+    found = corrected(fitted_m, anchors_on(np.full(SHAPE, 6.0)), SIGMA, 2.0, 120.0)
     assert np.isnan(found[:100]).all()
     np.testing.assert_allclose(found[110:], 6.0, rtol=0.01)
-    assert np.isnan(corrected(fitted_m, anchors_on(np.full(SHAPE, 6.0)), 2.0, 5.5)).all()
+    assert np.isnan(corrected(fitted_m, anchors_on(np.full(SHAPE, 6.0)), SIGMA, 2.0, 5.5)).all()
 
 
 def test_where_no_anchor_lies_on_known_depth_it_is_left_alone():
     unknown = np.full(SHAPE, np.nan, np.float32)
-    assert correction_field(unknown, anchors_on(FLOOR_M), 2.0) is None
+    assert correction_field(unknown, anchors_on(FLOOR_M), SIGMA, 2.0) is None
     nobody = Anchors(np.zeros((0, 2), np.float32), np.zeros(0, np.float32), np.zeros(0, np.float32), 0)
-    assert corrected(FLOOR_M, nobody, 2.0, 120.0) is FLOOR_M
+    assert corrected(FLOOR_M, nobody, SIGMA, 2.0, 120.0) is FLOOR_M
     far_off = anchors_on(FLOOR_M * 10)
-    assert corrected(FLOOR_M, far_off, 2.0, 120.0) is FLOOR_M
+    assert corrected(FLOOR_M, far_off, SIGMA, 2.0, 120.0) is FLOOR_M
 
 
 def test_a_single_anchor_and_a_small_image():
     fitted_m = np.full((48, 64), 5.0, np.float32)
     one = Anchors(np.array([[10, 20]], np.float32), np.array([5.5], np.float32), np.ones(1, np.float32), 1)
-    found = corrected(fitted_m, one, 2.0, 120.0)
+    found = corrected(fitted_m, one, SIGMA, 2.0, 120.0)
     assert found[20, 10] > 5.2
     assert found[40, 60] == pytest.approx(5.0, abs=0.05)
 
@@ -147,3 +149,11 @@ def test_one_anchor_is_believed_as_far_as_the_fit_lets_expect_its_error():
         evidence = evidence_of(fitted_m, anchors_on(np.full(SHAPE, 2.0), slice(100, 101), slice(100, 101)), sigma)
         assert evidence.trust == pytest.approx(trust)
         assert len(believed(evidence).residual) == 1  # all of it, where nothing is believed
+
+
+def test_depth_goes_to_a_lone_anchor_as_far_as_the_fit_lets_expect_its_error():
+    fitted_m = np.full(SHAPE, 5.0, np.float32)
+    lone = anchors_on(np.full(SHAPE, 3.0), slice(100, 101), slice(100, 101))
+    near_it = [corrected(fitted_m, lone, sigma, 3.0, 120.0)[100, 100] for sigma in (0.05, 0.5)]
+    assert near_it[0] == pytest.approx(5.0)
+    assert near_it[1] < 3.5

@@ -140,3 +140,39 @@ def test_a_camera_whose_calibration_is_refined_and_others():
     for other in ((640, 480, 520.0, 500.0, 319.5, 239.5), (640, 480, 500.0, 500.0, 100.0, 239.5),
                   (640, 480, 500.0, 500.0, 319.5, 280.0), (640, 400, 500.0, 500.0, 319.5, 239.5)):  # fmt: skip
         assert not camera.resembles(Camera(*other))
+
+
+def brought_to(camera, pixels):
+    """Where OpenCV's rectification looks up these pixels u, v."""
+    coefficients, size = np.array(camera.distortion or (0.0,) * 5), (camera.width, camera.height)
+    module = cv2.fisheye if camera.distortion_model == "equidistant" else cv2
+    maps = module.initUndistortRectifyMap(camera.matrix, coefficients, np.eye(3), camera.matrix, size, cv2.CV_32FC1)
+    return np.stack([each[pixels[:, 1], pixels[:, 0]] for each in maps], axis=1)
+
+
+@pytest.mark.parametrize(
+    ("model", "before", "after", "same"),
+    [
+        ("plumb_bob", (-0.3, 0.1, 0.0, 0.0, 0.0), (-0.304, 0.103, 0.0001, 0.0, 0.0), True),
+        ("plumb_bob", (-0.3, 0.1, 0.0, 0.0, 0.0), (-0.34, 0.1, 0.0, 0.0, 0.0), False),
+        # Coefficients that make up for each other.
+        ("plumb_bob", (-0.3, 0.1, 0.0, 0.0, 0.0), (-0.27, 0.03, 0.0, 0.0, 0.03), True),
+        ("plumb_bob", (-0.3, 0.1, 0.0, 0.0, 0.0), (), False),
+        ("plumb_bob", (), (0.001, 0.0, 0.0, 0.0, 0.0), True),
+        ("equidistant", (0.05, 0.01, 0.0, 0.0), (0.055, 0.008, 0.0, 0.0), True),
+        ("equidistant", (0.05, 0.01, 0.0, 0.0), (0.15, 0.01, 0.0, 0.0), False),
+    ],
+)
+def test_a_lens_that_bends_otherwise_is_another_camera(model, before, after, same):
+    camera = Camera(640, 480, 500.0, 500.0, 319.5, 239.5, model, before)
+    other = replace(camera, distortion=after)
+    assert camera.resembles(other) == other.resembles(camera) == same
+    v, u = np.mgrid[:480:40, :640:40]
+    pixels = np.stack([u.ravel(), v.ravel()], axis=1)
+    moved_px = np.linalg.norm(brought_to(camera, pixels) - brought_to(other, pixels), axis=1).max()
+    assert (moved_px < 4.9) if same else (moved_px > 5.1)
+
+
+def test_a_fisheye_is_no_pinhole():
+    fisheye = Camera(640, 480, 500.0, 500.0, 319.5, 239.5, "equidistant", (0.0, 0.0, 0.0, 0.0))
+    assert not fisheye.resembles(replace(fisheye, distortion=(), distortion_model="plumb_bob"))

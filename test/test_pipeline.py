@@ -167,6 +167,34 @@ def test_a_smaller_image_starts_anew():
     assert (before.state, after.state, after.depth_m.shape) == ("OK", "DEGRADED", (24, 32))
 
 
+def goes_on(cameras, camera=CAMERA) -> list[bool]:
+    """After one image of `camera` with anchors, whether its metres go on in those of the others, which have none."""
+    pipeline = Pipeline(Scene())
+    pipeline(RGB, camera, 0, scan, CONFIG)
+    frames = [pipeline(RGB, other, i * SECOND // 100, no_scan, CONFIG) for i, other in enumerate(cameras, start=1)]
+    return [frame.state == "HOLD" for frame in frames]
+
+
+def test_a_slow_zoom_starts_anew_when_its_steps_add_up_and_a_refined_calibration_does_not():
+    random = np.random.default_rng(0)
+    zoom = [replace(CAMERA, fx=50.0 * 1.006**step, fy=50.0 * 1.006**step) for step in range(1, 4)]
+    assert goes_on(zoom) == [True, False, False]
+    jitter = [replace(CAMERA, fx=50.0 + px, fy=50.0 - px, cx=31.5 - px) for px in random.uniform(-0.3, 0.3, 20)]
+    assert goes_on(jitter) == 20 * [True]
+    # From then on the zoomed camera is the one that others are compared with.
+    pipeline = Pipeline(Scene())
+    for number, camera in enumerate((CAMERA, zoom[1], *zoom[1:])):
+        frame = pipeline(RGB, camera, number * SECOND // 100, scan if number < 2 else no_scan, CONFIG)
+    assert frame.state == "HOLD"
+
+
+def test_another_distortion_starts_anew():
+    distorted = replace(CAMERA, distortion=(-0.3, 0.05, 0.0, 0.0, 0.0))
+    changed = replace(CAMERA, distortion=(-0.2, 0.05, 0.0, 0.0, 0.0))
+    refined = replace(CAMERA, distortion=(-0.302, 0.051, 0.0, 0.0, 0.0))
+    assert goes_on([refined, changed, refined], distorted) == [True, False, False]
+
+
 def test_an_answer_that_is_not_finite_fails_and_the_next_one_is_good():
     class Overflowing(Scene):
         def __call__(self, rgb, focal_px=None):
@@ -227,7 +255,7 @@ def test_sigma_is_there_for_who_asks_and_grows_while_a_fit_is_held():
     assert (frame.confidence, frame.solid_m) == (None, None)
     assert "sigma" in frame.stage_s
     assert (frame.sigma_m > 0).all()
-    held = pipeline(RGB, CAMERA, SECOND // 10, no_scan, CONFIG, sigma=True)
+    held = pipeline(RGB, CAMERA, SECOND // 2, no_scan, CONFIG, sigma=True)
     assert np.median(held.sigma_m / held.depth_m) > 1.1 * np.median(frame.sigma_m / frame.depth_m)
     nothing = Pipeline(Bent())(RGB, CAMERA, 0, no_scan, CONFIG, sigma=True, solid=True)
     assert (nothing.depth_m, nothing.sigma_m, nothing.solid_m) == (None, None, None)

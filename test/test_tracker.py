@@ -10,6 +10,7 @@ from marigold_ros.config import FitConfig
 from marigold_ros.geometry import Camera
 from marigold_ros.metric import SPACES, MetricFit, apply_fit, sample, to_space
 from marigold_ros.metric_map import relative_sigma
+from marigold_ros.motion import Motion, unknown_motion
 from marigold_ros.tracker import DEGRADED, FAULT, HOLD, OK, RELATIVE, MetricTracker
 
 CAMERA = Camera(320, 240, 300.0, 300.0, 159.5, 119.5)
@@ -44,9 +45,9 @@ class Run:
         self.stamp_ns += FRAME_NS
         self.relative = seen(self.space) if relative is None else relative
         why = None if given is not None else "no scan today"
-        return self.tracker.update(
-            self.stamp_ns, self.relative, CAMERA, given, self.config, problem=options.pop("problem", why), **options
-        )
+        motion = Motion(self.stamp_ns, CAMERA, options.pop("find_motion", unknown_motion))
+        options.setdefault("problem", why)
+        return self.tracker.update(self.relative, given, self.config, motion, **options)
 
     def started(self):
         for seed in range(3):

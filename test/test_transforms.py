@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 pytest.importorskip("rclpy")
-from marigold_ros.config import RangeConfig, Unusable
+from rclpy.time import Time
+
+from marigold_ros.config import Fault, RangeConfig, Unusable
 from marigold_ros.transforms import StaticExtrinsic, TfExtrinsic, TfListener
 from ros_harness import ROTATION_XYZW, TRANSLATION_M
 
@@ -48,6 +50,88 @@ def test_a_missing_transform_names_both_frames(tf2):
         TfExtrinsic(TfListener(None), "").camera_from_lidar("camera", 0, "roof", 0)
 
 
+SECOND = 1_000_000_000
+
+
+@pytest.fixture
+def silent(tf2):
+    """Of what moves, nothing came since the fifth second."""
+    listener = TfListener(None)
+    listener.buffer.newest_ns = 5 * SECOND
+    return listener
+
+
+def refusal(extrinsic, image_s, scan_s=None):
+    scan_s = image_s if scan_s is None else scan_s
+    with pytest.raises(Unusable) as caught:
+        extrinsic.camera_from_lidar("camera", round(image_s * SECOND), "lidar", round(scan_s * SECOND))
+    return type(caught.value), str(caught.value)
+
+
+@pytest.mark.parametrize("fixed_frame", ["", "odom"])
+def test_a_transform_that_is_late_passes_and_one_that_never_comes_is_a_fault(silent, fixed_frame):
+    extrinsic = TfExtrinsic(silent, fixed_frame)
+    extrinsic.camera_from_lidar("camera", 5 * SECOND, "lidar", 5 * SECOND)
+    kinds = [refusal(extrinsic, 5.1 + i / 4)[0] for i in range(6)]
+    assert kinds == 5 * [Unusable] + [Fault]
+    silent.buffer.newest_ns = 7 * SECOND  # it came after all
+    extrinsic.camera_from_lidar("camera", 7 * SECOND, "lidar", 7 * SECOND)
+    assert refusal(extrinsic, 9.0)[0] is Unusable
+
+
+def test_one_late_lookup_passes_however_late_it_is(silent):
+    assert refusal(TfExtrinsic(silent, ""), 1000.0)[0] is Unusable
+
+
+def test_the_transform_that_never_comes_is_named_with_its_age_and_the_way_out(silent):
+    _, said = refusal(TfExtrinsic(silent, ""), 8.0, 8.25)
+    assert "no transform from 'lidar' to 'camera' at the time of the scan: the newest is 3.250 s older" in said
+    assert "is its publisher alive (ros2 run tf2_ros tf2_monitor camera lidar)" in said
+    assert "do the clocks agree (use_sim_time)?" in said
+    # With a fixed frame either way may be what is missing: that of the later time is farther off.
+    _, said = refusal(TfExtrinsic(silent, "odom"), 8.0, 8.25)
+    assert "no transform from 'lidar' to 'odom' at the time of the scan: the newest is 3.250 s older" in said
+    _, said = refusal(TfExtrinsic(silent, "odom"), 8.5, 8.25)
+    assert "no transform from 'camera' to 'odom' at the time of the image: the newest is 3.500 s older" in said
+
+
+def test_what_comes_early_is_not_what_is_missing(silent, monkeypatch):
+    """Odometry is ahead of the image, and the LiDAR's mount behind its scan."""
+    newest_s = {"camera": 5.5, "lidar": 4.9}
+    monkeypatch.setattr(
+        silent.buffer, "get_latest_common_time", lambda target, source: Time(nanoseconds=int(newest_s[source] * 1e9))
+    )
+    silent.buffer.newest_ns = 4 * SECOND
+    assert (
+        "'lidar' to 'odom' at the time of the scan: the newest is 0.100 s older"
+        in refusal(TfExtrinsic(silent, "odom"), 5.0)[1]
+    )
+
+
+def test_transforms_of_another_clock_are_a_fault_too(silent, monkeypatch):
+    """Stamps count from the sensor's boot, /tf from 1970: tf2 knows no time as old."""
+
+    def too_old(*asked):
+        raise sys.modules["tf2_ros"].ExtrapolationException("Lookup would require extrapolation into the past")
+
+    monkeypatch.setattr(silent.buffer, "lookup_transform", too_old)
+    silent.buffer.newest_ns = 1000 * SECOND
+    extrinsic = TfExtrinsic(silent, "")
+    said = [refusal(extrinsic, image_s) for image_s in (7.0, 9.0)]
+    assert [kind for kind, _ in said] == [Unusable, Fault]
+    assert "the newest is 991.000 s newer than the scan" in said[1][1]
+
+
+def test_after_time_went_back_what_moves_may_be_late_once_more(silent):
+    extrinsic = TfExtrinsic(silent, "")
+    assert [refusal(extrinsic, image_s)[0] for image_s in (100.0, 102.0)] == [Unusable, Fault]
+    extrinsic.forget()
+    silent.buffer.newest_ns = -1
+    said = [refusal(extrinsic, image_s) for image_s in (6.0, 8.0)]
+    assert [kind for kind, _ in said] == [Unusable, Fault]
+    assert "no transform from 'lidar' to 'camera': Lookup would require" in said[1][1]
+
+
 @pytest.mark.parametrize("frames", [("", "lidar"), ("camera", "")])
 def test_headers_need_frames(tf2, frames):
     with pytest.raises(Unusable, match=r"header\.frame_id=''"):
@@ -69,7 +153,6 @@ def test_without_tf2_the_way_out_is_named(monkeypatch):
         TfListener(None, "range2")
 
 
-SECOND = 1_000_000_000
 OFFSETS_S = np.linspace(-0.08, 0.02, 500, dtype=np.float32)
 
 

@@ -9,7 +9,7 @@ from marigold_ros import uncertainty
 from marigold_ros.anchors import Anchors
 from marigold_ros.correction import Correction
 from marigold_ros.degraded_truth import degraded
-from marigold_ros.field import evidence_of, fitted_field, node_distance, squared_distance
+from marigold_ros.field import FARTHEST, evidence_of, fitted_field, node_distance, squared_distance
 from marigold_ros.geometry import Camera
 from marigold_ros.metric import SPACES, MetricFit
 from marigold_ros.metric_baselines import Question, ours_with_sigma
@@ -35,6 +35,8 @@ HEIGHT, WIDTH = 480, 640
 CAMERA = Camera(WIDTH, HEIGHT, 460.0, 460.0, 319.5, 239.5)
 ROWS, COLUMNS = np.mgrid[:HEIGHT, :WIDTH].astype(np.float32)
 FIT = MetricFit("depth", 10.0, 0.0, 100, 100, 0.01)
+# Of the fit, as relative error.
+SIGMA = 0.05
 FLAT_M = np.full((HEIGHT, WIDTH), 5.0, np.float32)
 
 
@@ -90,7 +92,7 @@ def test_what_scale_and_shift_may_be_wrong_by(space, slope):
 
 def test_distance_to_the_anchors_by_hand():
     """Nodes are 640/61 pixels wide; the second anchor gives the grid its depth."""
-    evidence = evidence_of(FLAT_M, anchors_at([[320, 240]], 5.0))
+    evidence = evidence_of(FLAT_M, anchors_at([[320, 240]], 5.0), SIGMA)
     distance = node_distance(evidence)
     node = np.unravel_index(evidence.node[0], distance.shape)
     assert distance[node] == 0
@@ -146,12 +148,12 @@ def test_what_is_left_out_does_not_help():
     """Beside the anchors that were left out, the depth is 20 % too near, and nothing tells the correction."""
     anchors = grid_of_anchors(5.0)
     anchors.depth_m[anchors.pixels[:, 0] > 320] = 6.0
-    evidence = evidence_of(FLAT_M, anchors)
+    evidence = evidence_of(FLAT_M, anchors, SIGMA)
     chosen = evidence.pixels[:, 0] > 320
     errors = left_out(evidence, chosen, 2.0, np.zeros_like(FLAT_M))
     far = evidence.pixels[chosen][:, 0] > 550
     np.testing.assert_allclose(errors.error[far], np.log(1.2), atol=0.02)
-    assert errors.distance[far].min() > 15
+    assert errors.distance[far].min() == FARTHEST
     wrong = replace(evidence, trust=np.where(np.arange(len(chosen)) % 2, evidence.trust, np.float32(0)))
     assert len(left_out(wrong, chosen, 2.0, np.zeros_like(FLAT_M)).error) == pytest.approx(len(far) / 2, abs=30)
     assert left_out(evidence, np.zeros_like(chosen), 2.0, np.zeros_like(FLAT_M)) is None
@@ -160,7 +162,7 @@ def test_what_is_left_out_does_not_help():
 def test_the_first_frame_is_looked_at_whole_and_later_ones_by_turns(monkeypatch):
     asked = []
     monkeypatch.setattr(uncertainty, "left_out", lambda *a: asked.append(len(asked)) or left_out(*a))
-    evidence, learner = evidence_of(FLAT_M, grid_of_anchors(5.5)), Uncertainty()
+    evidence, learner = evidence_of(FLAT_M, grid_of_anchors(5.5), SIGMA), Uncertainty()
     counts = []
     for _ in range(13):
         learner.learn(evidence, 2.0, np.zeros_like(FLAT_M))
@@ -168,7 +170,7 @@ def test_the_first_frame_is_looked_at_whole_and_later_ones_by_turns(monkeypatch)
     assert counts[0] == 6
     assert counts[-1] - counts[0] == 2
     assert learner.law != USUAL
-    worse = evidence_of(FLAT_M, replace_depth(grid_of_anchors(5.5), 5.5 * np.exp(noise(0.1))))
+    worse = evidence_of(FLAT_M, replace_depth(grid_of_anchors(5.5), 5.5 * np.exp(noise(0.1))), SIGMA)
     before = learner.law.near
     for _ in range(42):
         learner.learn(worse, 2.0, np.zeros_like(FLAT_M))
@@ -185,11 +187,10 @@ def replace_depth(anchors, depth_m):
 
 def test_away_from_the_anchors_depth_is_less_sure():
     left = anchors_at(np.stack([COLUMNS, ROWS], -1)[10::20, 10:200:20].reshape(-1, 2), 5.5)
-    evidence = evidence_of(FLAT_M, left)
+    evidence = evidence_of(FLAT_M, left, SIGMA)
     law, relative = Law(0.02, 0.5, 1.0), FLAT_M / 10
-    variance = smooth_variance(
-        law, FLAT_M, relative, FIT, Correction(evidence, fitted_field(evidence, 2.0), 1.0, fresh=True)
-    )
+    correction = Correction(evidence, fitted_field(evidence, 2.0), fresh=True)
+    variance = smooth_variance(law, FLAT_M, relative, FIT, correction)
     assert variance.shape == FLAT_M.shape
     assert variance[240, 100] == pytest.approx(0.0004, rel=0.5)
     assert np.all(np.diff(variance[240, 200:400]) > -1e-7)
@@ -197,6 +198,30 @@ def test_away_from_the_anchors_depth_is_less_sure():
     np.testing.assert_allclose(variance[240, 600:], nowhere[240, 600:], rtol=1e-4)
     covered = smooth_variance(law, FLAT_M, relative, replace(FIT, covariance=(0.0, 0.0, 0.25)), None)
     np.testing.assert_allclose(covered - nowhere, 0.5**2 / 5.0**2, rtol=1e-3)
+
+
+def test_old_anchors_are_as_far_away_as_they_are_old():
+    """Half of them is left: half of the way to where nothing is known; and what the fit may be wrong by comes in."""
+    anchors = grid_of_anchors(5.5)
+    half = replace(anchors, left=np.full(len(anchors), 0.5, np.float32))
+    distances = [node_distance(evidence_of(FLAT_M, some, SIGMA)).min() for some in (anchors, half)]
+    assert distances == [0.0, 4.0]
+    fit = replace(FIT, covariance=(0.0, 0.0, 0.25))
+    fresh, old = (
+        smooth_variance(Law(0.001, 0.5, 1.0), FLAT_M, FLAT_M / 10, fit, Correction(evidence, fitted_field(evidence, 2.0), True))
+        for evidence in (evidence_of(FLAT_M, some, SIGMA) for some in (anchors, half))
+    )  # fmt: skip
+    assert np.median(fresh) < 0.0005
+    assert np.median(old) == pytest.approx(0.5**2 / 5.0**2 * (4 / 7) ** 2, rel=0.1)
+
+
+def test_the_law_is_learned_from_this_images_anchors():
+    anchors = grid_of_anchors(5.5)
+    old = replace(anchors, left=np.where(anchors.pixels[:, 0] < 320, 1, 0.5).astype(np.float32))
+    evidence = evidence_of(FLAT_M, old, SIGMA)
+    chosen = np.arange(len(evidence.residual)) % 3 == 0
+    errors = left_out(evidence, chosen, 2.0, np.zeros_like(FLAT_M))
+    assert len(errors.error) == np.count_nonzero(chosen & (evidence.pixels[:, 0] < 320))
 
 
 def test_the_cloud_is_what_is_sure_and_does_not_float():

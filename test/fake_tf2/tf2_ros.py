@@ -1,14 +1,16 @@
 """Stands in for tf2_ros, which is not on PyPI: knows one transform, from 'lidar' to 'camera', and refuses the rest.
 
 With a fixed frame the robot moves, as FAKE_TF2_MOTION says: 'turn speed', about the camera's y axis in rad/s and along
-its z axis in m/s.
+its z axis in m/s. While a file 'silent' lies in the folder FLAT_SCENE_SWITCHES, nobody publishes what moves.
 """
 
 import math
 import os
+from pathlib import Path
 
 import numpy as np
 from geometry_msgs.msg import TransformStamped
+from rclpy.time import Time
 
 from marigold_ros.geometry import quaternion_from_rotation, transform_from_quaternion
 
@@ -40,24 +42,40 @@ class Buffer:
     def __init__(self, node=None):
         self.asked = []
         self.cleared = 0
-        self.newest_ns = None
+        # The time of the last message on /tf; None while there is one of every time, -1 while there is none.
+        self.newest_ns = self.last_ns = None
         self.motion = tuple(float(word) for word in os.environ.get("FAKE_TF2_MOTION", "0 0").split())
 
     def lookup_transform(self, target_frame, source_frame, time):
         self.asked.append((target_frame, source_frame, time.nanoseconds))
+        self._require(time.nanoseconds)
         return self._find(target_frame, source_frame, np.eye(4))
 
     def lookup_transform_full(self, target_frame, target_time, source_frame, source_time, fixed_frame):
         times_ns = target_time.nanoseconds, source_time.nanoseconds
         self.asked.append((target_frame, times_ns[0], source_frame, times_ns[1], fixed_frame))
-        if self.newest_ns is not None and max(times_ns) > self.newest_ns:
-            raise ExtrapolationException("Lookup would require extrapolation into the future")
+        self._require(max(times_ns))
         # From the time of the image on: sines of the nanoseconds since 1970 have no digits left.
         then = fixed_from_camera((times_ns[1] - times_ns[0]) * 1e-9, *self.motion)
         return self._find(target_frame, source_frame, then)
 
+    def get_latest_common_time(self, target_frame, source_frame):
+        if self.newest_ns == -1:
+            raise TransformException("no message since the buffer was cleared")
+        return Time(nanoseconds=self.newest_ns or 0)
+
     def clear(self):
         self.cleared += 1
+
+    def _require(self, time_ns):
+        """Raise where the last message on /tf is older."""
+        folder = os.environ.get("FLAT_SCENE_SWITCHES")
+        if folder is not None:
+            silent = (Path(folder) / "silent").exists()
+            self.newest_ns = self.last_ns if silent else None
+            self.last_ns = self.last_ns if silent else time_ns
+        if self.newest_ns is not None and time_ns > self.newest_ns:
+            raise ExtrapolationException("Lookup would require extrapolation into the future")
 
     def _find(self, target_frame, source_frame, camera_from_camera):
         if (target_frame, source_frame) != ("camera", "lidar"):

@@ -1,0 +1,130 @@
+"""How a camera moves, by what it sees: odometry for who has none.
+
+Its picture as a whole tells how it turned (`picture_motion`). Where that is not enough, because what had anchors has
+none now, or a scan is of an earlier image's time, anchors that are found again tell how it moved (`visual_odometry`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+
+from marigold_ros.anchors import Anchors, Scan
+from marigold_ros.field import Evidence, believed, beside
+from marigold_ros.geometry import Camera
+from marigold_ros.motion import FindMotion, Motion
+from marigold_ros.picture_motion import PictureTrack
+from marigold_ros.visual_odometry import motion_between
+
+# So many images are remembered.
+_IMAGES = 32
+# Where more than this share of the last anchors has none beside it now, it matters where they are.
+_GAPS = 0.2
+
+
+@dataclass
+class _Image:
+    """A working picture (h, w) uint8, its points (N, 2) pixels and (N,) metres, if it has any, and (4, 4) how the
+    camera moved until the next image: None where that cannot be told, or was not yet `asked` for.
+    """
+
+    stamp_ns: int
+    grey: np.ndarray
+    pixels: np.ndarray | None = None
+    depth_m: np.ndarray | None = None
+    asked: bool = False
+    step: np.ndarray | None = None
+
+
+class SeenMotion:
+    """Looks at one camera's images; what nobody asks for is not worked out."""
+
+    def __init__(self, track: PictureTrack) -> None:
+        """track: of the same camera; it sees each image through this."""
+        self._track = track
+        self._images: deque[_Image] = deque(maxlen=_IMAGES)
+
+    def reset(self) -> None:
+        """Forget everything: another camera."""
+        self._images.clear()
+
+    def see(self, stamp_ns: int, rgb: np.ndarray, camera: Camera) -> None:
+        """Take the next (H, W, 3) uint8 image; a time that goes back starts anew."""
+        self._track.see(stamp_ns, rgb, camera)
+        self._camera = camera
+        if self._images:
+            newest = self._images[-1]
+            if stamp_ns == newest.stamp_ns:
+                return
+            if stamp_ns < newest.stamp_ns or self._track.grey.shape != newest.grey.shape:
+                self.reset()
+        self._images.append(_Image(stamp_ns, cv2.convertScaleAbs(self._track.grey)))
+
+    def remember(self, evidence: Evidence) -> None:
+        """Take what is believed of the anchors in the newest image as points to be found again."""
+        right = believed(evidence)
+        self._images[-1].pixels, self._images[-1].depth_m = right.pixels, right.depth_m
+
+    def until_now(self, anchors: Anchors | None, find_motion: FindMotion) -> Motion:
+        """The motion until the newest image, which has these anchors, if any.
+
+        As `find_motion` knows it; where it does not, as it was seen, if the anchors leave gaps where there were some.
+        """
+        now_ns = self._images[-1].stamp_ns
+        gaps = anchors is None or self._gaps(anchors.pixels) > _GAPS
+
+        def since(then_ns: int) -> np.ndarray | None:
+            known = find_motion(then_ns)
+            return self._since(then_ns) if known is None and gaps else known
+
+        return Motion(now_ns, self._camera, since, lambda then_ns: self._track.shift_px(then_ns, now_ns))
+
+    def in_time(self, scan: Scan) -> Scan:
+        """The scan; if it is of another time than the newest image and not yet moved, moved with the picture to the
+        time of the nearest image, and as the camera was seen to move since.
+        """
+        if scan.age_s == 0:
+            return scan
+        now_ns = self._images[-1].stamp_ns
+        scan_ns = now_ns - round(scan.age_s * 1e9)
+        near_ns = min((image.stamp_ns for image in self._images), key=lambda stamp_ns: abs(stamp_ns - scan_ns))
+        now_from_near = self._since(near_ns)
+        if now_from_near is None:
+            near_ns, now_from_near = now_ns, np.eye(4)
+        shift_px = self._track.shift_px(scan_ns, near_ns)
+        if shift_px is None:
+            return scan
+        transform = now_from_near @ scan.camera_from_lidar
+        return replace(scan, camera_from_lidar=transform, age_s=0.0, shift_px=tuple(map(float, shift_px)))
+
+    def _gaps(self, pixels: np.ndarray) -> float:
+        """The share of the last image's points beside which none of these (N, 2) pixels is."""
+        last = next((image.pixels for image in reversed(self._images) if image.pixels is not None), None)
+        shape = self._camera.height, self._camera.width
+        return 0.0 if last is None else 1.0 - float(np.mean(beside(last, pixels, shape)))
+
+    def _since(self, then_ns: int) -> np.ndarray | None:
+        """(4, 4) now_from_then of the camera since the image of that very time; None where it cannot be told."""
+        images = [image for image in self._images if image.stamp_ns >= then_ns]
+        if not images or images[0].stamp_ns != then_ns:
+            return None
+        now_from_then = np.eye(4)
+        for before, after in itertools.pairwise(images):
+            step = self._step(before, after)
+            if step is None:
+                return None
+            now_from_then = step @ now_from_then
+        return now_from_then
+
+    def _step(self, before: _Image, after: _Image) -> np.ndarray | None:
+        if not before.asked and before.pixels is not None:
+            shift_px = self._track.shift_px(before.stamp_ns, after.stamp_ns)
+            before.step = motion_between(
+                before.grey, after.grey, before.pixels, before.depth_m, self._camera, shift_px
+            )  # fmt: skip
+        before.asked = True
+        return before.step
