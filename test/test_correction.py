@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import pytest
 from test_picture_motion import CAMERA, SECOND, seen
 
 from marigold_ros.anchors import Anchors
@@ -90,6 +91,65 @@ def test_with_another_view_nothing_is_held():
     assert run(HELD, seed=1) is None
     assert run(HELD, seed=1) is None
     assert run(found=anchors(truth())).fresh
+
+
+def some_of(found, chosen):
+    return Anchors(found.pixels[chosen], found.depth_m[chosen], found.weight[chosen], np.count_nonzero(chosen))
+
+
+@pytest.mark.parametrize("count", [1, 3, 10])
+def test_a_few_anchors_do_not_replace_many(count):
+    run = Run()
+    run(found=anchors(truth()))
+    whole = anchors(truth())
+    few = np.zeros(len(whole), bool)
+    few[np.random.default_rng(0).permutation(len(whole))[:count]] = True
+    for _ in range(3):
+        found = run(found=some_of(whole, few))
+        assert (found.fresh, found.problem) == (True, None)
+        assert error(found, truth()) < 0.05
+    assert np.count_nonzero(found.evidence.left == 1) == count
+
+
+def test_where_there_are_new_anchors_the_old_ones_do_not_count():
+    """The box is gone, and the left half of the new scan says so; of the right half nobody knows."""
+    run, wall_m = Run(), np.full_like(FITTED_M, 8.0)
+    for _ in range(2):
+        run(found=anchors(truth()))
+    left = anchors(wall_m).pixels[:, 0] < 170
+    found = run(found=some_of(anchors(wall_m), left))
+    depth_m = apply_field(found.field, FITTED_M)
+    np.testing.assert_allclose(depth_m[120, 100:150], 8.0, rtol=0.1)
+    np.testing.assert_allclose(depth_m[120, 190:210], 4.0, rtol=0.15)
+
+
+def test_what_comes_before_an_old_anchor_is_not_pushed_away():
+    """Somebody steps in, 2 m before the camera, and the network sees them; the last scan saw the wall there."""
+    run, stepped_in_m = Run(), FITTED_M.copy()
+    run(found=anchors(truth()))
+    stepped_in_m[40:200, 230:290] = 2.0
+    held = run(HELD, fitted_m=stepped_in_m)
+    depth_m = apply_field(held.field, stepped_in_m)
+    np.testing.assert_allclose(depth_m[120, 240:280], 2.0, rtol=0.02)
+    np.testing.assert_allclose(depth_m[120, 140:200], 4.0, rtol=0.1)
+
+
+def test_a_few_anchors_are_no_scan_that_is_wrong_as_a_whole():
+    run, whole = Run(), anchors(truth())
+    chosen = np.arange(len(whole)) % 211 == 0
+    for _ in range(2):
+        run(found=some_of(whole, chosen))
+    other = replace(some_of(whole, chosen), depth_m=some_of(whole, chosen).depth_m * np.float32(1.8))
+    assert len(other) < 20
+    assert run(found=other).fresh
+
+
+def test_old_anchors_are_forgotten_in_the_end():
+    run = Run()
+    run(found=anchors(truth()))
+    held = [run(HELD) for _ in range(60)]
+    assert held[20] is not None
+    assert held[-1] is None
 
 
 def test_a_scan_that_is_wrong_as_a_whole_is_held_off_once_and_then_believed():

@@ -207,12 +207,14 @@ def test_old_anchors_are_as_far_away_as_they_are_old():
     distances = [node_distance(evidence_of(FLAT_M, some, SIGMA)).min() for some in (anchors, half)]
     assert distances == [0.0, 4.0]
     fit = replace(FIT, covariance=(0.0, 0.0, 0.25))
-    fresh, old = (
-        smooth_variance(Law(0.001, 0.5, 1.0), FLAT_M, FLAT_M / 10, fit, Correction(evidence, fitted_field(evidence, 2.0), True))
-        for evidence in (evidence_of(FLAT_M, some, SIGMA) for some in (anchors, half))
-    )  # fmt: skip
-    assert np.median(fresh) < 0.0005
-    assert np.median(old) == pytest.approx(0.5**2 / 5.0**2 * (4 / 7) ** 2, rel=0.1)
+
+    def variance(some):
+        evidence = evidence_of(FLAT_M, some, SIGMA)
+        correction = Correction(evidence, fitted_field(evidence, 2.0), fresh=True)
+        return np.median(smooth_variance(Law(0.001, 0.5, 1.0), FLAT_M, FLAT_M / 10, fit, correction))
+
+    assert variance(anchors) < 0.0005
+    assert variance(half) == pytest.approx(0.5**2 / 5.0**2 * (4 / 7) ** 2, rel=0.1)
 
 
 def test_the_law_is_learned_from_this_images_anchors():

@@ -1,0 +1,106 @@
+"""Odometry from what the camera sees: used where nobody else knows and it counts, chained, and for scans of then."""
+
+import numpy as np
+import pytest
+
+from marigold_ros import seen_motion
+from marigold_ros.anchors import Anchors, Scan
+from marigold_ros.field import evidence_of
+from marigold_ros.motion import unknown_motion
+from marigold_ros.picture_motion import PictureTrack
+from marigold_ros.seen_motion import SeenMotion
+from marigold_ros.visual_odometry import motion_between
+from textured_world import CAMERA, moved, picture, points
+
+TENTH = 100_000_000
+# Ahead and to the right, turning.
+PATH = [moved(0.04 * step, 0.08 * step, 0.8 * step) for step in range(5)]
+
+
+def anchors(depth_m, step=6):
+    pixels, known_m = points(depth_m, step)
+    return Anchors(pixels, known_m, np.ones(len(known_m), np.float32), len(known_m))
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """How often the motion between two images was worked out."""
+    calls = []
+    monkeypatch.setattr(seen_motion, "motion_between", lambda *a: calls.append(1) or motion_between(*a))
+    return calls
+
+
+def drive(count, remember=lambda step: True):
+    """What has seen so many images of the path, with anchors everywhere in those of `remember`."""
+    seen = SeenMotion(PictureTrack())
+    for step in range(count):
+        rgb, depth_m = picture(PATH[step])
+        seen.see(step * TENTH, rgb, CAMERA)
+        if remember(step) and step < count - 1:
+            seen.remember(evidence_of(depth_m, anchors(depth_m), 0.02))
+    return seen
+
+
+def error(found, then, now):
+    """Metres and radians, about."""
+    return np.abs(found - PATH[now] @ np.linalg.inv(PATH[then])).max()
+
+
+def test_the_motion_is_chained_over_images(asked):
+    motion = drive(4).until_now(None, unknown_motion)
+    assert error(motion.since(2 * TENTH), 2, 3) < 0.02
+    assert error(motion.since(0), 0, 3) < 0.04
+    assert len(asked) == 3  # nothing is worked out twice
+    assert motion.since(TENTH // 2) is None  # there was no image
+    np.testing.assert_array_equal(motion.since(3 * TENTH), np.eye(4))
+
+
+def test_what_nobody_needs_is_not_worked_out(asked):
+    seen = drive(3)
+    _, depth_m = picture(PATH[2])
+    assert seen.until_now(anchors(depth_m), unknown_motion).since(TENTH) is None
+    known = np.diag([1.0, 1.0, 1.0, 1.0])
+    assert seen.until_now(None, lambda then_ns: known).since(TENTH) is known
+    assert asked == []
+    left = anchors(depth_m)
+    few = Anchors(left.pixels[left.pixels[:, 0] < 200], left.depth_m, left.weight, 0)
+    assert seen.until_now(few, unknown_motion).since(TENTH) is not None
+    assert asked == [1]
+
+
+def test_where_an_image_has_no_points_the_way_on_is_unknown():
+    motion = drive(4, remember=lambda step: step != 1).until_now(None, unknown_motion)
+    assert error(motion.since(2 * TENTH), 2, 3) < 0.02
+    assert motion.since(TENTH) is None
+    assert motion.since(0) is None
+
+
+def test_a_scan_of_an_earlier_image_is_moved_with_the_camera():
+    seen, pose = drive(4), np.eye(4)
+    scan = Scan(np.zeros((0, 3), np.float32), pose, age_s=0.2)
+    found = seen.in_time(scan)
+    assert (found.age_s, found.shift_px) == (0.0, (0.0, 0.0))
+    assert error(found.camera_from_lidar, 1, 3) < 0.03
+    # Between two images: from the nearer one by the camera's motion, until that with the picture.
+    found = seen.in_time(Scan(scan.points, pose, age_s=0.14))
+    assert error(found.camera_from_lidar, 2, 3) < 0.02
+    assert found.shift_px[0] < -0.5
+    now = Scan(scan.points, pose)
+    assert seen.in_time(now) is now
+
+
+def test_a_scan_moves_with_the_picture_where_the_cameras_motion_is_unknown():
+    seen = drive(4, remember=lambda step: False)
+    found = seen.in_time(Scan(np.zeros((0, 3), np.float32), np.eye(4), age_s=0.1))
+    np.testing.assert_array_equal(found.camera_from_lidar, np.eye(4))
+    assert found.shift_px[0] == pytest.approx(-CAMERA.fx * np.deg2rad(0.8), abs=3)
+    long_ago = Scan(found.points, np.eye(4), age_s=60.0)
+    assert seen.in_time(long_ago) is long_ago
+
+
+def test_time_that_goes_back_and_another_camera_start_anew():
+    for again in (lambda seen: seen.see(TENTH // 2, picture()[0], CAMERA), lambda seen: seen.reset()):
+        seen = drive(3)
+        again(seen)
+        seen.see(10 * TENTH, picture(PATH[3])[0], CAMERA)
+        assert seen.until_now(None, unknown_motion).since(TENTH) is None
