@@ -16,12 +16,15 @@ import numpy as np
 from marigold_ros.anchor_memory import AnchorMemory
 from marigold_ros.anchors import Anchors
 from marigold_ros.field import Evidence, Field, agreement, evidence_of, fitted_field
+from marigold_ros.metric import MetricFit
 from marigold_ros.motion import Motion
 from marigold_ros.tracker import HOLD, Metres
 
 # Anchors agree with a correction up to this much in ln depth. Where this share of those that agreed in the frame before
 # do so now, or less, they contradict it; unless more time has passed.
 _SAME_LN, _CONTRADICTION, _SOON_NS = 0.2, 0.6, 500_000_000
+# So many of the anchors that agree with a correction are explained by it.
+_EXPLAINED = 0.8
 # Fewer are no whole that could.
 _MANY = 20
 _PROBLEM = "the anchors contradict the correction of the frame before: its own are used once more"
@@ -95,6 +98,18 @@ class Corrector:
                 self._held_off = False
                 return self._followed(stamp_ns, evidence, limit)
         return self._held(fitted_m, sigma, limit, motion)
+
+    def explains(self, fit: MetricFit, fitted_m: np.ndarray, anchors: Anchors, limit: float, motion: Motion) -> bool:
+        """Whether most anchors are where remembered ones bring depth to, if its fit is this, (H, W) `fitted_m`.
+
+        Few anchors may contradict a fit though nothing is wrong with them: where the network is wrong.
+        """
+        held, sigma = self._memory.at(fitted_m, motion), fit.evidence.sigma
+        remembered = None if held is None else evidence_of(fitted_m, held, sigma)
+        evidence = evidence_of(fitted_m, anchors, sigma)
+        if remembered is None or evidence is None:
+            return False
+        return agreement(evidence, fitted_field(remembered, limit), _SAME_LN) >= _EXPLAINED
 
     def _followed(self, stamp_ns: int, evidence: Evidence, limit: float) -> Correction:
         """The correction by anchors of this image."""

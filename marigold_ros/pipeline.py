@@ -157,6 +157,11 @@ class Pipeline:
         with _timed(stage_s, "calibration"):
             calibration = self._watched(stamp_ns, rgb, camera, anchors, config)
             motion = self._seen.until_now(anchors, find_motion)
+
+        def explained(by: MetricFit) -> bool:
+            fitted_m = apply_fit(by, relative, config.fit.max_depth_m)
+            return self._corrector.explains(by, fitted_m, anchors, config.fit.correction_limit, motion)
+
         with _timed(stage_s, "fit"):
             metres = self._tracker.update(
                 relative,
@@ -167,6 +172,7 @@ class Pipeline:
                 fault=fault,
                 own=self._own,
                 scan=scans,
+                explained=explained,
             )
             fit = metres.fit or self._own
             depth_m = None if fit is None else apply_fit(fit, relative, config.fit.max_depth_m)

@@ -9,7 +9,7 @@ contradicts it, until it is said twice. (Bar-Shalom et al., Estimation with Appl
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -30,6 +30,11 @@ _GATE = 13.8
 _STRONG_SIGMA, _STRONG_RELIABILITY = 0.06, 0.5
 # So many frames in a row with such anchors, in agreement, make a cold start good.
 _SETTLED = 3
+
+
+def never(fit: MetricFit) -> bool:
+    """What contradicts a fit contradicts it."""
+    return False
 
 
 @dataclass(frozen=True)
@@ -80,12 +85,14 @@ class MetricTracker:
         fault: bool = False,
         own: MetricFit | None = None,
         scan: Hashable = None,
+        explained: Callable[[MetricFit], bool] = never,
     ) -> Metres:
         """The metres of the (H, W) float32 `relative` of the image until which the `motion` is told.
 
         anchors: None where there are none, for the reason `problem`; `fault`: the reason will not pass by itself. own:
         a metric checkpoint's fit for this image. scan: tells scans apart; what one says in a second image is not said
-        twice. An image before the newest one means that time started again, and everything is forgotten.
+        twice. explained: whether the anchors, though they contradict a fit, are where its correction has them. An image
+        before the newest one means that time started again, and everything is forgotten.
         """
         stamp_ns = motion.stamp_ns
         if self._newest_ns is not None and stamp_ns < self._newest_ns:
@@ -96,7 +103,7 @@ class MetricTracker:
         if isinstance(new, Refusal):
             new, problem, fault = None, new.reason, new.fault
         again, self._scan = scan is not None and scan == self._scan, scan
-        fit, fresh, problem = self._weighed(relative, known, new, problem, again)
+        fit, fresh, problem = self._weighed(relative, known, new, problem, again, explained)
         return self._answer(stamp_ns, relative, fit, fresh, problem, fault, config)
 
     def _carried_over(self, relative: np.ndarray, config: FitConfig, motion: Motion) -> MetricFit | None:
@@ -115,7 +122,13 @@ class MetricTracker:
         return fit
 
     def _weighed(
-        self, relative: np.ndarray, known: MetricFit | None, new: MetricFit | None, problem: str | None, again: bool
+        self,
+        relative: np.ndarray,
+        known: MetricFit | None,
+        new: MetricFit | None,
+        problem: str | None,
+        again: bool,
+        explained: Callable[[MetricFit], bool],
     ) -> tuple[MetricFit | None, bool, str | None]:
         """The fit for this frame, whether its anchors are in it, and why not; `again`: they were in the last frame."""
         rejected, self._rejected = self._rejected, None
@@ -130,6 +143,9 @@ class MetricTracker:
             if not again or not strong:
                 self._streak = self._streak + 1 if strong else 0
             return fused, True, problem
+        if explained(known):
+            self._streak = 0
+            return known, True, problem  # the network is wrong here by what was measured before
         if strong and not again and rejected is not None and _fused(new, rejected)[1] <= _GATE:
             self._jumps += 1
             self._streak = _SETTLED  # said twice, and what it contradicts is gone

@@ -144,6 +144,19 @@ def test_a_few_anchors_are_no_scan_that_is_wrong_as_a_whole():
     assert run(found=other).fresh
 
 
+def test_anchors_are_explained_by_what_remembered_ones_say_of_the_network():
+    """The box' anchors alone are half of what the network says; that is known. Elsewhere they are news."""
+    run = Run()
+    run(found=anchors(truth()))
+    box = anchors(truth()).depth_m == 4.0
+    at_box, news = some_of(anchors(truth()), box), some_of(anchors(truth()), ~box)
+    news = replace(news, depth_m=news.depth_m * np.float32(0.5))
+    motion = Motion(run.stamp_ns, CAMERA)
+    answers = [run.corrector.explains(FIT, FITTED_M, some, 3.0, motion) for some in (at_box, news)]
+    assert answers == [True, False]
+    assert not Corrector().explains(FIT, FITTED_M, at_box, 3.0, motion)  # without a memory nothing is
+
+
 def test_old_anchors_are_forgotten_in_the_end():
     run = Run()
     run(found=anchors(truth()))

@@ -197,6 +197,26 @@ def test_what_fails_does_not_make_the_memory_younger(monkeypatch):
     assert asked == [remembered_ns]
 
 
+def test_anchors_that_the_correction_explains_confirm_the_metres_that_they_contradict():
+    run = Run(config=FitConfig(speed_m_s=0.0, hold_s=0.3))
+    before = run.started()
+    asked = []
+
+    def explained(fit):
+        asked.append(fit)
+        return True
+
+    for seed in range(6):
+        metres = run(anchors(factor=1.5, seed=seed), explained=explained)
+        assert (metres.state, metres.fresh, metres.age_s, metres.problem) == (DEGRADED, True, 0.0, None)
+        assert error(metres, run.relative) < 0.01
+        assert metres.sigma > before.sigma  # nothing new was learnt of the scale
+    assert len(asked) == 6
+    assert asked[-1] is metres.fit
+    run(anchors(), explained=asked.append)
+    assert len(asked) == 6  # nothing to explain
+
+
 def test_time_that_goes_back_starts_anew():
     run = Run()
     run.started()
