@@ -17,8 +17,8 @@ _POINTS = 150
 # Pixels of the working picture: the window that is found again, the corner it needs, and how far from where the motion
 # takes it a point may be; levels of the pyramid; RANSAC's rounds.
 _WINDOW, _CORNER, _WITHIN_PX, _LEVELS, _ROUNDS = 11, 5, 0.5, 2, 100
-# Fewer points, or a smaller share of them, that move alike say nothing.
-_FEWEST, _LEAST_SHARE = 20, 0.3
+# Fewer points, or a smaller share of those found again, that move alike say nothing: it may be a lorry that does.
+_FEWEST, _LEAST_SHARE = 20, 0.5
 
 
 def motion_between(
