@@ -38,6 +38,7 @@ from marigold_ros.export import cache_folder
 from marigold_ros.field import corrected, evidence_of, fitted_field
 from marigold_ros.geometry import Camera, Rectifier, backproject, pixel_rays, resize
 from marigold_ros.metric import MetricFit, apply_fit, fit_metric, from_space, to_space
+from marigold_ros.picture_motion import working_picture
 from marigold_ros.roofline import (
     FP16,
     PARTS,
@@ -52,11 +53,14 @@ from marigold_ros.roofline import (
 )
 from marigold_ros.timing import WARM_UP, Timing, alone, measure, timing
 from marigold_ros.uncertainty import Uncertainty, confidence_from, doubt_of, sigma_of, smooth_variance, solid_part
+from marigold_ros.visual_odometry import motion_between
 
 SIZES = ((640, 480), (1280, 720))
 POINTS = 20_000
 NETWORK = "network"
 REST = "all but the network, publishing left out"
+# Not in every frame, so not in the sum.
+SEEN_MOTION = "(motion of the camera, where anchors are missing)"
 # By the node's own clock, in which the network includes its resizes. p95 is the sum of the stages', an upper bound.
 NODE_REST = "all but the network, publishing included (node)"
 # The node takes its time when the last output is out; the subscriber has the depth image, the first one, before that.
@@ -168,6 +172,8 @@ def measure_stages(estimator: Any, scene: Scene, repeats: int) -> dict[str, Timi
         solid_part(depth_m, variance, OutputConfig().points_min_confidence)
 
     judge()  # the first frame's law is dearer
+    grey = cv2.convertScaleAbs(working_picture(rgb, camera))
+    moved = np.roll(grey, 2, axis=1)
     calibration, stamps_ns = CalibrationMonitor(), itertools.count(0, 50_000_000)
 
     stages: dict[str, Callable[[], object]] = {
@@ -188,9 +194,10 @@ def measure_stages(estimator: Any, scene: Scene, repeats: int) -> dict[str, Timi
         ),
         "sigma, confidence, gate of the cloud": judge,
         "messages out (depth, info, cloud)": out,
+        SEEN_MOTION: lambda: motion_between(grey, moved, anchors.pixels, anchors.depth_m, camera),
     }
     samples = {name: measure(work, repeats) for name, work in stages.items()}
-    rest = np.sum([seconds for name, seconds in samples.items() if name != NETWORK], axis=0)
+    rest = np.sum([seconds for name, seconds in samples.items() if name not in (NETWORK, SEEN_MOTION)], axis=0)
     return {name: timing(seconds) for name, seconds in samples.items()} | {REST: timing(rest)}
 
 
