@@ -8,7 +8,7 @@ a whole are held off once; said twice, they are believed.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -90,13 +90,10 @@ class Corrector:
             evidence = evidence_of(fitted_m, self._memory.beside(anchors, fitted_m, motion), sigma)
             # Where none of this image's lies on known depth, near the fit, they say nothing.
             if evidence is not None and evidence.fresh.any():
-                if not self._holds_off(stamp_ns, evidence, metres, scan):
-                    return self._followed(stamp_ns, evidence, limit)
-                held = self._held(fitted_m, sigma, limit, motion)
-                if held is not None:
-                    return replace(held, problem=_PROBLEM)
-                self._held_off = False
-                return self._followed(stamp_ns, evidence, limit)
+                held = self._instead(
+                    evidence, metres, scan, stamp_ns, lambda: self._held(fitted_m, sigma, limit, motion)
+                )
+                return held or self._followed(stamp_ns, evidence, limit)
         return self._held(fitted_m, sigma, limit, motion)
 
     def explains(self, fit: MetricFit, fitted_m: np.ndarray, anchors: Anchors, limit: float, motion: Motion) -> bool:
@@ -125,21 +122,38 @@ class Corrector:
         evidence = None if held is None else evidence_of(fitted_m, held, sigma)
         return None if evidence is None else Correction(evidence, fitted_field(evidence, limit), False)
 
-    def _holds_off(self, stamp_ns: int, evidence: Evidence, metres: Metres, scan: Hashable) -> bool:
-        """Whether the anchors of this image shall wait until they are confirmed; a scan's answer stays the same."""
+    def _instead(
+        self,
+        evidence: Evidence,
+        metres: Metres,
+        scan: Hashable,
+        stamp_ns: int,
+        find_held: Callable[[], Correction | None],
+    ) -> Correction | None:
+        """The correction by remembered anchors, where those of this image contradict it as a whole and have to wait
+        until they are confirmed; a scan's answer stays the same.
+        """
         again, self._scan = scan is not None and scan == self._scan, scan
-        if not again:
-            self._held_off = self._contradicted(stamp_ns, evidence, metres)
-        return self._held_off
+        if again:
+            held = find_held() if self._held_off else None
+        else:
+            agreed, self._agreed = self._agreed, 0.0
+            held = self._contradicted(evidence.of(evidence.fresh), metres, stamp_ns, agreed, find_held)
+        self._held_off = held is not None
+        return None if held is None else replace(held, problem=_PROBLEM)
 
-    def _contradicted(self, stamp_ns: int, evidence: Evidence, metres: Metres) -> bool:
-        """Whether far fewer of the anchors agree with the last correction than of the frame before did."""
-        agreed, self._agreed = self._agreed, 0.0
+    def _contradicted(
+        self, fresh: Evidence, metres: Metres, stamp_ns: int, agreed: float, find_held: Callable[[], Correction | None]
+    ) -> Correction | None:
+        """What is contradicted because far fewer of the anchors agree with it than the share `agreed` before."""
         jumped, self._jumps = metres.jumps != self._jumps, metres.jumps
-        if self._field is None or jumped:
-            return False
-        fresh = evidence.of(evidence.fresh)
-        if len(fresh.residual) < _MANY:
-            return False
+        if self._field is None or jumped or len(fresh.residual) < _MANY:
+            return None
         self._agreed = agreement(fresh, self._field, _SAME_LN)
-        return stamp_ns - self._stamp_ns < _SOON_NS and self._agreed < _CONTRADICTION * agreed
+        if stamp_ns - self._stamp_ns >= _SOON_NS or self._agreed >= _CONTRADICTION * agreed:
+            return None
+        # That field stayed where it was in the image. Where the camera turned fast, it may be that.
+        held = find_held()
+        if held is not None:
+            self._agreed = max(self._agreed, agreement(fresh, held.field, _SAME_LN))
+        return held if self._agreed < _CONTRADICTION * agreed else None
