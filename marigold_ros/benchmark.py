@@ -59,8 +59,6 @@ SIZES = ((640, 480), (1280, 720))
 POINTS = 20_000
 NETWORK = "network"
 REST = "all but the network, publishing left out"
-# Not in every frame, so not in the sum.
-SEEN_MOTION = "(motion of the camera, where anchors are missing)"
 # By the node's own clock, in which the network includes its resizes. p95 is the sum of the stages', an upper bound.
 NODE_REST = "all but the network, publishing included (node)"
 # The node takes its time when the last output is out; the subscriber has the depth image, the first one, before that.
@@ -187,6 +185,7 @@ def measure_stages(estimator: Any, scene: Scene, repeats: int) -> dict[str, Timi
         "motion of the picture, calibration": lambda: calibration.update(
             next(stamps_ns), rgb, camera, anchors, np.zeros(3)
         ),
+        "motion of the camera": lambda: motion_between(grey, moved, anchors.pixels, anchors.depth_m, camera),
         "fit": lambda: fit_metric(relative, anchors, estimator.space, fitting),
         "apply": lambda: apply_fit(fit, relative, fitting.max_depth_m),
         "correct": lambda: corrected(
@@ -194,10 +193,9 @@ def measure_stages(estimator: Any, scene: Scene, repeats: int) -> dict[str, Timi
         ),
         "sigma, confidence, gate of the cloud": judge,
         "messages out (depth, info, cloud)": out,
-        SEEN_MOTION: lambda: motion_between(grey, moved, anchors.pixels, anchors.depth_m, camera),
     }
     samples = {name: measure(work, repeats) for name, work in stages.items()}
-    rest = np.sum([seconds for name, seconds in samples.items() if name not in (NETWORK, SEEN_MOTION)], axis=0)
+    rest = np.sum([seconds for name, seconds in samples.items() if name != NETWORK], axis=0)
     return {name: timing(seconds) for name, seconds in samples.items()} | {REST: timing(rest)}
 
 

@@ -1,7 +1,7 @@
 """How a camera moves, by what it sees: odometry for who has none.
 
-Its picture as a whole tells how it turned (`picture_motion`). Where that is not enough, because what had anchors has
-none now, or a scan is of an earlier image's time, anchors that are found again tell how it moved (`visual_odometry`).
+Anchors that are found again in the next image tell how the camera moved (`visual_odometry`); where there are none, the
+picture as a whole tells how it turned (`picture_motion`).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from marigold_ros.anchors import Anchors, Scan
-from marigold_ros.field import Evidence, believed, beside
+from marigold_ros.anchors import Scan
+from marigold_ros.field import Evidence, believed
 from marigold_ros.geometry import Camera
 from marigold_ros.motion import FindMotion, Motion
 from marigold_ros.picture_motion import PictureTrack
@@ -22,8 +22,6 @@ from marigold_ros.visual_odometry import motion_between
 
 # So many images are remembered.
 _IMAGES = 32
-# Where more than this share of the last anchors has none beside it now, it matters where they are.
-_GAPS = 0.2
 
 
 @dataclass
@@ -69,17 +67,13 @@ class SeenMotion:
         right = believed(evidence)
         self._images[-1].pixels, self._images[-1].depth_m = right.pixels, right.depth_m
 
-    def until_now(self, anchors: Anchors | None, find_motion: FindMotion) -> Motion:
-        """The motion until the newest image, which has these anchors, if any.
-
-        As `find_motion` knows it; where it does not, as it was seen, if the anchors leave gaps where there were some.
-        """
+    def until_now(self, find_motion: FindMotion) -> Motion:
+        """The motion until the newest image: as `find_motion` knows it, else as it was seen."""
         now_ns = self._images[-1].stamp_ns
-        gaps = anchors is None or self._gaps(anchors.pixels) > _GAPS
 
         def since(then_ns: int) -> np.ndarray | None:
             known = find_motion(then_ns)
-            return self._since(then_ns) if known is None and gaps else known
+            return self._since(then_ns) if known is None else known
 
         return Motion(now_ns, self._camera, since, lambda then_ns: self._track.shift_px(then_ns, now_ns))
 
@@ -100,12 +94,6 @@ class SeenMotion:
             return scan
         transform = now_from_near @ scan.camera_from_lidar
         return replace(scan, camera_from_lidar=transform, age_s=0.0, shift_px=tuple(map(float, shift_px)))
-
-    def _gaps(self, pixels: np.ndarray) -> float:
-        """The share of the last image's points beside which none of these (N, 2) pixels is."""
-        last = next((image.pixels for image in reversed(self._images) if image.pixels is not None), None)
-        shape = self._camera.height, self._camera.width
-        return 0.0 if last is None else 1.0 - float(np.mean(beside(last, pixels, shape)))
 
     def _since(self, then_ns: int) -> np.ndarray | None:
         """(4, 4) now_from_then of the camera since the image of that very time; None where it cannot be told."""

@@ -47,7 +47,7 @@ def error(found, then, now):
 
 
 def test_the_motion_is_chained_over_images(asked):
-    motion = drive(4).until_now(None, unknown_motion)
+    motion = drive(4).until_now(unknown_motion)
     assert error(motion.since(2 * TENTH), 2, 3) < 0.02
     assert error(motion.since(0), 0, 3) < 0.04
     assert len(asked) == 3  # nothing is worked out twice
@@ -55,21 +55,17 @@ def test_the_motion_is_chained_over_images(asked):
     np.testing.assert_array_equal(motion.since(3 * TENTH), np.eye(4))
 
 
-def test_what_nobody_needs_is_not_worked_out(asked):
-    seen = drive(3)
-    _, depth_m = picture(PATH[2])
-    assert seen.until_now(anchors(depth_m), unknown_motion).since(TENTH) is None
-    known = np.diag([1.0, 1.0, 1.0, 1.0])
-    assert seen.until_now(None, lambda then_ns: known).since(TENTH) is known
+def test_what_is_known_or_not_asked_for_is_not_worked_out(asked):
+    seen, known = drive(3), np.eye(4)
+    assert seen.until_now(lambda then_ns: known).since(TENTH) is known
+    seen.until_now(unknown_motion).shift_since(TENTH)
     assert asked == []
-    left = anchors(depth_m)
-    few = Anchors(left.pixels[left.pixels[:, 0] < 200], left.depth_m, left.weight, 0)
-    assert seen.until_now(few, unknown_motion).since(TENTH) is not None
+    assert seen.until_now(unknown_motion).since(TENTH) is not None
     assert asked == [1]
 
 
 def test_where_an_image_has_no_points_the_way_on_is_unknown():
-    motion = drive(4, remember=lambda step: step != 1).until_now(None, unknown_motion)
+    motion = drive(4, remember=lambda step: step != 1).until_now(unknown_motion)
     assert error(motion.since(2 * TENTH), 2, 3) < 0.02
     assert motion.since(TENTH) is None
     assert motion.since(0) is None
@@ -103,4 +99,4 @@ def test_time_that_goes_back_and_another_camera_start_anew():
         seen = drive(3)
         again(seen)
         seen.see(10 * TENTH, picture(PATH[3])[0], CAMERA)
-        assert seen.until_now(None, unknown_motion).since(TENTH) is None
+        assert seen.until_now(unknown_motion).since(TENTH) is None
