@@ -16,27 +16,27 @@ from marigold_ros.motion import Motion
 # is less than a part of it is forgotten.
 _HALF_S, _HALF_INFORMED_S = 1.0, 4.0
 _LEAST = 0.05
-# Where the fit comes nearer by more than this in ln from an image to the next, something hides the anchor now: what is
-# near must not be pushed away. (What goes farther may as well be the network, which is not sure of its edges.)
-_GONE_LN = 0.5
+# Something else is there now where the fit, since an anchor was measured, has gone farther by more than this, or come
+# nearer by more than so many of its own sigmas, within these bounds, all in ln. What is near must not be pushed away;
+# what goes farther may as well be the network, which is not sure of its edges.
+_FARTHER_LN, _NEARER_SIGMAS, _NEARER_LN = 0.5, 2.5, (0.08, 0.25)
 
 
 @dataclass(frozen=True)
 class _Held:
-    """N anchors in an image: `pixels` (N, 2), `depth_m`, `weight`, `age` in half-lives, and `residual`, ln of measured
-    over fitted depth there, all float32.
+    """N anchors in an image: `pixels` (N, 2), `depth_m`, `weight`, `age` in half-lives, and what they `said` when they
+    were measured, ln of measured over fitted depth, all float32.
     """
 
     pixels: np.ndarray
     depth_m: np.ndarray
     weight: np.ndarray
     age: np.ndarray
-    residual: np.ndarray
+    said: np.ndarray
 
     def of(self, chosen: np.ndarray) -> _Held:
         """Some of them, (N,) bool."""
-        parts = (self.pixels, self.depth_m, self.weight, self.age, self.residual)
-        return _Held(*(part[chosen] for part in parts))
+        return _Held(*(part[chosen] for part in (self.pixels, self.depth_m, self.weight, self.age, self.said)))
 
     @property
     def left(self) -> np.ndarray:
@@ -57,48 +57,53 @@ class AnchorMemory:
 
     def remember(self, stamp_ns: int, evidence: Evidence) -> None:
         """Keep what is believed of the evidence of the image of `stamp_ns`, and nothing else."""
-        right = evidence.of(evidence.trust > 0)
-        age = np.sqrt(1.0 / right.left - 1.0)
-        self._held = _Held(right.pixels, right.depth_m, right.weight, age, right.residual)
+        right = evidence.trust > 0
+        said = np.where(evidence.fresh, evidence.residual, evidence.said)
+        age = np.sqrt(1.0 / evidence.left - 1.0)
+        self._held = _Held(evidence.pixels, evidence.depth_m, evidence.weight, age, said).of(right)
         self._stamp_ns = stamp_ns
 
-    def beside(self, fresh: Anchors, fitted_m: np.ndarray, motion: Motion) -> Anchors:
+    def beside(self, fresh: Anchors, fitted_m: np.ndarray, sigma: float, motion: Motion) -> Anchors:
         """The anchors of an image, and where it has none those held, see `at`, as far as there is room for more."""
         room = MOST_ANCHORS - len(fresh)
-        held = self.at(fitted_m, motion) if room > 0 else None
+        held = self.at(fitted_m, sigma, motion) if room > 0 else None
         if held is None:
             return fresh
         alone = np.flatnonzero(~beside(held.pixels, fresh.pixels, fitted_m.shape))[:room]
-        arrays = ("pixels", "depth_m", "weight", "noise_m", "noise_px", "left")
+        arrays = ("pixels", "depth_m", "weight", "noise_m", "noise_px", "left", "said")
         both = {name: np.concatenate([getattr(fresh, name), getattr(held, name)[alone]]) for name in arrays}
         return Anchors(**both, seen=fresh.seen + len(alone))
 
-    def at(self, fitted_m: np.ndarray, motion: Motion) -> Anchors | None:
+    def at(self, fitted_m: np.ndarray, sigma: float, motion: Motion) -> Anchors | None:
         """Those that are in the image until which the `motion` is told and whose fit is (H, W) `fitted_m`, if any are.
 
-        Where the motion is not known there are none, but there may be in the next image.
+        sigma: the fit's relative error at anchors. Where the motion is not known there are none, but there may be in
+        the next image.
         """
         if self._held is None:
             return None
-        moved = _moved(self._held, self._stamp_ns, motion)
-        if moved is None:
+        if self._stamp_ns != motion.stamp_ns:
+            moved = _moved(self._held, self._stamp_ns, motion)
+            if moved is None:
+                return None
+            self._held, self._stamp_ns = moved, motion.stamp_ns
+        held = self._held.of(_still_there(self._held, fitted_m, sigma))
+        if len(held.depth_m) == 0:
             return None
-        with np.errstate(invalid="ignore", divide="ignore"):
-            residual = np.log(moved.depth_m / sample(fitted_m, moved.pixels)).astype(np.float32)
-            still = residual - moved.residual < _GONE_LN
-        self._held = replace(moved, residual=residual).of(still & (moved.left > _LEAST))
-        self._stamp_ns = motion.stamp_ns
-        if len(self._held.depth_m) == 0:
-            return None
-        held = self._held
-        return Anchors(held.pixels, held.depth_m, held.weight, len(held.depth_m), left=held.left)
+        return Anchors(held.pixels, held.depth_m, held.weight, len(held.depth_m), left=held.left, said=held.said)
+
+
+def _still_there(held: _Held, fitted_m: np.ndarray, sigma: float) -> np.ndarray:
+    """(N,) bool: the anchors where the fit sees no other surface than when they were measured."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        change = np.log(held.depth_m / sample(fitted_m, held.pixels)) - held.said
+        nearer_ln = np.clip(_NEARER_SIGMAS * sigma, *_NEARER_LN)
+        return (change < nearer_ln) & (change > -_FARTHER_LN)
 
 
 def _moved(held: _Held, then_ns: int, motion: Motion) -> _Held | None:
     """Those that are in the image now, where they are; None where nobody knows."""
-    if then_ns == motion.stamp_ns:
-        return held
-    now_from_then = motion.since(then_ns)
+    now_from_then, _ = motion.since(then_ns)
     if now_from_then is not None:
         pixels, depth_m, seen = seen_from(held.pixels, held.depth_m, motion.camera, now_from_then)
         half_s = _HALF_INFORMED_S
@@ -110,4 +115,4 @@ def _moved(held: _Held, then_ns: int, motion: Motion) -> _Held | None:
         seen = motion.camera.contains(pixels)
     age = held.age + np.float32(motion.elapsed_s(then_ns) / half_s)
     moved = replace(held, pixels=pixels.astype(np.float32), depth_m=depth_m.astype(np.float32), age=age)
-    return moved.of(seen)
+    return moved.of(seen & (moved.left > _LEAST))

@@ -56,8 +56,9 @@ class Anchors:
 
     `seen` counts the finite points of the scans, so that `seen - len(anchors)` fell outside the image or the limits.
     `noise_m` and `noise_px`, (N,) float32, are one standard deviation of depth and of position in the image; where
-    they are not given, those of a spinning LiDAR. `left`, (N,) float32 in (0, 1]: the share that still counts of those
-    that were measured for an earlier image.
+    they are not given, those of a spinning LiDAR. Of those that were measured for an earlier image, (N,) float32:
+    `left`, in (0, 1], the share that still counts, and `said`, ln of measured over fitted depth there; 1 and NaN of
+    others.
     """
 
     pixels: np.ndarray
@@ -67,9 +68,11 @@ class Anchors:
     noise_m: np.ndarray | None = None
     noise_px: np.ndarray | None = None
     left: np.ndarray | None = None
+    said: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        for name, usual in (("noise_m", LIDAR_NOISE_M), ("noise_px", LIDAR_NOISE_PX), ("left", 1.0)):
+        usually = {"noise_m": LIDAR_NOISE_M, "noise_px": LIDAR_NOISE_PX, "left": 1.0, "said": np.nan}
+        for name, usual in usually.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, np.full(len(self.depth_m), usual, np.float32))
 

@@ -87,7 +87,7 @@ class Corrector:
             return None
         sigma = metres.fit.evidence.sigma
         if metres.fresh:
-            evidence = evidence_of(fitted_m, self._memory.beside(anchors, fitted_m, motion), sigma)
+            evidence = evidence_of(fitted_m, self._memory.beside(anchors, fitted_m, sigma, motion), sigma)
             # Where none of this image's lies on known depth, near the fit, they say nothing.
             if evidence is not None and evidence.fresh.any():
                 held = self._instead(
@@ -101,7 +101,8 @@ class Corrector:
 
         Few anchors may contradict a fit though nothing is wrong with them: where the network is wrong.
         """
-        held, sigma = self._memory.at(fitted_m, motion), fit.evidence.sigma
+        sigma = fit.evidence.sigma
+        held = self._memory.at(fitted_m, sigma, motion)
         remembered = None if held is None else evidence_of(fitted_m, held, sigma)
         evidence = evidence_of(fitted_m, anchors, sigma)
         if remembered is None or evidence is None:
@@ -118,7 +119,7 @@ class Corrector:
     def _held(self, fitted_m: np.ndarray, sigma: float, limit: float, motion: Motion) -> Correction | None:
         """The correction by remembered anchors alone; what contradicts it again is believed."""
         self._field = None
-        held = self._memory.at(fitted_m, motion)
+        held = self._memory.at(fitted_m, sigma, motion)
         evidence = None if held is None else evidence_of(fitted_m, held, sigma)
         return None if evidence is None else Correction(evidence, fitted_field(evidence, limit), False)
 
@@ -138,15 +139,21 @@ class Corrector:
             held = find_held() if self._held_off else None
         else:
             agreed, self._agreed = self._agreed, 0.0
-            held = self._contradicted(evidence.of(evidence.fresh), metres, stamp_ns, agreed, find_held)
+            held = self._contradicted(evidence, metres, stamp_ns, agreed, find_held)
         self._held_off = held is not None
         return None if held is None else replace(held, problem=_PROBLEM)
 
     def _contradicted(
-        self, fresh: Evidence, metres: Metres, stamp_ns: int, agreed: float, find_held: Callable[[], Correction | None]
+        self,
+        evidence: Evidence,
+        metres: Metres,
+        stamp_ns: int,
+        agreed: float,
+        find_held: Callable[[], Correction | None],
     ) -> Correction | None:
         """What is contradicted because far fewer of the anchors agree with it than the share `agreed` before."""
         jumped, self._jumps = metres.jumps != self._jumps, metres.jumps
+        fresh = evidence if evidence.fresh.all() else evidence.of(evidence.fresh)
         if self._field is None or jumped or len(fresh.residual) < _MANY:
             return None
         self._agreed = agreement(fresh, self._field, _SAME_LN)

@@ -49,6 +49,8 @@ _NODES_PER_LN = 30.0
 _FADE = 0.5
 # Beyond so many nodes from any anchor depth rests on the scale and shift alone, and gets no worse.
 FARTHEST = 7.0
+# In so many steps.
+_AGES = 5
 # Anchors in parts of the image of so many nodes each way are beside each other.
 _BESIDE = 2
 # cv2.remap takes no larger pictures, and every row of the image is as many rows there as there are steps of log depth.
@@ -59,16 +61,17 @@ _BAND_ROWS = 4096
 class Evidence:
     """What N anchors say of a fit: `residual`, ln of measured over fitted depth, and the `weight` of each, float32.
 
-    `depth_m`, (N,): what was measured. `left` (N,) float32 in (0, 1]: the share that still counts, 1 for those of this
-    image. `trust` (N,) float32 in [0, 1]: whether those around agree. `pixels` (N, 2) u, v. `index` and `share`,
-    (8, N), are the nodes around each anchor and its share in them, `node` (N,) the nearest one; nodes are counted over
-    rows, columns, steps. `low` and `high`: ln m of the end nodes.
+    `depth_m`, (N,): what was measured. `left` and `said`, (N,): as those of `Anchors`. `trust` (N,) float32 in [0, 1]:
+    whether those around agree. `pixels` (N, 2) u, v. `index` and `share`, (8, N), are the nodes around each anchor and
+    its share in them, `node` (N,) the nearest one; nodes are counted over rows, columns, steps. `low` and `high`: ln m
+    of the end nodes.
     """
 
     residual: np.ndarray
     weight: np.ndarray
     depth_m: np.ndarray
     left: np.ndarray
+    said: np.ndarray
     trust: np.ndarray
     pixels: np.ndarray
     index: np.ndarray
@@ -80,7 +83,7 @@ class Evidence:
     @property
     def fresh(self) -> np.ndarray:
         """(N,) bool: those of this image."""
-        return self.left == 1
+        return np.isnan(self.said)
 
     def at(self, grid: np.ndarray) -> np.ndarray:
         """(N,) values of a grid (rows, columns, steps) at the anchors, interpolated."""
@@ -90,7 +93,7 @@ class Evidence:
 
     def of(self, chosen: np.ndarray | slice) -> Evidence:
         """The evidence of some anchors, (N,) bool or a slice, whose order is random; the nodes stay."""
-        parts = (self.residual, self.weight, self.depth_m, self.left, self.trust, self.pixels)
+        parts = (self.residual, self.weight, self.depth_m, self.left, self.said, self.trust, self.pixels)
         return Evidence(
             *(part[chosen] for part in parts),
             self.index[:, chosen],
@@ -124,14 +127,14 @@ def evidence_of(depth_m: np.ndarray, anchors: Anchors, sigma: float) -> Evidence
     if not known.any():
         return None
     pixels, residual, measured_m = pixels[known], residual[known].astype(np.float32), measured_m[known]
-    weight, left = anchors.weight[some][known], anchors.left[some][known]
+    weight, left, said = (part[some][known] for part in (anchors.weight, anchors.left, anchors.said))
     log_m = np.log(predicted_m[known])
     low, high = float(log_m.min()), max(float(log_m.max()), float(log_m.min()) + 0.1)
     places = _places(pixels, depth_m.shape, (log_m - np.float32(low)) * np.float32(1 / (high - low)))
     column, row, step = (places + np.float32(0.5)).astype(np.intp)
     node = (row * _NODES[0] + column) * _NODES[2] + step
     trust = _trust(places, residual, sigma)
-    return Evidence(residual, weight, measured_m, left, trust, pixels, *_corners(places), node, low, high)
+    return Evidence(residual, weight, measured_m, left, said, trust, pixels, *_corners(places), node, low, high)
 
 
 def _trust(places: np.ndarray, residual: np.ndarray, sigma: float) -> np.ndarray:
@@ -257,13 +260,14 @@ def node_distance(evidence: Evidence) -> np.ndarray:
     `FARTHEST`.
 
     Log depth counts as well, so that a surface far behind the anchors is far from them; and so does time: an anchor of
-    which nothing is left is that far from where it is.
+    an earlier image is away from its place, the farther the less is left of it, in a few steps, the first one at once.
     """
     squared = np.full((_SHAPE[2], *_SHAPE[:2]), FARTHEST**2, np.float32)
-    away = np.rint(np.float32(FARTHEST) * (np.float32(1) - evidence.left))
-    for nodes_away in np.unique(away):
-        within = _squared_within(evidence.node[away == nodes_away])
-        np.minimum(squared, within + np.float32(nodes_away**2), out=squared)
+    away = np.ceil((np.float32(1) - evidence.left) * np.float32(_AGES))
+    away[~evidence.fresh] = np.maximum(away[~evidence.fresh], 1)
+    for age in np.unique(away):
+        within = _squared_within(evidence.node[away == age])
+        np.minimum(squared, within + np.float32((age / _AGES * FARTHEST) ** 2), out=squared)
     width = _NODES_PER_LN * (evidence.high - evidence.low) / (_SHAPE[2] - 1)
     distance = squared.copy()
     for apart in range(1, _SHAPE[2]):

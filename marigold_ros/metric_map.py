@@ -54,9 +54,9 @@ class MetricMap:
     ) -> tuple[MetricFit, Carried] | None:
         """The fit of (H, W) float32 `relative`, of a later image, that keeps the map's metres; None in another scene.
 
-        now_from_then: (4, 4) how the camera moved; None where that is not known: then it may have moved by `speed_m_s`
-        and more cannot be told apart, but the picture may be known to have moved by `shift_px` (2,). The fit's
-        covariance has grown by what time and motion may have changed.
+        now_from_then: (4, 4) how the camera moved; None where that is not known: then the picture may be known to have
+        moved by `shift_px` (2,). speed_m_s: what it may have moved by besides. The fit's covariance has grown by what
+        time and motion may have changed.
         """
         depth_m = _depth(self.relative, self.fit)
         if now_from_then is not None:
@@ -76,11 +76,8 @@ class MetricMap:
         noise = _covariance_of_whole(_at(relative, self.pixels), fit)
         if noise is None:
             return None
-        growth = 1.0
-        if now_from_then is None:
-            # Motion goes on the same way: what it adds to the deviation adds up, and not its square.
-            moved = speed_m_s * elapsed_s / float(np.median(depth_m))
-            growth += moved / relative_sigma(relative, fit)
+        # Motion goes on the same way: what it adds to the deviation adds up, and not its square.
+        growth = 1.0 + speed_m_s * elapsed_s / float(np.median(depth_m)) / relative_sigma(relative, fit)
         covariance = growth**2 * _matrix(fit.covariance) + (_EACH**2 + _DRIFT**2 * elapsed_s) * noise
         return replace(fit, covariance=_triple(covariance)), step
 

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from marigold_ros.anchors import Scan
-from marigold_ros.field import Evidence, believed
+from marigold_ros.field import Evidence
 from marigold_ros.geometry import Camera
 from marigold_ros.motion import FindMotion, Motion
 from marigold_ros.picture_motion import PictureTrack
@@ -64,18 +64,15 @@ class SeenMotion:
 
     def remember(self, evidence: Evidence) -> None:
         """Take what is believed of the anchors in the newest image as points to be found again."""
-        right = believed(evidence)
-        self._images[-1].pixels, self._images[-1].depth_m = right.pixels, right.depth_m
+        right = evidence.trust > 0.5
+        self._images[-1].pixels, self._images[-1].depth_m = evidence.pixels[right], evidence.depth_m[right]
 
     def until_now(self, find_motion: FindMotion) -> Motion:
-        """The motion until the newest image: as `find_motion` knows it, else as it was seen."""
+        """The motion until the newest image, as `find_motion` knows it and as it was seen."""
         now_ns = self._images[-1].stamp_ns
-
-        def since(then_ns: int) -> np.ndarray | None:
-            known = find_motion(then_ns)
-            return self._since(then_ns) if known is None else known
-
-        return Motion(now_ns, self._camera, since, lambda then_ns: self._track.shift_px(then_ns, now_ns))
+        return Motion(
+            now_ns, self._camera, find_motion, self._since, lambda then_ns: self._track.shift_px(then_ns, now_ns)
+        )  # fmt: skip
 
     def in_time(self, scan: Scan) -> Scan:
         """The scan; if it is of another time than the newest image and not yet moved, moved with the picture to the

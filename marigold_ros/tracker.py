@@ -91,7 +91,8 @@ class MetricTracker:
 
         anchors: None where there are none, for the reason `problem`; `fault`: the reason will not pass by itself. own:
         a metric checkpoint's fit for this image. scan: tells scans apart; what one says in a second image is not said
-        twice. explained: whether the anchors, though they contradict a fit, are where its correction has them. An image
+        twice. explained: whether anchors too weak to stand on their own, though they contradict a fit, are where its
+        correction has them. An image
         before the newest one means that time started again, and everything is forgotten.
         """
         stamp_ns = motion.stamp_ns
@@ -110,8 +111,9 @@ class MetricTracker:
         """What is known of the metres before this frame's anchors are looked at."""
         if self._map is None:
             return None
+        now_from_then, unknown = motion.since(self._map_ns)
         found = self._map.carried_to(
-            relative, motion.elapsed_s(self._map_ns), config.speed_m_s, motion.camera, motion.since(self._map_ns),
+            relative, motion.elapsed_s(self._map_ns), unknown * config.speed_m_s, motion.camera, now_from_then,
             motion.shift_since(self._map_ns),
         )  # fmt: skip
         if found is None:
@@ -143,7 +145,7 @@ class MetricTracker:
             if not again or not strong:
                 self._streak = self._streak + 1 if strong else 0
             return fused, True, problem
-        if explained(known):
+        if not strong and explained(known):
             self._streak = 0
             return known, True, problem  # the network is wrong here by what was measured before
         if strong and not again and rejected is not None and _fused(new, rejected)[1] <= _GATE:

@@ -164,7 +164,7 @@ def smooth_variance(
     """(H, W) float32 variance of ln depth that is not doubt; without a correction all is far from every anchor.
 
     The correction mends what is wrong with the fit where its anchors are near, and the law, which was learned behind
-    it, knows what is left; the fit's own variance counts far from them, and where they are old.
+    it, knows what is left; the fit's own variance counts far from them. Without any of this image all of it counts.
     """
     every = slice(_STEP // 2, None, _STEP)
     small_m = np.ascontiguousarray(fitted_m[every, every])
@@ -174,8 +174,11 @@ def smooth_variance(
     else:
         distance = squared_distance(believed(correction.evidence), small_m)
         variance = law.smooth_variance(distance)
-        of_fit *= np.minimum(distance * np.float32(1.0 / FARTHEST**2), 1)
-        np.maximum(variance, of_fit, out=variance)
+        if correction.fresh:
+            of_fit *= np.minimum(distance * np.float32(1.0 / FARTHEST**2), 1)
+            np.maximum(variance, of_fit, out=variance)
+        else:
+            variance += of_fit
     cv2.patchNaNs(variance, float(law.near**2 * (1 + (law.growth * FARTHEST) ** 2)))
     return cv2.resize(variance, fitted_m.shape[::-1], interpolation=cv2.INTER_LINEAR)
 

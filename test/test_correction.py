@@ -50,7 +50,7 @@ class Run:
         self.stamp_ns += TENTH
         self.track.see(self.stamp_ns, seen(right, seed=seed), CAMERA)
         shift = partial(self.track.shift_px, until_ns=self.stamp_ns)
-        until_now = Motion(self.stamp_ns, CAMERA, lambda then_ns: motion, shift)
+        until_now = Motion(self.stamp_ns, CAMERA, lambda then_ns: motion, shift_since=shift)
         return self.corrector(fitted_m, metres, found, 3.0, until_now, scan)
 
 

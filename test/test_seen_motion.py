@@ -48,27 +48,31 @@ def error(found, then, now):
 
 def test_the_motion_is_chained_over_images(asked):
     motion = drive(4).until_now(unknown_motion)
-    assert error(motion.since(2 * TENTH), 2, 3) < 0.02
-    assert error(motion.since(0), 0, 3) < 0.04
+    assert error(motion.seen_since(2 * TENTH), 2, 3) < 0.02
+    assert error(motion.seen_since(0), 0, 3) < 0.04
     assert len(asked) == 3  # nothing is worked out twice
-    assert motion.since(TENTH // 2) is None  # there was no image
-    np.testing.assert_array_equal(motion.since(3 * TENTH), np.eye(4))
+    assert motion.seen_since(TENTH // 2) is None  # there was no image
+    np.testing.assert_array_equal(motion.seen_since(3 * TENTH), np.eye(4))
 
 
 def test_what_is_known_or_not_asked_for_is_not_worked_out(asked):
     seen, known = drive(3), np.eye(4)
-    assert seen.until_now(lambda then_ns: known).since(TENTH) is known
+    found, doubt = seen.until_now(lambda then_ns: known).since(TENTH)
+    assert found is known
+    assert doubt == 0
     seen.until_now(unknown_motion).shift_since(TENTH)
     assert asked == []
-    assert seen.until_now(unknown_motion).since(TENTH) is not None
+    found, doubt = seen.until_now(unknown_motion).since(TENTH)
+    assert error(found, 1, 2) < 0.02
+    assert 0 < doubt < 1
     assert asked == [1]
 
 
 def test_where_an_image_has_no_points_the_way_on_is_unknown():
     motion = drive(4, remember=lambda step: step != 1).until_now(unknown_motion)
-    assert error(motion.since(2 * TENTH), 2, 3) < 0.02
-    assert motion.since(TENTH) is None
-    assert motion.since(0) is None
+    assert error(motion.seen_since(2 * TENTH), 2, 3) < 0.02
+    assert motion.seen_since(TENTH) is None
+    assert motion.seen_since(0) is None
 
 
 def test_a_scan_of_an_earlier_image_is_moved_with_the_camera():
@@ -99,4 +103,4 @@ def test_time_that_goes_back_and_another_camera_start_anew():
         seen = drive(3)
         again(seen)
         seen.see(10 * TENTH, picture(PATH[3])[0], CAMERA)
-        assert seen.until_now(unknown_motion).since(TENTH) is None
+        assert seen.until_now(unknown_motion).since(TENTH) == (None, 1.0)
