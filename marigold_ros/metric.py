@@ -170,7 +170,7 @@ def fit_metric(
 
 
 def _too_few(depth_m: np.ndarray, error: np.ndarray, agreeing: float, config: FitConfig, cold: bool) -> str | None:
-    """Why not to believe a line that anchors at (N,) `depth_m` are off by `error`: few are off by no more than `agreeing`.
+    """Why not to believe a line that anchors at (N,) `depth_m` are off by `error`: few are within `agreeing`.
 
     cold: nothing is known from the frames before.
     """
