@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from marigold_ros.acceptance import relative_error, why_not
 from marigold_ros.anchors import Anchors, at_random
 from marigold_ros.config import FitConfig, Unusable
 from marigold_ros.robust_fit import Base, Evidence, NoLine, Samples, gather, weigh
-from marigold_ros.vote import FARTHEST_LN, places_of, trust_of
 
 SPACES = ("depth", "inverse_depth", "log_depth")
 
@@ -28,12 +28,6 @@ _TYPICAL = {"depth": (1.0, 0.08, 0.12), "inverse_depth": (1.0, -1.08, 0.25), "lo
 # Neighbouring anchors share the network's error: a cell, so many along the longer side, counts as at most so many.
 _CELLS = 16
 _CELL_CAP = 2.0
-# Where no more than this share of the anchors agrees, they must be so many times as many as agree on some one depth:
-# that many do by chance.
-_MOST, _BETTER = 0.5, 1.2
-# Or they must be this share of those that agree with the anchors around them, and as many of these as agree on some one
-# depth: of a weak network many right anchors are off any line, and wrong ones agree with none.
-_OF_TRUSTED = 0.6
 _WEAK_SIGMAS = 1.5
 # The network errs alike at depths that differ by less than this factor, and in squares of this part of the image.
 _ALIKE_FACTOR, _PARTS = 1.2, 4
@@ -156,55 +150,14 @@ def fit_metric(
     if own is not None and (contradiction := _contradiction(own, line.scale, line.shift, p)):
         return Refusal(contradiction)
     depth_m, predicted_m = anchors.depth_m.astype(np.float64), from_space(line.scale * p + line.shift, space)
-    error = np.nan_to_num(np.abs(predicted_m - depth_m) / depth_m, nan=np.inf)
     # Of a weak network the right anchors, too, are farther off.
-    agreeing = max(config.inlier_error, _WEAK_SIGMAS * evidence.sigma)
-    count, inliers = len(anchors), int(np.count_nonzero(error <= agreeing))
-    reason = _too_few(depth_m, error, agreeing, config, cold=shape is None)
-    if reason is not None and not _neighbours_agree(
-        relative.shape, anchors.pixels, depth_m, predicted_m, error <= agreeing, agreeing, evidence.sigma, config,
-        cold=shape is None,
-    ):  # fmt: skip
+    tolerance = max(config.inlier_error, _WEAK_SIGMAS * evidence.sigma)
+    reason = why_not(anchors, relative.shape, predicted_m, tolerance, evidence.sigma, config, cold=shape is None)
+    if reason is not None:
         return Refusal(reason)
+    error = relative_error(predicted_m, depth_m)
+    count, inliers = len(anchors), int(np.count_nonzero(error <= tolerance))
     return MetricFit(space, line.scale, line.shift, count, inliers, float(np.median(error)), line.covariance, evidence)
-
-
-def _too_few(depth_m: np.ndarray, error: np.ndarray, agreeing: float, config: FitConfig, cold: bool) -> str | None:
-    """Why not to believe a line that anchors at (N,) `depth_m` are off by `error`: few are within `agreeing`.
-
-    cold: nothing is known from the frames before.
-    """
-    count, inliers = len(depth_m), int(np.count_nonzero(error <= agreeing))
-    if inliers < config.min_inliers * count:
-        return (
-            f"only {inliers} of {count} anchors agree with one scale and shift (fit.min_inliers="
-            f"{config.min_inliers}): check the extrinsic and the time stamps"
-        )
-    if cold and inliers < _MOST * count and inliers < _BETTER * _agreeing_on_one_depth(depth_m, agreeing):
-        return (
-            f"only {inliers} of {count} anchors agree with one scale and shift, hardly more than lie at one depth: "
-            "check the extrinsic and the time stamps"
-        )
-    return None
-
-
-def _neighbours_agree(
-    image: tuple[int, int], pixels: np.ndarray, depth_m: np.ndarray, predicted_m: np.ndarray, agrees: np.ndarray,
-    error: float, sigma: float, config: FitConfig, cold: bool,
-) -> bool:  # fmt: skip
-    """Whether enough anchors agree with those around them, and most of these with the line."""
-    some = at_random(len(depth_m), _MOST_SAMPLES)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        residual = np.log(depth_m[some] / predicted_m[some]).astype(np.float32)
-        near = np.abs(residual) < np.float32(FARTHEST_LN)
-    if not near.any():
-        return False
-    trust = trust_of(places_of(pixels[some][near], image), residual[near], sigma)
-    trusted = float(trust.sum())
-    right = float(trust @ agrees[some][near])
-    if trusted < config.min_inliers * len(residual) or right < max(_OF_TRUSTED, config.min_inliers) * trusted:
-        return False
-    return not cold or right >= _agreeing_on_one_depth(depth_m[some][near], error, trust)
 
 
 def _samples(relative: np.ndarray, anchors: Anchors, p: np.ndarray, space: str) -> Samples:
@@ -249,15 +202,6 @@ def _cell_balance(pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     cells = (np.maximum(pixels, 0) * np.float32(_CELLS / max(shape))).astype(np.intp)
     index = cells[:, 1] * (_CELLS + 1) + cells[:, 0]
     return np.minimum(1.0, _CELL_CAP / np.bincount(index)[index])
-
-
-def _agreeing_on_one_depth(depth_m: np.ndarray, error: float, weight: np.ndarray | None = None) -> float:
-    """The most anchors, or the most of their weight, whose depth lies within a relative `error` of one and the same."""
-    order = np.argsort(depth_m)
-    ordered = depth_m[order]
-    up_to = np.concatenate([[0.0], np.cumsum(np.ones(len(order)) if weight is None else weight[order])])
-    reach = np.searchsorted(ordered, ordered * ((1.0 + error) / (1.0 - error)), side="right")
-    return float((up_to[reach] - up_to[:-1]).max())
 
 
 def _alike(pixels: np.ndarray, depth_m: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
