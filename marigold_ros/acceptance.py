@@ -16,7 +16,8 @@ from marigold_ros.vote import FARTHEST_LN, places_of, trust_of
 # Without a frame before, where no more than this share of the anchors agrees, they must be so many times as many as
 # agree on some one depth: that many do by chance.
 _MOST, _BETTER = 0.5, 1.2
-# Or else, of the anchors that those around them confirm, they must be this share.
+# Or else they must be this share of those that the anchors around them confirm, and more of these than agree on one
+# depth.
 _OF_CONFIRMED = 2 / 3
 # As many anchors are asked.
 _ASKED = 4096
@@ -68,7 +69,7 @@ def _confirmed(
 ) -> bool:
     """Whether the share `fewest` of the anchors is confirmed by those around, and most of these `agree` with the line.
 
-    If `cold`, also no fewer than agree on some one depth.
+    If `cold`, also more than agree on some one depth.
     """
     some = at_random(len(depth_m), _ASKED)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -79,7 +80,7 @@ def _confirmed(
     confirmed, right = float(trust.sum()), float(trust @ agree[some])
     if confirmed <= fewest * len(near) or right < max(_OF_CONFIRMED, fewest) * confirmed:
         return False
-    return not cold or right >= _on_one_depth(depth_m[some], tolerance, trust)
+    return not cold or right > _on_one_depth(depth_m[some], tolerance, trust)
 
 
 def _on_one_depth(depth_m: np.ndarray, error: float, weight: np.ndarray | None = None) -> float:

@@ -108,6 +108,21 @@ def test_a_fast_robot_gives_up_sooner():
     assert "fit.max_sigma=0.2" in gap[states[1]].problem
 
 
+def test_metres_that_became_too_unsure_start_anew_with_the_anchors_of_the_same_frame():
+    """Anchors at one depth do not mend what a gap left of the scale; a typical scene's scale is known better."""
+    many = anchors(4000, noise=0.005)
+    here = np.abs(many.depth_m / 4.0 - 1.0) < 0.05
+    flat = Anchors(many.pixels[here], many.depth_m[here], many.weight[here], int(here.sum()))
+    config = FitConfig(speed_m_s=8.0, max_sigma=0.15)
+    run = Run(config=config)
+    run.started()
+    assert run(None).state == HOLD
+    found, cold = run(flat), Run(config=config)(flat)
+    assert (found.state, found.fresh, found.problem) == (DEGRADED, True, None)
+    assert (found.fit.scale, found.fit.shift) == (cold.fit.scale, cold.fit.shift)
+    assert 0.1 < found.sigma < 0.15
+
+
 def test_one_wild_frame_is_held_off():
     run = Run()
     run.started()
