@@ -311,8 +311,8 @@ class FitConfig:
 
     min_inliers: float = setting(
         0.3,
-        "Share of the anchors that must agree with a fit for it to be used. Where fewer do: so many must agree with those "
-        "around them, and two thirds of these with the fit.",
+        "Share of the anchors that must agree with a fit for it to be used. Where fewer do: so many must agree with "
+        "those around them, and two thirds of these with the fit.",
         low=0.0,
         high=1.0,
     )
