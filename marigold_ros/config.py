@@ -310,7 +310,11 @@ class FitConfig:
     SECTION = "fit"
 
     min_inliers: float = setting(
-        0.3, "Share of the anchors that must agree with a fit for it to be used.", low=0.0, high=1.0
+        0.3,
+        "Share of the anchors that must agree with a fit for it to be used. Where fewer do: so many must agree with "
+        "those around them, and two thirds of these with the fit.",
+        low=0.0,
+        high=1.0,
     )
     inlier_error: float = setting(
         0.2,

@@ -18,26 +18,16 @@ import numpy as np
 
 from marigold_ros.anchors import Anchors, at_random
 from marigold_ros.metric import sample
+from marigold_ros.vote import CELLS, FARTHEST_LN, places_of, trust_of
 
 # Columns, rows and steps of log depth.
-_NODES = (61, 46, 6)
+_NODES = (*CELLS, 6)
 _SHAPE = _NODES[1], _NODES[0], _NODES[2]
 # More anchors than this say nothing new about so few nodes, and take their time.
 MOST_ANCHORS = 4096
 # Coarse to fine: how far anchors reach, in passes of a [1 2 1] / 4 filter, and the weight of anchors at which a node
 # goes half of the way.
 _LEVELS = ((100, 0.001), (16, 0.002), (3, 0.01), (1, 0.05), (1, 0.02))
-# Anchors agree if their residuals, in ln, lie in neighbouring bins of this width; beyond the outermost they are wrong.
-_BIN_LN, _BINS = 0.15, 17
-# Parts of the image in which anchors vote, in nodes, and as how many votes what the larger part says counts.
-_PARTS, _INHERITED = (8, 4, 2), 6.0
-# Before any vote, residuals are taken to be normal with so many of the fit's own sigmas, but at least the other.
-_PRIOR_SIGMAS, _PRIOR_LN = 2.0, 0.15
-# As many as agree anywhere in the image, up to this share, and so many standard deviations of that number, agree by
-# chance. Beyond those, an anchor is wrong if this share of the others agree with it, or fewer, and right from the
-# second share on.
-_MOST_BY_CHANCE, _BY_CHANCE = 0.4, 1.5
-_WRONG, _RIGHT = 0.1, 0.3
 # In the finest levels an anchor is shared by the eight nodes around it; the coarser ones do not tell the nearest from
 # all of them, which take four times as long.
 _SHARED_LEVELS = 3
@@ -123,7 +113,7 @@ def evidence_of(depth_m: np.ndarray, anchors: Anchors, sigma: float) -> Evidence
     predicted_m = sample(depth_m, pixels).astype(np.float32)
     with np.errstate(invalid="ignore", divide="ignore"):
         residual = np.log(measured_m / predicted_m)
-        known = np.abs(residual) < 0.5 * _BINS * _BIN_LN
+        known = np.abs(residual) < FARTHEST_LN
     if not known.any():
         return None
     pixels, residual, measured_m = pixels[known], residual[known].astype(np.float32), measured_m[known]
@@ -133,40 +123,8 @@ def evidence_of(depth_m: np.ndarray, anchors: Anchors, sigma: float) -> Evidence
     places = _places(pixels, depth_m.shape, (log_m - np.float32(low)) * np.float32(1 / (high - low)))
     column, row, step = (places + np.float32(0.5)).astype(np.intp)
     node = (row * _NODES[0] + column) * _NODES[2] + step
-    trust = _trust(places, residual, sigma)
+    trust = trust_of(places[:2], residual, sigma)
     return Evidence(residual, weight, measured_m, left, said, trust, pixels, *_corners(places), node, low, high)
-
-
-def _trust(places: np.ndarray, residual: np.ndarray, sigma: float) -> np.ndarray:
-    """(N,) float32 in [0, 1], by the share of the anchors around that have about the same residual.
-
-    A network is wrong over whole surfaces, so right anchors agree with those beside them, however far they are from the
-    fit; wrong ones agree with few, and with no more here than anywhere in the image. Asked in ever smaller parts of the
-    image; where a part has few anchors, what the larger one said remains. All have one vote, for many wrong ones make
-    others seem hidden.
-    """
-    deviation = np.float32(max(_PRIOR_LN, _PRIOR_SIGMAS * sigma))
-    share = np.exp(np.float32(-0.5) * np.square(residual / deviation))
-    # A bin more at either end, so that all have neighbours.
-    bins = _BINS + 2
-    bin_ = np.minimum((residual * np.float32(1 / _BIN_LN) + np.float32(0.5 * bins)).astype(np.intp), _BINS)
-    everywhere = np.bincount(bin_, minlength=bins).astype(np.float32)
-    everywhere = everywhere[bin_ - 1] + everywhere[bin_] + everywhere[bin_ + 1] - np.float32(1)
-    everywhere = np.minimum(everywhere / np.float32(max(len(bin_) - 1, 1)), np.float32(_MOST_BY_CHANCE))
-    by_chance = everywhere * (np.float32(1) - share)
-    for size in _PARTS:
-        rows, columns = -(-_NODES[1] // size), -(-_NODES[0] // size)
-        column, row = (places[:2] * np.float32(1 / size)).astype(np.intp)
-        place = (row * columns + column) * bins + bin_
-        votes = np.bincount(place, minlength=rows * columns * bins).astype(np.float32).reshape(rows, columns, bins)
-        votes = cv2.boxFilter(votes, cv2.CV_32F, (3, 3), normalize=False, borderType=cv2.BORDER_CONSTANT)
-        others = votes.sum(axis=2).ravel()[place // bins] - np.float32(1)
-        votes = votes.ravel()
-        agree = votes[place - 1] + votes[place] + votes[place + 1] - np.float32(1)
-        chance = by_chance * others
-        agree = np.maximum(agree - chance - np.float32(_BY_CHANCE) * np.sqrt(chance), np.float32(0))
-        share = (agree + np.float32(_INHERITED) * share) / (others + np.float32(_INHERITED))
-    return np.clip((share - np.float32(_WRONG)) * np.float32(1 / (_RIGHT - _WRONG)), np.float32(0), np.float32(1))
 
 
 def fitted_field(evidence: Evidence, limit: float) -> Field:
@@ -323,11 +281,8 @@ def _places(pixels: np.ndarray, shape: tuple[int, int], height: np.ndarray) -> n
 
     The nodes are the centres of equal cells of the image, as `cv2.resize` has them.
     """
-    places = np.empty((3, len(pixels)), np.float32)
-    for axis in (0, 1):
-        places[axis] = (pixels[:, axis] + 0.5) * (_NODES[axis] / shape[1 - axis]) - 0.5
-    places[2] = height * (_NODES[2] - 1)
-    return np.clip(places, 0, np.array(_NODES, np.float32)[:, None] - 1, out=places)
+    steps = np.minimum(height * np.float32(_NODES[2] - 1), np.float32(_NODES[2] - 1))
+    return np.concatenate([places_of(pixels, shape), steps[None]])
 
 
 def _corners(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

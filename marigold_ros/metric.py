@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from marigold_ros.acceptance import relative_error, why_not
 from marigold_ros.anchors import Anchors, at_random
 from marigold_ros.config import FitConfig, Unusable
 from marigold_ros.robust_fit import Base, Evidence, NoLine, Samples, gather, weigh
@@ -27,9 +28,6 @@ _TYPICAL = {"depth": (1.0, 0.08, 0.12), "inverse_depth": (1.0, -1.08, 0.25), "lo
 # Neighbouring anchors share the network's error: a cell, so many along the longer side, counts as at most so many.
 _CELLS = 16
 _CELL_CAP = 2.0
-# Where no more than this share of the anchors agrees, they must be so many times as many as agree on some one depth:
-# that many do by chance.
-_MOST, _BETTER = 0.5, 1.2
 _WEAK_SIGMAS = 1.5
 # The network errs alike at depths that differ by less than this factor, and in squares of this part of the image.
 _ALIKE_FACTOR, _PARTS = 1.2, 4
@@ -152,20 +150,13 @@ def fit_metric(
     if own is not None and (contradiction := _contradiction(own, line.scale, line.shift, p)):
         return Refusal(contradiction)
     depth_m, predicted_m = anchors.depth_m.astype(np.float64), from_space(line.scale * p + line.shift, space)
-    error = np.nan_to_num(np.abs(predicted_m - depth_m) / depth_m, nan=np.inf)
     # Of a weak network the right anchors, too, are farther off.
-    agreeing = max(config.inlier_error, _WEAK_SIGMAS * evidence.sigma)
-    count, inliers = len(anchors), int(np.count_nonzero(error <= agreeing))
-    if inliers < config.min_inliers * count:
-        return Refusal(
-            f"only {inliers} of {count} anchors agree with one scale and shift (fit.min_inliers="
-            f"{config.min_inliers}): check the extrinsic and the time stamps"
-        )
-    if shape is None and inliers < _MOST * count and inliers < _BETTER * _agreeing_on_one_depth(depth_m, agreeing):
-        return Refusal(
-            f"only {inliers} of {count} anchors agree with one scale and shift, hardly more than lie at one depth: "
-            "check the extrinsic and the time stamps"
-        )
+    tolerance = max(config.inlier_error, _WEAK_SIGMAS * evidence.sigma)
+    reason = why_not(anchors, relative.shape, predicted_m, tolerance, evidence.sigma, config, cold=shape is None)
+    if reason is not None:
+        return Refusal(reason)
+    error = relative_error(predicted_m, depth_m)
+    count, inliers = len(anchors), int(np.count_nonzero(error <= tolerance))
     return MetricFit(space, line.scale, line.shift, count, inliers, float(np.median(error)), line.covariance, evidence)
 
 
@@ -211,13 +202,6 @@ def _cell_balance(pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     cells = (np.maximum(pixels, 0) * np.float32(_CELLS / max(shape))).astype(np.intp)
     index = cells[:, 1] * (_CELLS + 1) + cells[:, 0]
     return np.minimum(1.0, _CELL_CAP / np.bincount(index)[index])
-
-
-def _agreeing_on_one_depth(depth_m: np.ndarray, error: float) -> int:
-    """The most anchors whose depth lies within a relative `error` of one and the same depth."""
-    ordered = np.sort(depth_m)
-    reach = np.searchsorted(ordered, ordered * ((1.0 + error) / (1.0 - error)), side="right")
-    return int((reach - np.arange(len(ordered))).max())
 
 
 def _alike(pixels: np.ndarray, depth_m: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

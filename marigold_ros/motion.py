@@ -27,7 +27,7 @@ _SEEN_SHARE = 0.05
 class Motion:
     """What tells the motion of the undistorted `camera` until its image of `stamp_ns`.
 
-    `known_since` is as good as tf2, `seen_since` comes from the picture; `shift_since` is that of the picture as a whole.
+    `known_since` is as good as tf2, `seen_since` comes from the picture; `shift_since` is that of the whole picture.
     """
 
     stamp_ns: int

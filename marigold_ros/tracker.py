@@ -105,6 +105,11 @@ class MetricTracker:
             new, problem, fault = None, new.reason, new.fault
         again, self._scan = scan is not None and scan == self._scan, scan
         fit, fresh, problem = self._weighed(relative, known, new, problem, again, explained)
+        if known is not None and anchors is not None and relative_sigma(relative, fit) > config.max_sigma:
+            # What was known is lost: what the anchors say by themselves, they need not say in the next frame only.
+            alone = fit_metric(relative, anchors, self._space, config, own)
+            if isinstance(alone, MetricFit) and relative_sigma(relative, alone) <= config.max_sigma:
+                fit, fresh, problem = self._weighed(relative, None, alone, None, again, explained)
         return self._answer(stamp_ns, relative, fit, fresh, problem, fault, config)
 
     def _carried_over(self, relative: np.ndarray, config: FitConfig, motion: Motion) -> MetricFit | None:

@@ -17,8 +17,9 @@ from marigold_ros.sweep import Sweep
 _KNOTS = 5
 # Where all points have one time, how fast the sensor moves is seen from this long before.
 _LOOK_BACK_S = 0.05
-# What moves and is published comes within this time; where tf2 has waited for it longer, it will not come by itself.
-_PATIENCE_S = 1.0
+# What moves and is published comes within this time; where tf2 has waited for it longer, it will not come by itself;
+# if so many images found it late: those of a slow camera are far apart.
+_PATIENCE_S, _TIMES = 1.0, 3
 # How long tf2 keeps what moves.
 _KEPT_NS = 10_000_000_000
 
@@ -118,12 +119,13 @@ class TfExtrinsic:
         self._section = section
         # The time of the first image since the last one whose transform was known.
         self._late_since_ns: int | None = None
+        self._times_late = 0
 
     def camera_from_lidar(self, camera_frame: str, image_ns: int, lidar_frame: str, scan_ns: int) -> np.ndarray:
         """(4, 4) from /tf and /tf_static.
 
-        A time that tf2 does not know may be known in the next image; where that has gone on for `_PATIENCE_S`, it is a
-        `Fault`: a publisher that died, or a clock that is off.
+        A time that tf2 does not know may be known in the next image; where that has gone on for `_PATIENCE_S`, in
+        several images, it is a `Fault`: a publisher that died, or a clock that is off.
         """
         for sensor, frame in (("image", camera_frame), (self._section, lidar_frame)):
             if not frame:
@@ -133,7 +135,9 @@ class TfExtrinsic:
         except self._late as problem:
             if self._late_since_ns is None:
                 self._late_since_ns = image_ns
-            kind = Fault if image_ns - self._late_since_ns > _PATIENCE_S * 1e9 else Unusable
+            self._times_late += 1
+            waited = self._times_late >= _TIMES and image_ns - self._late_since_ns > _PATIENCE_S * 1e9
+            kind = Fault if waited else Unusable
             reason = self._farthest_off(camera_frame, image_ns, lidar_frame, scan_ns)
             raise kind(
                 reason or f"no transform from {lidar_frame!r} to {camera_frame!r}: {problem}; is its publisher alive?"
@@ -143,7 +147,7 @@ class TfExtrinsic:
                 f"no transform from {lidar_frame!r} to {camera_frame!r}: {problem}; publish it (static_transform_"
                 f"publisher, robot_state_publisher) or set {self._section}.extrinsic='static'"
             ) from None
-        self._late_since_ns = None
+        self._late_since_ns, self._times_late = None, 0
         return found
 
     def sweep(
@@ -183,7 +187,7 @@ class TfExtrinsic:
     def forget(self) -> None:
         """Drop what moves; tf2 keeps static transforms."""
         self._buffer.clear()
-        self._late_since_ns = None
+        self._late_since_ns, self._times_late = None, 0
 
     def _look_up(self, camera_frame: str, image_ns: int, lidar_frame: str, time_ns: int) -> np.ndarray:
         image_time, time = Time(nanoseconds=image_ns), Time(nanoseconds=time_ns)

@@ -231,3 +231,43 @@ def test_nothing_is_left_without_metres_or_after_time_went_back():
     run(found=anchors(truth()))
     run.stamp_ns -= SECOND
     assert run(HELD) is None
+
+
+def walking_nearer(step):
+    """(240, 320) metres of fit: somebody before the wall comes nearer by 7 cm a frame."""
+    fitted_m = FITTED_M.copy()
+    fitted_m[40:200, 230:290] = 4.0 - 0.07 * step
+    return fitted_m
+
+
+def test_what_comes_nearer_slowly_is_not_pushed_away_either():
+    """The change counts since the anchors were measured, not from frame to frame."""
+    run = Run()
+    run(found=anchors(np.where(walking_nearer(0) < 8, walking_nearer(0), truth())), fitted_m=walking_nearer(0))
+    for step in range(1, 25):
+        held = run(HELD, fitted_m=walking_nearer(step))
+    depth_m = apply_field(held.field, walking_nearer(24))
+    np.testing.assert_allclose(depth_m[120, 245:275], 4.0 - 0.07 * 24, rtol=0.1)
+
+
+def test_what_went_away_leaves_no_ghost():
+    """Of what stood 2 m before the wall nobody measured that it is gone; the network sees it."""
+    run, before_m = Run(), FITTED_M.copy()
+    before_m[40:200, 230:290] = 2.0
+    run(found=anchors(np.where(before_m < 8, before_m, truth())), fitted_m=before_m)
+    held = run(HELD)
+    np.testing.assert_allclose(apply_field(held.field, FITTED_M)[120, 245:275], 8.0, rtol=0.2)
+
+
+def test_there_is_room_for_old_anchors_only_beside_few_new_ones():
+    run, dense = Run(), anchors(truth())
+    run(found=dense)
+    v, u = (axis[::4, ::3].ravel() for axis in np.indices(truth().shape))
+    left = u < 200
+    many = Anchors(
+        np.stack([u, v], 1)[left].astype(np.float32), truth()[v, u][left], np.ones(left.sum(), np.float32), 0
+    )
+    assert len(many) < 4096 < len(many) + np.count_nonzero(dense.pixels[:, 0] > 210)
+    found = run(found=many)
+    assert len(found.evidence.residual) == 4096
+    assert np.count_nonzero(found.evidence.fresh) == len(many)

@@ -12,6 +12,7 @@ from marigold_ros.config import Config, FitConfig, ModelConfig, OutputConfig, Ra
 from marigold_ros.disagreement import TYPICAL
 from marigold_ros.geometry import Camera, Rectifier, backproject, pixel_rays
 from marigold_ros.pipeline import Pipeline, Scan
+from marigold_ros.tracker import MetricTracker
 
 CAMERA = Camera(64, 48, 50.0, 50.0, 31.5, 23.5)
 DEPTH_M = np.broadcast_to(np.linspace(2.0, 10.0, 64, dtype=np.float32), (48, 64))
@@ -478,3 +479,33 @@ def test_one_wild_scan_is_not_said_twice_because_another_sensor_is_faster():
     assert states[9:12] == [("HOLD", 0)] * 3
     assert [jumps for _, jumps in states[12:]] == [0] * 6
     assert states[-1][0] == "OK"
+
+
+# What was measured before, over time.
+
+
+def test_the_tracker_is_told_what_the_correction_explains(monkeypatch):
+    """As the bent network is corrected, all anchors are where they should be; of a fit that is twice as far, none."""
+    pipeline, asked = Pipeline(Bent()), []
+    for tenths in range(2):
+        pipeline(RGB, CAMERA, tenths * SECOND // 10, scan, CONFIG)
+    update = MetricTracker.update
+
+    def noticed(self, *given, explained, **options):
+        metres = update(self, *given, explained=explained, **options)
+        asked.extend(explained(fit) for fit in (metres.fit, replace(metres.fit, scale=2 * metres.fit.scale)))
+        return metres
+
+    monkeypatch.setattr(MetricTracker, "update", noticed)
+    pipeline(RGB, CAMERA, SECOND // 5, scan, CONFIG)
+    assert asked == [True, False]
+
+
+def test_another_camera_forgets_where_the_camera_was():
+    pipeline, forgotten = Pipeline(Scene()), []
+    pipeline(RGB, CAMERA, 0, scan, CONFIG)
+    pipeline._seen.reset = lambda: forgotten.append(True)
+    pipeline(RGB, replace(CAMERA, fx=50.3), SECOND // 10, scan, CONFIG)
+    assert forgotten == []
+    pipeline(RGB, replace(CAMERA, fx=80.0), SECOND // 5, scan, CONFIG)
+    assert forgotten == [True]

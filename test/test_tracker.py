@@ -109,6 +109,21 @@ def test_a_fast_robot_gives_up_sooner():
     assert "fit.max_sigma=0.2" in gap[states[1]].problem
 
 
+def test_metres_that_became_too_unsure_start_anew_with_the_anchors_of_the_same_frame():
+    """Anchors at one depth do not mend what a gap left of the scale; a typical scene's scale is known better."""
+    many = anchors(4000, noise=0.005)
+    here = np.abs(many.depth_m / 4.0 - 1.0) < 0.05
+    flat = Anchors(many.pixels[here], many.depth_m[here], many.weight[here], int(here.sum()))
+    config = FitConfig(speed_m_s=8.0, max_sigma=0.15)
+    run = Run(config=config)
+    run.started()
+    assert run(None).state == HOLD
+    found, cold = run(flat), Run(config=config)(flat)
+    assert (found.state, found.fresh, found.problem) == (DEGRADED, True, None)
+    assert (found.fit.scale, found.fit.shift) == (cold.fit.scale, cold.fit.shift)
+    assert 0.1 < found.sigma < 0.15
+
+
 def test_one_wild_frame_is_held_off():
     run = Run()
     run.started()
@@ -197,17 +212,23 @@ def test_what_fails_does_not_make_the_memory_younger(monkeypatch):
     assert asked == [remembered_ns]
 
 
-def test_anchors_that_the_correction_explains_confirm_the_metres_that_they_contradict():
+def at_one_depth(factor):
+    """30 anchors that cannot fix scale and shift by themselves."""
+    given = anchors(2000, factor)
+    chosen = np.flatnonzero(np.abs(given.depth_m / (7.0 * factor) - 1) < 0.03)[:30]
+    return Anchors(given.pixels[chosen], given.depth_m[chosen], given.weight[chosen], 30)
+
+
+def test_weak_anchors_that_the_correction_explains_confirm_the_metres_that_they_contradict():
     run = Run(config=FitConfig(speed_m_s=0.0, hold_s=0.3))
-    before = run.started()
-    asked = []
+    before, asked = run.started(), []
 
     def explained(fit):
         asked.append(fit)
         return True
 
-    for seed in range(6):
-        metres = run(anchors(factor=1.5, seed=seed), explained=explained)
+    for _ in range(6):
+        metres = run(at_one_depth(1.5), explained=explained)
         assert (metres.state, metres.fresh, metres.age_s, metres.problem) == (DEGRADED, True, 0.0, None)
         assert error(metres, run.relative) < 0.01
         assert metres.sigma > before.sigma  # nothing new was learnt of the scale
@@ -215,6 +236,15 @@ def test_anchors_that_the_correction_explains_confirm_the_metres_that_they_contr
     assert asked[-1] is metres.fit
     run(anchors(), explained=asked.append)
     assert len(asked) == 6  # nothing to explain
+
+
+def test_strong_anchors_need_no_explanation():
+    """Dense ones that contradict the metres twice are right, whatever was remembered."""
+    run = Run()
+    run.started()
+    found = [run(anchors(factor=1.5, seed=seed), explained=lambda fit: True) for seed in range(2)]
+    assert [metres.state for metres in found] == [HOLD, OK]
+    assert error(found[1], run.relative, 1.5) < 0.01
 
 
 def test_time_that_goes_back_starts_anew():

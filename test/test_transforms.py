@@ -117,19 +117,19 @@ def test_transforms_of_another_clock_are_a_fault_too(silent, monkeypatch):
     monkeypatch.setattr(silent.buffer, "lookup_transform", too_old)
     silent.buffer.newest_ns = 1000 * SECOND
     extrinsic = TfExtrinsic(silent, "")
-    said = [refusal(extrinsic, image_s) for image_s in (7.0, 9.0)]
-    assert [kind for kind, _ in said] == [Unusable, Fault]
-    assert "the newest is 991.000 s newer than the scan" in said[1][1]
+    said = [refusal(extrinsic, image_s) for image_s in (7.0, 8.0, 9.0)]
+    assert [kind for kind, _ in said] == [Unusable, Unusable, Fault]
+    assert "the newest is 991.000 s newer than the scan" in said[2][1]
 
 
 def test_after_time_went_back_what_moves_may_be_late_once_more(silent):
     extrinsic = TfExtrinsic(silent, "")
-    assert [refusal(extrinsic, image_s)[0] for image_s in (100.0, 102.0)] == [Unusable, Fault]
+    assert [refusal(extrinsic, image_s)[0] for image_s in (100.0, 102.0, 104.0)] == [Unusable, Unusable, Fault]
     extrinsic.forget()
     silent.buffer.newest_ns = -1
-    said = [refusal(extrinsic, image_s) for image_s in (6.0, 8.0)]
-    assert [kind for kind, _ in said] == [Unusable, Fault]
-    assert "no transform from 'lidar' to 'camera': Lookup would require" in said[1][1]
+    said = [refusal(extrinsic, image_s) for image_s in (6.0, 8.0, 10.0)]
+    assert [kind for kind, _ in said] == [Unusable, Unusable, Fault]
+    assert "no transform from 'lidar' to 'camera': Lookup would require" in said[2][1]
 
 
 @pytest.mark.parametrize("frames", [("", "lidar"), ("camera", "")])
