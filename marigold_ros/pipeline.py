@@ -156,7 +156,7 @@ class Pipeline:
             scans = None if anchors is None else self._scans_id()
         with _timed(stage_s, "calibration"):
             calibration = self._watched(stamp_ns, rgb, camera, anchors, config)
-            motion = self._seen.until_now(find_motion)
+        motion = self._seen.until_now(find_motion)
 
         def explained(by: MetricFit) -> bool:
             fitted_m = apply_fit(by, relative, config.fit.max_depth_m)
