@@ -137,6 +137,15 @@ def test_every_recipe_trains_and_our_loader_and_diffusers_run_its_result(name, r
     assert pipeline.unet.config.in_channels == 4 * (len(info.kind.targets) + 1)
 
 
+def test_a_distilled_result_says_how_many_timesteps_it_knows(runs):
+    info = describe(runs("lcm") / "checkpoint")
+    scheduler = MultiStep(info, Settings(steps=5)).pipeline.scheduler
+    scheduler.set_timesteps(5)
+    assert scheduler.timesteps.tolist() == [999, 799, 599, 399, 199]
+    with pytest.raises(Unusable, match=r"steps=6: checkpoint .* knows 5 timesteps"):
+        MultiStep(info, Settings(steps=6))
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_killed_run_goes_on_as_if_nothing_had_been(name, tmp_path, runs, data, start, killed_after):
     recipe = small_recipe(name, start)
