@@ -46,7 +46,7 @@ def threads_of_others():
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("data"))
+    return write_data(tmp_path_factory.mktemp("data"), held_out=2)
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +83,18 @@ def weights(run):
 
 def logged(run, *names):
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return np.array([[line[name] for name in names] for line in lines])
+    return np.array([[line[name] for name in names] for line in lines if "loss" in line])
+
+
+def validations(run):
+    """(step, measures) of each validation in the log."""
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [(line["step"], line["validation"]) for line in lines if "validation" in line]
 
 
 def assert_same_training(one, two):
     assert weights(one).keys() == weights(two).keys()
+    assert validations(one) == validations(two)
     for name, values in weights(one).items():
         assert torch.equal(values, weights(two)[name]), name
     np.testing.assert_array_equal(logged(one, "step", "loss", "norm"), logged(two, "step", "loss", "norm"))
@@ -125,6 +132,8 @@ def test_every_recipe_trains_and_our_loader_and_diffusers_run_its_result(name, r
     assert (info.metric is not None) == (name == "metric-log")
     losses = logged(runs(name), "loss", "norm")
     assert np.isfinite(losses).all()
+    ends = np.cumsum([stage.steps for stage in small_recipe(name, "").stages])
+    assert [step for step, _ in validations(runs(name))] == ends.tolist()
     rgb = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     if info.kind.single_step is not None:
         with torch.inference_mode():
@@ -166,6 +175,10 @@ def test_two_processes_train_what_one_trains(name, runs, two_processes):
     first = one[: small_recipe(name, "").stages[0].steps]
     np.testing.assert_allclose(two[: len(first)], first, rtol=2e-4)
     np.testing.assert_allclose(two, one, rtol=2e-2)
+    held_out = [validations(folder / name) for folder in (runs(name).parent, two_processes)]
+    for (step, found), (other_step, other) in zip(*held_out, strict=True):
+        assert (step, found.keys()) == (other_step, other.keys())
+        np.testing.assert_allclose(list(other.values()), list(found.values()), rtol=2e-2)
     assert json.loads((two_processes / name / "run.json").read_text())[0]["processes"] == 2
 
 
@@ -178,6 +191,8 @@ def test_sharded_processes_train_what_one_trains_and_resume_to_the_bit(tmp_path,
     one, two = (logged(tmp_path / run, "loss", "norm") for run in ("one", "whole"))
     np.testing.assert_allclose(two, one, rtol=2e-3)
     assert json.loads((tmp_path / "whole" / "run.json").read_text())[0]["processes"] == 2
+    held_out = [list(validations(tmp_path / run)[0][1].values()) for run in ("one", "whole")]
+    np.testing.assert_allclose(held_out[1], held_out[0], rtol=2e-3)
     assert_same_training(tmp_path / "whole", tmp_path / "resumed")
     refusal = (tmp_path / "refusal").read_text()
     assert "a moving average needs whole weights, which FSDP shards; set optimiser.ema to 0" in refusal

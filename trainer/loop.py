@@ -78,8 +78,8 @@ def train(recipe: Recipe, run: Path, data: Path, stop_after: int | None = None) 
             newest = None
             if not stage.train(stop, stop_after):
                 return False
-            stage.finish()
-            place = Place(place.stage + 1, 0, place.bad, place.seconds, place.skipped)
+            left = stage.finish()
+            place = Place(place.stage + 1, 0, place.bad, place.seconds, place.skipped, left=left)
             # A new one: the old one would go on saving what it had prepared for the stage.
             accelerator.free_memory()
             accelerator = _accelerator(recipe)
@@ -276,8 +276,8 @@ class StageRun:
         if shown is not None:
             report.pictures({"image": image_of(batch)[:_PICTURES], "answer": shown[:_PICTURES]})
 
-    def finish(self) -> None:
-        """Write the stage's result: what the next one starts from, or the checkpoint."""
+    def finish(self) -> str:
+        """Write the stage's result: what the next one starts from, or the checkpoint; returns which weights it has."""
         accelerator, objective = self.accelerator, self.objective
         measure = "" if self.validation is None else self.validation.measure
         step, which = left_by(self.place, self.stage, self.recipe.result, measure)
@@ -294,6 +294,7 @@ class StageRun:
             write_result(folder, objective.model, self.recipe, self.stage, which)
             tqdm.write(f"stage {self.stage.name!r}: {which}", file=sys.stderr)
         accelerator.wait_for_everyone()
+        return which
 
     def _first_passes(self) -> Iterator[Batch]:
         for batch in passes_of(self.passes, 0, 0, 1, 0):

@@ -32,7 +32,7 @@ class Place:
     training in all, samples that were skipped.
 
     Of its validations: the last step that had one; the best of the deciding measure so far and its step (None and 0:
-    there was none); how many there were since.
+    there was none); how many there were since. left: which weights the stage before left, as `results.left_by` says it.
     """
 
     stage: int = 0
@@ -44,6 +44,7 @@ class Place:
     best: float | None = None
     best_step: int = 0
     since_best: int = 0
+    left: str = ""
 
     def note(self, value: float, better: bool) -> None:
         """A validation of this step found `value`, `better` than the best or not."""
@@ -68,9 +69,16 @@ class States:
             return None
         path = found[-1] / _PLACE_FILE
         try:
-            return found[-1], Place(**json.loads(path.read_text(encoding="utf-8")))
+            place = Place(**json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
             raise Unusable(f"state {path}: cannot be read ({one_line(error)}); delete {found[-1]}") from error
+        self._note_best(place)
+        return found[-1], place
+
+    def _note_best(self, place: Place) -> None:
+        """The best state is that of a stage until the next one has a best of its own."""
+        if place.best_step:
+            self._best = self.at(place.stage, place.best_step)
 
     def at(self, stage: int, step: int) -> Path:
         """The folder of the state after `step` steps of a stage."""
@@ -82,8 +90,7 @@ class States:
         Raises `Unusable` where the disk is full; the states before stay.
         """
         folder = self.at(place.stage, place.step)
-        if place.best_step:
-            self._best = self.at(place.stage, place.best_step)
+        self._note_best(place)
         beside = folder.with_name(f".{folder.name}.part")
         if accelerator.is_main_process:
             for left in self._folder.glob(".*.part"):

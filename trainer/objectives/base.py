@@ -21,6 +21,8 @@ Losses = dict[str, Tensor]
 
 # In what frozen parts compute, by a recipe's precision.
 FROZEN_TYPES: Mapping[str, torch.dtype] = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# What FSDP's version 2 gives the modules that it shards.
+_FSDP_METHOD = "unshard"
 
 
 class Objective(nn.Module, ABC):
@@ -140,9 +142,8 @@ class Objective(nn.Module, ABC):
 
 @contextlib.contextmanager
 def _whole(module: nn.Module) -> Iterator[None]:
-    """Weights that FSDP (version 2) shards among the processes, gathered; the others are whole anyway."""
-    # FSDP gives the modules that it shards methods of its own.
-    sharded = [part for part in module.modules() if hasattr(part, "unshard")]
+    """The weights gathered that FSDP (version 2) shards among the processes; others are whole anyway."""
+    sharded = [part for part in module.modules() if hasattr(part, _FSDP_METHOD)]
     for part in sharded:
         part.unshard()
     try:
@@ -150,6 +151,11 @@ def _whole(module: nn.Module) -> Iterator[None]:
     finally:
         for part in sharded:
             part.reshard()
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether FSDP's version 2 shards weights of `module` among the processes."""
+    return any(hasattr(part, _FSDP_METHOD) for part in module.modules())
 
 
 def image_of(batch: Batch) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 from marigold_ros.config import Unusable
 from marigold_ros.multistep import quiet
-from trainer.objectives import Objective
+from trainer.objectives.base import Objective, is_sharded
 from trainer.recipe import Recipe, Stage
 from trainer.samples import Sample
 from trainer.validation.held_out import SPLITS, Pick, held_out
@@ -48,6 +49,8 @@ class Validation:
     ) -> None:
         self._objective, self._recipe, self._stage = objective, recipe, stage
         self._picks, self._accelerator = picks, accelerator
+        # Sharded networks talk to each other in the middle, so that all processes must run them equally often.
+        self._sharded = is_sharded(objective)
         self._told: set[int] = set()
         quiet()
         with torch.no_grad(), objective.as_shipped() as model:
@@ -68,6 +71,8 @@ class Validation:
 
     @property
     def _mine(self) -> range:
+        if self._sharded:
+            return range(len(self._picks))
         return range(self._accelerator.process_index, len(self._picks), self._accelerator.num_processes)
 
     @torch.no_grad()
@@ -80,9 +85,11 @@ class Validation:
         # A row for each sample: whether it was measured, and its measures.
         rows = np.zeros((len(self._picks), 1 + len(self._measures.names)))
         interrupted = False
-        with self._objective.as_shipped():
+        # Shards come together in the precision that they are computed in.
+        precision = self._accelerator.autocast() if self._sharded else contextlib.nullcontext()
+        with self._objective.as_shipped(), precision:
             for index in self._mine:
-                interrupted = stopped()
+                interrupted = not self._sharded and stopped()
                 if interrupted:
                     break
                 sample = self._read(index)
@@ -90,6 +97,8 @@ class Validation:
                     rows[index] = 1.0, *self._measures(sample, self._picks[index].source, index)
         if self._sum(np.array([float(interrupted)]))[0]:
             return None
+        if self._sharded and not self._accelerator.is_main_process:
+            rows[:] = 0.0
         return self._numbers(self._sum(rows), began_s)
 
     def _sum(self, values: np.ndarray) -> np.ndarray:
@@ -141,10 +150,18 @@ def validation_of(
     """The validation of a stage; None, and a sentence that says so, where no dataset holds anything out."""
     if not recipe.validate_steps:
         return None
+    kind = accelerator.distributed_type
+    if kind in ("FSDP", "DEEPSPEED") and not is_sharded(objective):
+        _say(accelerator, f"{kind.value} keeps the weights to itself (only FSDP's version 2 does not)", "is left out")
+        return None
     picks, without = held_out(recipe, data)
-    if without and accelerator.is_main_process:
-        what = "validation is left out" if not picks else "validation goes without it"
-        names = " and ".join(map(repr, without))
-        has = "has no samples" if len(without) == 1 else "have no samples"
-        tqdm.write(f"data {names}: {has} in {' or '.join(f'{split}/' for split in SPLITS)}: {what}", file=sys.stderr)
+    if without:
+        names, splits = " and ".join(map(repr, without)), " or ".join(f"{split}/" for split in SPLITS)
+        what = "is left out" if not picks else "goes without"
+        _say(accelerator, f"data {names}: no samples are held out in {splits}", what)
     return Validation(objective, recipe, stage, picks, accelerator) if picks else None
+
+
+def _say(accelerator: Accelerator, why: str, what: str) -> None:
+    if accelerator.is_main_process:
+        tqdm.write(f"{why}: validation {what}", file=sys.stderr)
