@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from trainer.recipe import Source  # noqa: E402
 from trainer.samples import SampleFolder, write_sample  # noqa: E402
 from trainer.states import States  # noqa: E402
 from trainer.validation.held_out import held_out  # noqa: E402
+from trainer.validation.measures import DepthMeasures, IntrinsicsMeasures, NormalsMeasures  # noqa: E402
 from trainer.validation.validation import Validation  # noqa: E402
 from training import scene, small_recipe, write_data  # noqa: E402
 
@@ -72,13 +74,6 @@ def assert_same_weights(one, two):
 def of_frames(folder, data):
     scores = evaluate(folder, data / "hypersim", [])["held-out"]
     return {name: np.mean([getattr(frame.best, name) for frame in scores]) for name in ("abs_rel", "delta1")}
-
-
-def of_tiny_vae(folder, data):
-    config = ModelConfig(checkpoint=str(folder), engine="torch", vae="tiny", tiny_vae=str(folder / "tiny_vae"))
-    estimator = load_estimator(config)
-    found = [evaluate_frame(f, estimator(f.rgb), "depth").best for f in held_out_frames(data / "hypersim")]
-    return {name: np.mean([getattr(scores, name) for scores in found]) for name in ("abs_rel", "delta1")}
 
 
 def of_pipeline(folder, data):
@@ -134,8 +129,6 @@ def of_appearance(folder, data):
     ("name", "measured"),
     [
         ("robot", of_frames),
-        ("tiny", of_tiny_vae),
-        ("marigold-depth", of_pipeline),
         ("lcm", of_pipeline),
         ("e2e-normals", of_normals),
         ("metric-log", of_metres),
@@ -256,7 +249,7 @@ def assert_same_run(run, whole):
     assert one == two
 
 
-def test_killed_while_it_validates_a_run_goes_on_as_if_nothing_had_been(
+def test_killed_or_told_to_stop_while_it_validates_a_run_goes_on_as_if_nothing_had_been(
     tmp_path, data, broken, whole, during_validation, monkeypatch
 ):
     def kill(validation):
@@ -266,27 +259,18 @@ def test_killed_while_it_validates_a_run_goes_on_as_if_nothing_had_been(
     with pytest.raises(Killed):
         train(broken, tmp_path, data)
     monkeypatch.undo()
-    assert train(broken, tmp_path, data)
-    assert_same_run(tmp_path, whole)
+    left = [2]
 
+    def stop(validation):
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
 
-def test_told_to_stop_while_it_validates_a_run_saves_and_validates_later(
-    tmp_path, data, broken, whole, during_validation, monkeypatch
-):
-    """At a step in between, and, once that was made up for, at the last one."""
-    for step in (1, 2):
-        left = [step]
-
-        def stop(validation, left=left):
-            left[0] -= 1
-            if left[0] == 0:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-        during_validation(stop)
-        assert not train(broken, tmp_path, data)
-        monkeypatch.undo()
-        place = States(tmp_path, 2).newest()[1]
-        assert (place.step, place.validated) == (step, step - 1)
+    during_validation(stop)
+    assert not train(broken, tmp_path, data)
+    monkeypatch.undo()
+    place = States(tmp_path, 2).newest()[1]
+    assert (place.step, place.validated) == (2, 1)
     assert train(broken, tmp_path, data)
     assert_same_run(tmp_path, whole)
 
@@ -334,7 +318,7 @@ def test_the_best_state_is_kept_beside_the_last_ones_and_shipped(tmp_path, data,
 def test_validation_leaves_no_trace_in_the_weights_of_the_last_step_and_the_best_stay_beside(tmp_path, data, scripted):
     """Of a recipe that draws noise, and has a moving average."""
     scripted(0.3, 0.5)
-    recipe = recipe_of("nano-diffusion", "", steps=2, validate_steps=1)
+    recipe = recipe_of("nano-diffusion", "", steps=2, validate_steps=1, save_steps=99)
     recipe = replace(recipe, stages=recipe.stages[1:])
     assert train(recipe, tmp_path / "with", data)
     assert train(replace(recipe, validate_steps=0), tmp_path / "without", data)
@@ -356,11 +340,19 @@ def test_a_stage_ends_when_nothing_gets_better_any_more(tmp_path, data, start, s
     assert "step 2 of 9, the best" in (tmp_path / "checkpoint" / "README.md").read_text()
 
 
-def test_the_larger_psnr_is_the_better_one(tmp_path, data, start, scripted):
-    scripted(8.0, 9.0, 7.0)
-    recipe = recipe_of("marigold-iid-lighting", start, steps=3, validate_steps=1)
-    assert train(recipe, tmp_path, data)
-    assert [line["best_step"] for line in lines(tmp_path) if "validation" in line] == [1, 2, 2]
+@pytest.mark.parametrize(("high", "order"), [(False, (3.0, 2.0, 1.0)), (True, (1.0, 2.0, 3.0))])
+def test_of_some_measures_the_larger_is_the_better(high, order):
+    validation = Validation.__new__(Validation)
+    validation._measures = SimpleNamespace(high=high)
+    worse, value, better = order
+    assert validation.better(value, None)
+    assert validation.better(value, worse)
+    assert not validation.better(value, value)
+    assert not validation.better(value, better)
+    assert not validation.better(float("nan"), None)
+    assert IntrinsicsMeasures.high
+    assert not DepthMeasures.high
+    assert not NormalsMeasures.high
 
 
 def test_an_answer_that_is_not_finite_is_never_the_best(tmp_path, data, start, monkeypatch):
@@ -374,11 +366,10 @@ def test_an_answer_that_is_not_finite_is_never_the_best(tmp_path, data, start, m
     assert "the last; no validation" in (tmp_path / "checkpoint" / "README.md").read_text()
 
 
-def test_the_package_says_which_weights_it_has(tmp_path, data, start):
-    assert train(recipe_of("robot", start), tmp_path / "run", data)
-    place = States(tmp_path / "run", 1).newest()[1]
-    assert place.left.startswith("the weights are those of step 1 of 1, the last and the best, with abs_rel")
-    assert "loss" in card.last_line(tmp_path / "run")
+def test_the_run_remembers_for_its_package_which_weights_it_left(whole):
+    place = States(whole, 1).newest()[1]
+    assert place.left.startswith("the weights are those of step ")
+    assert "loss" in card.last_line(whole)
 
 
 # Where it is seen
