@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 from types import SimpleNamespace
@@ -364,6 +365,15 @@ def test_an_answer_that_is_not_finite_is_never_the_best(tmp_path, data, start, m
     ((_, found),) = validated(tmp_path)
     assert np.isnan(found["abs_rel"])
     assert "the last; no validation" in (tmp_path / "checkpoint" / "README.md").read_text()
+
+
+def test_a_best_state_that_was_deleted_is_named(tmp_path, data, start, scripted):
+    scripted(0.3, 0.5)
+    recipe = recipe_of("robot", start, steps=2, validate_steps=1, save_steps=1)
+    assert not train(recipe, tmp_path, data, stop_after=2)
+    shutil.rmtree(tmp_path / "states" / "01-00000001")
+    with pytest.raises(Unusable, match=r"01-00000001: is gone, and it was the best; set result: last"):
+        train(recipe, tmp_path, data)
 
 
 def test_the_run_remembers_for_its_package_which_weights_it_left(whole):

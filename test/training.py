@@ -116,7 +116,7 @@ def main(out: Path, data: Path, start: str, names: list[str]) -> None:
     from trainer.loop import train
 
     for name in names:
-        train(small_recipe(name, start), out / name, data)
+        train(small_recipe(name, start, validate_steps=1), out / name, data)
 
 
 if __name__ == "__main__":

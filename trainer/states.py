@@ -112,7 +112,9 @@ class States:
         accelerator.wait_for_everyone()
 
     def load(self, accelerator: Accelerator, folder: Path) -> None:
-        """Load a state into what `accelerator` has prepared; raises `Unusable` where it is damaged."""
+        """Load a state into what `accelerator` has prepared; raises `Unusable` where it is damaged or gone."""
+        if not folder.is_dir():
+            raise Unusable(f"state {folder}: is gone, and it was the best; set result: last to do without it")
         try:
             accelerator.load_state(str(folder))
         except Exception as error:  # safetensors, torch and pickle raise many kinds for one damaged file
