@@ -232,7 +232,7 @@ def during_validation(monkeypatch):
 @pytest.fixture(scope="module")
 def broken(data, start):
     """A recipe of two steps that are both validated."""
-    return recipe_of("robot", start, steps=2, validate_steps=1, save_steps=1)
+    return recipe_of("robot", start, steps=2, validate_steps=1)
 
 
 @pytest.fixture(scope="module")
@@ -299,9 +299,11 @@ def average_of(state):
     return torch.load(state / "custom_checkpoint_0.pkl", weights_only=True)
 
 
-def test_the_best_state_is_kept_beside_the_last_ones_and_shipped(tmp_path, data, start, scripted):
+def test_the_best_state_is_kept_and_shipped_by_a_stage_that_ends_when_nothing_gets_better(
+    tmp_path, data, start, scripted
+):
     scripted(0.5, 0.3, 0.4, float("nan"), 0.6)
-    recipe = recipe_of("robot", start, steps=5, validate_steps=1, keep=1, result="best")
+    recipe = recipe_of("robot", start, steps=9, validate_steps=1, keep=1, result="best", patience=3)
     assert not train(recipe, tmp_path, data, stop_after=4)
     names = sorted(path.name for path in (tmp_path / "states").iterdir())
     assert names == ["01-00000002", "01-00000004"]
@@ -309,9 +311,10 @@ def test_the_best_state_is_kept_beside_the_last_ones_and_shipped(tmp_path, data,
     assert train(recipe, tmp_path, data)
     shipped = weights(tmp_path)
     assert all(torch.equal(shipped[name], values) for name, values in average.items() if name.startswith("unet."))
-    sentence = "The weights are those of step 2 of 5, the best, with abs_rel 0.3 on held-out samples."
+    sentence = "The weights are those of step 2 of 9, the best, with abs_rel 0.3 on held-out samples."
     assert sentence in (tmp_path / "checkpoint" / "README.md").read_text()
     assert [line["best_step"] for line in lines(tmp_path) if "validation" in line] == [1, 2, 2, 2, 2]
+    assert [line["step"] for line in lines(tmp_path) if "loss" in line] == [1, 2, 3, 4, 5]
     # The newest one, and still the best.
     assert {path.name for path in (tmp_path / "states").iterdir()} == {"01-00000002", "02-00000000"}
 
@@ -330,15 +333,6 @@ def test_validation_leaves_no_trace_in_the_weights_of_the_last_step_and_the_best
     text = (tmp_path / "with" / "checkpoint" / "README.md").read_text()
     assert "of step 2 of 2, the last; the best were those of step 1, with abs_rel 0.3 on held-out samples." in text
     assert (tmp_path / "with" / "states" / "01-00000001").is_dir()
-
-
-def test_a_stage_ends_when_nothing_gets_better_any_more(tmp_path, data, start, scripted):
-    scripted(0.5, 0.3, 0.4, 0.6)
-    recipe = recipe_of("robot", start, steps=9, validate_steps=1, patience=2, result="best")
-    assert not train(recipe, tmp_path, data, stop_after=4)  # with the last validation still to be made
-    assert train(recipe, tmp_path, data)
-    assert [line["step"] for line in lines(tmp_path) if "loss" in line] == [1, 2, 3, 4]
-    assert "step 2 of 9, the best" in (tmp_path / "checkpoint" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(("high", "order"), [(False, (3.0, 2.0, 1.0)), (True, (1.0, 2.0, 3.0))])
