@@ -8,7 +8,10 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
+from diffusers import LCMScheduler  # noqa: E402
+
 from marigold_ros.canonical import MetricScale  # noqa: E402
+from marigold_ros.config import Unusable  # noqa: E402
 from trainer.assembly import first_model  # noqa: E402
 from trainer.data import Passes  # noqa: E402
 from trainer.objectives import build_objective  # noqa: E402
@@ -82,6 +85,40 @@ def test_the_learner_of_a_consistency_is_pulled_to_its_average_after_one_step_of
     name, values = next(iter(objective.average.named_parameters()))
     moved_by = values - dict(objective._teacher[0].named_parameters())[name.removeprefix("unet.")]
     torch.testing.assert_close(moved_by, torch.full_like(moved_by, 0.05 * 0.02), atol=1e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize("timesteps", [5, 4, 50])
+def test_a_distilled_network_is_run_at_timesteps_that_it_was_distilled_on(start, data, monkeypatch, timesteps):
+    recipe = small_recipe("lcm", start)
+    stage = replace(recipe.stages[0], objective=replace(recipe.stages[0].objective, timesteps=timesteps))
+    objective = build_objective(first_model(replace(recipe, stages=(stage,))), recipe, stage)
+    batch, generator, drawn = Passes(recipe, stage, 0, data)[0], torch.Generator().manual_seed(1), set()
+    learner, latents = objective.model.unet, objective.latents(batch)
+
+    def velocity(self, unet, rgb_latent, noisy, timestep):
+        if unet is learner:
+            drawn.update(timestep.tolist())
+        return torch.zeros_like(noisy)
+
+    monkeypatch.setattr(type(objective), "velocity", velocity)
+    monkeypatch.setattr(type(objective), "latents", lambda self, batch: latents)
+    for _ in range(10 * timesteps):
+        objective(batch, generator)
+    assert len(drawn) == timesteps
+    scheduler = LCMScheduler.from_config(objective.model.scheduler)
+    for steps in range(1, timesteps + 1):
+        scheduler.set_timesteps(steps)
+        assert scheduler.timesteps[0] == 999
+        assert set(scheduler.timesteps.tolist()) <= drawn
+    with pytest.raises(ValueError, match="num_inference_steps"):
+        scheduler.set_timesteps(timesteps + 1)
+
+
+def test_timesteps_that_leave_the_last_one_out_are_refused(start):
+    recipe = small_recipe("lcm", start)
+    stage = replace(recipe.stages[0], objective=replace(recipe.stages[0].objective, timesteps=3))
+    with pytest.raises(Unusable, match=r"objective\.timesteps=3: must divide the schedule's 1000"):
+        build_objective(first_model(recipe), recipe, stage)
 
 
 def test_metric_targets_are_those_of_the_canonical_camera(start, data):

@@ -37,6 +37,8 @@ def test_published_numbers():
     assert normals.stages[0].optimiser.lr == 6e-5
     assert not normals.stages[0].objective.mask
     assert (lcm.stages[0].objective.timesteps, lcm.stages[0].objective.ema_target) == (5, 0.95)
+    # What is published is what the last step left.
+    assert {load_recipe(name).result for name in RECIPES if name != "robot"} == {"last"}
 
 
 @pytest.mark.parametrize(
@@ -73,6 +75,11 @@ def test_published_numbers():
         ({"stages.0.optimiser.betas": [2, 0.9]}, "betas"),
         ({"seed": -1}, "seed=-1"),
         ({"threads": -1}, "threads=-1"),
+        ({"result": "first"}, "result='first': must be one of 'last', 'best'"),
+        ({"validate_samples": 0}, "validate_samples=0: must be greater than 0"),
+        ({"validate_steps": -1}, "validate_steps=-1, patience=0: must be at least 0"),
+        ({"validate_steps": 0, "result": "best"}, "validate_steps=0: without validation there is no best"),
+        ({"validate_steps": 0, "patience": 3}, "validate_steps=0: without validation there is no best"),
         ({"augment": {"zoom": [1, 2]}}, "zoom"),
         ({"data.0.sizes": []}, "has sizes; give them"),
         ({"data.0.weight": float("inf")}, "weight=inf"),

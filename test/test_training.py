@@ -46,7 +46,7 @@ def threads_of_others():
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("data"))
+    return write_data(tmp_path_factory.mktemp("data"), held_out=2)
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +83,18 @@ def weights(run):
 
 def logged(run, *names):
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return np.array([[line[name] for name in names] for line in lines])
+    return np.array([[line[name] for name in names] for line in lines if "loss" in line])
+
+
+def validations(run):
+    """(step, measures) of each validation in the log."""
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [(line["step"], line["validation"]) for line in lines if "validation" in line]
 
 
 def assert_same_training(one, two):
     assert weights(one).keys() == weights(two).keys()
+    assert validations(one) == validations(two)
     for name, values in weights(one).items():
         assert torch.equal(values, weights(two)[name]), name
     np.testing.assert_array_equal(logged(one, "step", "loss", "norm"), logged(two, "step", "loss", "norm"))
@@ -125,6 +132,8 @@ def test_every_recipe_trains_and_our_loader_and_diffusers_run_its_result(name, r
     assert (info.metric is not None) == (name == "metric-log")
     losses = logged(runs(name), "loss", "norm")
     assert np.isfinite(losses).all()
+    ends = np.cumsum([stage.steps for stage in small_recipe(name, "").stages])
+    assert [step for step, _ in validations(runs(name))] == ends.tolist()
     rgb = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     if info.kind.single_step is not None:
         with torch.inference_mode():
@@ -135,6 +144,15 @@ def test_every_recipe_trains_and_our_loader_and_diffusers_run_its_result(name, r
     without = {} if (folder / "text_encoder").is_dir() else {"text_encoder": None, "tokenizer": None}
     pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True, **without)
     assert pipeline.unet.config.in_channels == 4 * (len(info.kind.targets) + 1)
+
+
+def test_a_distilled_result_says_how_many_timesteps_it_knows(runs):
+    info = describe(runs("lcm") / "checkpoint")
+    scheduler = MultiStep(info, Settings(steps=5)).pipeline.scheduler
+    scheduler.set_timesteps(5)
+    assert scheduler.timesteps.tolist() == [999, 799, 599, 399, 199]
+    with pytest.raises(Unusable, match=r"steps=6: checkpoint .* knows 5 timesteps"):
+        MultiStep(info, Settings(steps=6))
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -157,6 +175,12 @@ def test_two_processes_train_what_one_trains(name, runs, two_processes):
     first = one[: small_recipe(name, "").stages[0].steps]
     np.testing.assert_allclose(two[: len(first)], first, rtol=2e-4)
     np.testing.assert_allclose(two, one, rtol=2e-2)
+    # The two validated every step.
+    held_out = dict(validations(two_processes / name))
+    assert list(held_out) == logged(two_processes / name, "step")[:, 0].tolist()
+    for step, found in validations(runs(name)):
+        assert held_out[step].keys() == found.keys()
+        np.testing.assert_allclose(list(held_out[step].values()), list(found.values()), rtol=2e-2)
     assert json.loads((two_processes / name / "run.json").read_text())[0]["processes"] == 2
 
 
@@ -169,6 +193,8 @@ def test_sharded_processes_train_what_one_trains_and_resume_to_the_bit(tmp_path,
     one, two = (logged(tmp_path / run, "loss", "norm") for run in ("one", "whole"))
     np.testing.assert_allclose(two, one, rtol=2e-3)
     assert json.loads((tmp_path / "whole" / "run.json").read_text())[0]["processes"] == 2
+    held_out = [list(validations(tmp_path / run)[0][1].values()) for run in ("one", "whole")]
+    np.testing.assert_allclose(held_out[1], held_out[0], rtol=2e-3)
     assert_same_training(tmp_path / "whole", tmp_path / "resumed")
     refusal = (tmp_path / "refusal").read_text()
     assert "a moving average needs whole weights, which FSDP shards; set optimiser.ema to 0" in refusal

@@ -57,11 +57,15 @@ def scene(seed: int, shape: tuple[int, int] = (48, 64)) -> Sample:
     return Sample(f"{seed:06d}", grey.astype(np.uint8), maps, k)
 
 
-def write_data(folder: Path, count: int = 5) -> Path:
-    """A folder of datasets that all hold the same samples, each with maps of every kind; every third one is wide."""
+def write_data(folder: Path, count: int = 5, held_out: int = 0) -> Path:
+    """A folder of datasets that all hold the same samples, each with maps of every kind; every third one is wide.
+
+    held_out: so many more that are not to be trained on.
+    """
     first = folder / DATASETS[0]
-    for seed in range(count):
-        write_sample(first / "train", scene(seed, (48, 64) if seed % 3 else (32, 96)))
+    for seed in range(count + held_out):
+        split = "train" if seed < count else "held_out"
+        write_sample(first / split, scene(seed, (48, 64) if seed % 3 else (32, 96)))
     for name in DATASETS[1:]:
         (folder / name).symlink_to(first.name)
     return folder
@@ -101,6 +105,7 @@ def small_recipe(name: str, start: str, steps: int = 2, **changes: object) -> Re
         "precision": "no",
         "save_steps": 1,
         "log_steps": 1,
+        "validate_samples": 2,
         "threads": 1,  # so small a network waits longer for its threads than it computes
     }
     return replace(recipe, **{**small, **changes})
@@ -111,7 +116,7 @@ def main(out: Path, data: Path, start: str, names: list[str]) -> None:
     from trainer.loop import train
 
     for name in names:
-        train(small_recipe(name, start), out / name, data)
+        train(small_recipe(name, start, validate_steps=1), out / name, data)
 
 
 if __name__ == "__main__":

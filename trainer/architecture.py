@@ -16,15 +16,17 @@ from marigold_ros.sd2 import PROMPT_TOKENS, SCHEDULER
 CHANNELS_PER_HEAD = 32
 
 
-# Steps of the schedule that a network's distillation by consistency begins with.
-LCM_STEPS = 50
+# Timesteps that a distilled network knows, and the factor of its boundary condition, where nothing else is said: those
+# of the published networks.
+LCM_SETTINGS: Mapping[str, Any] = {"original_inference_steps": 50, "timestep_scaling": 10.0}
 
 
 def build_scheduler(protocol: str = E2E, base: Mapping[str, Any] = SCHEDULER) -> DDIMScheduler | LCMScheduler:
     """The scheduler that a network of `protocol` is trained with and its checkpoint folder carries.
 
-    base: the configuration that the network starts from; its betas and prediction type stay. Timesteps are trailing;
-    networks that start from noise are trained to a signal of zero, end-to-end fine-tuned ones are not.
+    base: the configuration that the network starts from; its betas and prediction type stay, and what it says of a
+    distillation (`LCM_SETTINGS`). Timesteps are trailing; networks that start from noise are trained to a signal of
+    zero, end-to-end fine-tuned ones are not.
     """
     if protocol not in (E2E, DIFFUSION, LCM):
         raise Unusable(f"protocol {protocol!r}: must be {E2E!r}, {DIFFUSION!r} or {LCM!r}")
@@ -35,7 +37,7 @@ def build_scheduler(protocol: str = E2E, base: Mapping[str, Any] = SCHEDULER) ->
         "set_alpha_to_one": False,
     }
     if protocol == LCM:
-        return LCMScheduler(**settings, original_inference_steps=LCM_STEPS)
+        return LCMScheduler(**settings, **{key: base.get(key, value) for key, value in LCM_SETTINGS.items()})
     return DDIMScheduler(**settings)
 
 

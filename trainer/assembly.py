@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from diffusers import AutoencoderTiny
 
@@ -85,6 +87,18 @@ def protocol_of(stage: Stage) -> str:
     return {Diffusion: DIFFUSION, Consistency: LCM}.get(type(stage.objective), E2E)
 
 
+def scheduler_of(stage: Stage, base: Mapping[str, Any]) -> dict[str, Any]:
+    """The scheduler's configuration with which `stage` trains and its result is run, from that of its start.
+
+    A distilled network is asked only for timesteps that it was distilled on: diffusers' scheduler takes its own from
+    every (T / original_inference_steps)-th one, as `objectives.consistency` draws them.
+    """
+    knobs, distilled = stage.objective, {}
+    if isinstance(knobs, Consistency):
+        distilled = {"original_inference_steps": knobs.timesteps, "timestep_scaling": knobs.timestep_scaling}
+    return dict(build_scheduler(protocol_of(stage), {**base, **distilled}).config)
+
+
 def model_in(folder: Path, recipe: Recipe, stage: Stage) -> Model:
     """What the stage before wrote to `folder`, for `stage`."""
     start = load_start(str(folder), len(TARGET_NAMES[recipe.task]))
@@ -105,7 +119,7 @@ def _own_size(start: Start) -> tuple[int, int]:
 
 def _model(start: Start, recipe: Recipe, stage: Stage, tiny: AutoencoderTiny | None, size: tuple[int, int]) -> Model:
     # The schedule of the training is that of its result.
-    scheduler = dict(build_scheduler(protocol_of(stage), start.scheduler).config)
+    scheduler = scheduler_of(stage, start.scheduler)
     if tiny is not None and tiny.config.latent_channels != start.latent_channels:
         raise Unusable(
             f"start.tiny_vae: has {tiny.config.latent_channels} latent channels, the checkpoint {start.latent_channels}"

@@ -92,6 +92,7 @@ def card(name: str, recipe: Recipe, sittings: list[dict], place: Place, last: di
     data = ", ".join(f"{source.name} ({source.weight:g})" for source in recipe.data)
     begun = f"from `{Path(recipe.start.checkpoint).name}`" if recipe.start.checkpoint else "from random weights"
     metric = "" if recipe.metric is None else " It gives metres of its own, given the camera's focal length."
+    left = f" Of the last stage, {place.left}." if place.left else ""
     stages = "\n".join(_stage(stage) for stage in recipe.stages)
     return f"""# {name}
 
@@ -118,7 +119,7 @@ python -m trainer frames --checkpoint {name} --scenes DIR --data FOLDER      # F
 
 {_command(facts)}
 Seed {recipe.seed}; {steps} steps in {minutes:.0f} minutes on {facts["device"]}; last training loss
-{last.get("loss", "?")}. Python {versions["python"]}, torch {versions["torch"]}.
+{last.get("loss", "?")}.{left} Python {versions["python"]}, torch {versions["torch"]}.
 
 | stage | objective | trained | steps | batch | learning rate | sizes (width, height, chance) |
 |---|---|---|---|---|---|---|
@@ -148,7 +149,8 @@ def _stage(stage: Stage) -> str:
 
 
 def last_line(run: Path) -> dict:
-    """The last entry of the run's log."""
+    """The last losses in the run's log."""
     log = Path(run) / LOG_FILE
     lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
-    return json.loads(lines[-1]) if lines else {}
+    steps = [line for line in map(json.loads, lines) if "loss" in line]
+    return steps[-1] if steps else {}

@@ -23,7 +23,7 @@ from marigold_ros.checkpoints import OWN_FILE, describe, find_checkpoint, load_m
 from marigold_ros.config import Unusable
 from marigold_ros.multistep import MultiStep, Settings, quiet
 from trainer.frames import Frame, evaluate, evaluate_frame, held_out_frames
-from trainer.recipe import Augment, EndToEnd, Optimiser, RelativeLoss, Source, Stage, Start
+from trainer.recipe import LAST, Augment, EndToEnd, Optimiser, RelativeLoss, Source, Stage, Start
 from trainer.recipe_files import load_recipe
 from trainer.samples import SampleFolder, write_sample
 from trainer.targets import picture_of, quantile_normalised
@@ -98,6 +98,8 @@ def overfitting(checkpoint: str, scenes: Path, steps: int) -> tuple[float, float
         augment=Augment(flip=0.0),
         stages=(stage,),
         save_steps=steps,
+        validate_steps=0,
+        result=LAST,
     )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

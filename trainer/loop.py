@@ -35,8 +35,9 @@ from trainer.objectives import Objective, build_objective
 from trainer.objectives.base import image_of
 from trainer.recipe import Optimiser, Recipe, Stage
 from trainer.report import Report
-from trainer.results import write_result
+from trainer.results import left_by, write_result
 from trainer.states import Place, States, check_recipe
+from trainer.validation.validation import validation_of
 
 CHECKPOINT = "checkpoint"
 _PICTURES = 4
@@ -77,8 +78,8 @@ def train(recipe: Recipe, run: Path, data: Path, stop_after: int | None = None) 
             newest = None
             if not stage.train(stop, stop_after):
                 return False
-            stage.finish()
-            place = Place(place.stage + 1, 0, place.bad, place.seconds, place.skipped)
+            left = stage.finish()
+            place = Place(place.stage + 1, 0, place.bad, place.seconds, place.skipped, left=left)
             # A new one: the old one would go on saving what it had prepared for the stage.
             accelerator.free_memory()
             accelerator = _accelerator(recipe)
@@ -110,6 +111,7 @@ class StageRun:
             config["gradient_accumulation_steps"] = accelerator.gradient_accumulation_steps
         self.prepared, self.adam = accelerator.prepare(self.objective, adam)
         self._register_average()
+        self.validation = validation_of(self.objective, recipe, self.stage, data, accelerator)
         self._bad_in_a_row = 0
 
     def _register_average(self) -> None:
@@ -127,7 +129,11 @@ class StageRun:
         place, accelerator = self.place, self.accelerator
         last = None if stop_after is None else place.step + stop_after
         with Report(self.run, self.recipe, place, accelerator.is_main_process) as report, self._batches() as batches:
-            while place.step < self.stage.steps:
+            if self._validate(report, stop):
+                self.states.save(accelerator, place)
+            if self._is_to_be_validated:
+                return False
+            while place.step < self.stage.steps and not self._is_tired:
                 began_s = time.monotonic()
                 losses, norm = self._step(batches, report)
                 place.seconds += time.monotonic() - began_s
@@ -136,13 +142,43 @@ class StageRun:
                     report.numbers(self._mean(losses), self.adam.param_groups[0]["lr"], norm)
                 if place.step % self.recipe.picture_steps == 0:
                     self._show(report)
-                # Asked of one process, all stop at the same step.
-                stopped = self._summed(stop.asked) > 0 or place.step == last
-                if stopped or place.step % self.recipe.save_steps == 0:
+                stopped = self._stopped(stop) or place.step == last
+                best = not stopped and self._validate(report, stop)
+                # It was told to stop while it validated.
+                stopped = stopped or self._is_to_be_validated
+                if stopped or best or place.step % self.recipe.save_steps == 0:
                     self.states.save(accelerator, place)
-                if stopped and place.step < self.stage.steps:
+                if stopped and (place.step < self.stage.steps or self._is_to_be_validated):
                     return False
         return True
+
+    def _stopped(self, stop: Stop) -> bool:
+        """Asked of one process, all stop at the same step."""
+        return self._summed(stop.asked) > 0
+
+    @property
+    def _is_to_be_validated(self) -> bool:
+        """Whether a validation of the step that was just taken is due and was not made yet."""
+        place = self.place
+        due = place.step % max(1, self.recipe.validate_steps) == 0 or place.step == self.stage.steps
+        return self.validation is not None and place.validated < place.step and due
+
+    @property
+    def _is_tired(self) -> bool:
+        """Whether the validations have not found anything better for so long that the stage is to end."""
+        return self.recipe.patience > 0 and self.place.since_best >= self.recipe.patience
+
+    def _validate(self, report: Report, stop: Stop) -> bool:
+        """Validate where that is due; returns whether these weights are the best so far."""
+        if not self._is_to_be_validated:
+            return False
+        numbers = self.validation(lambda: stop.asked)
+        if numbers is None:  # told to stop; it is begun anew when the run goes on
+            return False
+        better = self.validation.better(numbers.value, self.place.best)
+        self.place.note(numbers.value, better)
+        report.validated(numbers, self.validation.measure)
+        return better
 
     @contextlib.contextmanager
     def _batches(self) -> Iterator[Iterator[Batch]]:
@@ -240,9 +276,13 @@ class StageRun:
         if shown is not None:
             report.pictures({"image": image_of(batch)[:_PICTURES], "answer": shown[:_PICTURES]})
 
-    def finish(self) -> None:
-        """Write the stage's result: what the next one starts from, or the checkpoint."""
+    def finish(self) -> str:
+        """Write the stage's result: what the next one starts from, or the checkpoint; returns which weights it has."""
         accelerator, objective = self.accelerator, self.objective
+        measure = "" if self.validation is None else self.validation.measure
+        step, which = left_by(self.place, self.stage, self.recipe.result, measure)
+        if step != self.place.step:
+            self.states.load(accelerator, self.states.at(self.place.stage, step))
         whole = accelerator.get_state_dict(self.prepared) if self._sharded else None
         if accelerator.is_main_process:
             if whole is not None:
@@ -251,8 +291,10 @@ class StageRun:
                 objective.place(accelerator.device)
             objective.finish(self._first_passes())
             folder = result_folder(self.run, self.recipe, self.place.stage)
-            write_result(folder, objective.model, self.recipe, self.stage)
+            write_result(folder, objective.model, self.recipe, self.stage, which)
+            tqdm.write(f"stage {self.stage.name!r}: {which}", file=sys.stderr)
         accelerator.wait_for_everyone()
+        return which
 
     def _first_passes(self) -> Iterator[Batch]:
         for batch in passes_of(self.passes, 0, 0, 1, 0):

@@ -21,6 +21,8 @@ TASKS: Mapping[str, tuple[str, ...]] = {
     "iid-lighting": ("albedo", "shading", "residual"),
 }
 TRAINABLE = ("unet", "encoder", "decoder")
+# What a stage leaves.
+LAST, BEST = "last", "best"
 
 
 def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -311,6 +313,10 @@ class Recipe:
     size: working size (width, height) that the result asks for, pixels; zeros are the start's own.
     precision: 'no' (float32), 'bf16' or 'fp16' for the heavy arithmetic. gradient_checkpointing: of the U-Net, less
     memory for more time. damaged: 'refuse' or 'skip' samples that cannot be read.
+    validate_steps: held-out samples are measured this often, and at the end of each stage; 0: never. validate_samples:
+    how many, see trainer/validation. result: the weights that a stage leaves, of its 'last' step or of the 'best' of
+    those that were validated. patience: so many validations in a row that are no better than the best end a stage; 0:
+    nothing does.
     save_steps: state is saved this often; keep: so many states are kept; log_steps, picture_steps: how often numbers
     and pictures are written. bad_steps: so many steps in a row without a finite loss end the run.
     latent_cache: folder that keeps what a frozen encoder gives, for recipes that vary pictures by flips alone; '' keeps
@@ -331,6 +337,10 @@ class Recipe:
     precision: str = "no"
     gradient_checkpointing: bool = False
     damaged: str = "refuse"
+    validate_steps: int = 500
+    validate_samples: int = 48
+    result: str = LAST
+    patience: int = 0
     save_steps: int = 500
     keep: int = 2
     log_steps: int = 20
@@ -345,6 +355,17 @@ class Recipe:
         one_of("space", self.space, tuple(SPACES))
         one_of("precision", self.precision, ("no", "bf16", "fp16"))
         one_of("damaged", self.damaged, ("refuse", "skip"))
+        one_of("result", self.result, (LAST, BEST))
+        positive(validate_samples=self.validate_samples)
+        if min(self.validate_steps, self.patience) < 0:
+            raise Unusable(
+                f"validate_steps={self.validate_steps}, patience={self.patience}: must be at least 0; 0 does without"
+            )
+        if not self.validate_steps and (self.result == BEST or self.patience):
+            raise Unusable(
+                f"validate_steps=0: without validation there is no best for result={self.result!r} and "
+                f"patience={self.patience}; set it above 0, or these to 'last' and 0"
+            )
         positive(save_steps=self.save_steps, keep=self.keep, log_steps=self.log_steps, bad_steps=self.bad_steps)
         positive(picture_steps=self.picture_steps)
         if not self.stages or not self.data:

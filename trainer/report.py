@@ -17,6 +17,7 @@ from marigold_ros.config import Unusable
 from marigold_ros.files import written_beside
 from trainer.recipe import Recipe, Stage
 from trainer.states import Place
+from trainer.validation.validation import Numbers
 
 LOG_FILE = "log.jsonl"
 
@@ -31,6 +32,7 @@ class Report:
         self._first_step, self._began_s = place.step, time.monotonic()
         # Steps of the stages before, so that curves go on.
         self._before = sum(stage.steps for stage in recipe.stages[: place.stage])
+        self._validating_s, self._loss, self._held_out = 0.0, "", ""
         self._board: Any = None
         if speaks:
             self._forget_what_comes_again()
@@ -67,21 +69,45 @@ class Report:
             return
         values = {**losses, "norm": norm, "lr": rate}
         images = (self.place.step - self._first_step) * self.stage.batch
-        values["images_per_s"] = images / max(1e-9, time.monotonic() - self._began_s)
+        values["images_per_s"] = images / max(1e-9, time.monotonic() - self._began_s - self._validating_s)
+        facts = {"skipped_samples": self.place.skipped, "bad_steps": self.place.bad}
+        self._write(facts | {name: _short(value) for name, value in values.items()})
+        self._loss = f"loss {values['loss']:.4f}"
+        self._show("train", values)
+
+    def validated(self, numbers: Numbers, measure: str) -> None:
+        """Write what a validation found of the step that was just taken; measure: the one that decides."""
+        self._validating_s += numbers.seconds
+        if not self.speaks:
+            return
+        place = self.place
+        means = {name: _short(value) for name, value in numbers.means.items()}
+        about = {"samples": numbers.samples, "took_s": round(numbers.seconds, 2)}
+        best = {"best_step": self._before + place.best_step, "best": place.best}
+        self._write({"validation": means, **about, **best})
+        is_best = place.best_step == place.step
+        self._held_out = f", held-out {measure} {numbers.value:.4g}"
+        if place.best is not None and not is_best:
+            self._held_out += f" (best {place.best:.4g} at step {best['best_step']})"
+        found = ", ".join(f"{name} {value:.4g}" for name, value in means.items())
+        self.say(f"step {self.step}: held-out {found}{' (the best so far)' if is_best else ''}")
+        self._show("validation", numbers.means)
+
+    def _write(self, values: Mapping[str, Any]) -> None:
         facts = {"step": self.step, "stage": self.stage.name, "seconds": round(self.place.seconds, 1)}
-        facts |= {"skipped_samples": self.place.skipped, "bad_steps": self.place.bad}
-        line = json.dumps(facts | {name: float(f"{value:.6g}") for name, value in values.items()})
         try:
             with self._log.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+                file.write(json.dumps(facts | values) + "\n")
         except OSError as error:
             raise Unusable(
                 f"file {self._log}: cannot be written ({error.strerror}); make room and give the same command again"
             ) from error
-        self._bar.set_postfix_str(f"loss {values['loss']:.4f}", refresh=False)
+
+    def _show(self, group: str, values: Mapping[str, float]) -> None:
+        self._bar.set_postfix_str(self._loss + self._held_out, refresh=False)
         if self._board is not None:
             for name, value in values.items():
-                self._board.add_scalar(f"train/{name}", value, self.step)
+                self._board.add_scalar(f"{group}/{name}", value, self.step)
 
     def pictures(self, shown: Mapping[str, Tensor]) -> None:
         """Pictures (N, 3, H, W) in [-1, 1] for TensorBoard."""
@@ -113,6 +139,10 @@ class Report:
         self._bar.close()
         if self._board is not None:
             self._board.close()
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.6g}")
 
 
 def _step_of(line: str) -> int:

@@ -9,8 +9,8 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 
 from marigold_ros import sd2
-from trainer.architecture import build_scheduler, constant_prompt
-from trainer.assembly import first_model, protocol_of
+from trainer.architecture import constant_prompt
+from trainer.assembly import first_model, scheduler_of
 from trainer.data import Batch
 from trainer.model import Model
 from trainer.package import one_channel
@@ -47,7 +47,7 @@ def stand_in(recipe: Recipe, network: str) -> Model:
     else:
         start = load_start(network, targets, recipe.start.surgery)
         unet, vae, prompt, scheduler = start.unet, start.vae, start.prompt, start.scheduler
-    scheduler = dict(build_scheduler(protocol_of(recipe.stages[-1]), scheduler).config)
+    scheduler = scheduler_of(recipe.stages[-1], scheduler)
     tiny = one_channel(AutoencoderTiny(latent_channels=vae.config.latent_channels)) if recipe.start.tiny_vae else None
     return Model(unet, vae, prompt, scheduler, recipe.task, recipe.space, recipe.size, tiny)
 

@@ -19,14 +19,20 @@ from trainer.recipe_files import plain, recipe_from
 
 _PLACE_FILE = "place.json"
 _RECIPE_FILE = "recipe.json"
-# These may change between two sittings: they do not decide the weights.
-_FREE = ("threads", "workers", "latent_cache", "save_steps", "keep", "log_steps", "picture_steps", "bad_steps", "size")
+# These may change between two sittings: they do not decide how the weights change.
+_FREE = (
+    *("threads", "workers", "latent_cache", "save_steps", "keep", "log_steps", "picture_steps", "bad_steps", "size"),
+    *("validate_steps", "validate_samples", "result", "patience"),
+)
 
 
 @dataclass
 class Place:
     """Where in its recipe a run is: number of the stage, steps taken in it; steps without a finite loss and seconds of
     training in all, samples that were skipped.
+
+    Of its validations: the last step that had one; the best of the deciding measure so far and its step (None and 0:
+    there was none); how many there were since. left: which weights the stage before left, as `results.left_by` says it.
     """
 
     stage: int = 0
@@ -34,14 +40,27 @@ class Place:
     bad: int = 0
     seconds: float = 0.0
     skipped: int = 0
+    validated: int = 0
+    best: float | None = None
+    best_step: int = 0
+    since_best: int = 0
+    left: str = ""
+
+    def note(self, value: float, better: bool) -> None:
+        """A validation of this step found `value`, `better` than the best or not."""
+        self.validated = self.step
+        self.since_best += 1
+        if better:
+            self.best, self.best_step, self.since_best = value, self.step, 0
 
 
 class States:
-    """The states in the folder `run`/states, the newest `keep` of them."""
+    """The states in the folder `run`/states: the newest `keep` of them, and the one that validated best."""
 
     def __init__(self, run: Path, keep: int) -> None:
         self.run, self.keep = Path(run), keep
         self._folder = self.run / "states"
+        self._best: Path | None = None
 
     def newest(self) -> tuple[Path, Place] | None:
         """Folder and place of the newest state that is whole."""
@@ -50,16 +69,28 @@ class States:
             return None
         path = found[-1] / _PLACE_FILE
         try:
-            return found[-1], Place(**json.loads(path.read_text(encoding="utf-8")))
+            place = Place(**json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
             raise Unusable(f"state {path}: cannot be read ({one_line(error)}); delete {found[-1]}") from error
+        self._note_best(place)
+        return found[-1], place
+
+    def _note_best(self, place: Place) -> None:
+        """The best state is that of a stage until the next one has a best of its own."""
+        if place.best_step:
+            self._best = self.at(place.stage, place.best_step)
+
+    def at(self, stage: int, step: int) -> Path:
+        """The folder of the state after `step` steps of a stage."""
+        return self._folder / f"{stage + 1:02d}-{step:08d}"
 
     def save(self, accelerator: Accelerator, place: Place) -> None:
         """Save what `accelerator` has prepared; all processes of a run call this together.
 
         Raises `Unusable` where the disk is full; the states before stay.
         """
-        folder = self._folder / f"{place.stage + 1:02d}-{place.step:08d}"
+        folder = self.at(place.stage, place.step)
+        self._note_best(place)
         beside = folder.with_name(f".{folder.name}.part")
         if accelerator.is_main_process:
             for left in self._folder.glob(".*.part"):
@@ -76,12 +107,14 @@ class States:
                     flush(path)
                 shutil.rmtree(folder, ignore_errors=True)
                 beside.replace(folder)
-            for old in self._all()[: -self.keep]:
+            for old in set(self._all()[: -self.keep]) - {self._best}:
                 shutil.rmtree(old, ignore_errors=True)
         accelerator.wait_for_everyone()
 
     def load(self, accelerator: Accelerator, folder: Path) -> None:
-        """Load a state into what `accelerator` has prepared; raises `Unusable` where it is damaged."""
+        """Load a state into what `accelerator` has prepared; raises `Unusable` where it is damaged or gone."""
+        if not folder.is_dir():
+            raise Unusable(f"state {folder}: is gone, and it was the best; set result: last to do without it")
         try:
             accelerator.load_state(str(folder))
         except Exception as error:  # safetensors, torch and pickle raise many kinds for one damaged file

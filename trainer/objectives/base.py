@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -20,6 +21,8 @@ Losses = dict[str, Tensor]
 
 # In what frozen parts compute, by a recipe's precision.
 FROZEN_TYPES: Mapping[str, torch.dtype] = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# What FSDP's version 2 gives the modules that it shards.
+_FSDP_METHOD = "unshard"
 
 
 class Objective(nn.Module, ABC):
@@ -60,9 +63,7 @@ class Objective(nn.Module, ABC):
     def place(self, device: torch.device) -> None:
         """Move what learns and what is frozen to `device`, there laid out as convolutions are fastest."""
         self.model.to(device)
-        for name in self.frozen.keys() & {"encoder", "decoder"}:
-            # Only the faster copy is asked.
-            getattr(self.model.vae, name).to("cpu")
+        self._put_aside()
         for part in self.frozen.values():
             part.place(device, FROZEN_TYPES[self.recipe.precision])
         if self.recipe.latent_cache and "encoder" in self.frozen:
@@ -71,6 +72,11 @@ class Objective(nn.Module, ABC):
             # On a CPU the gradients of weights take longer channels last.
             layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
             module.to(device, memory_format=layout)
+
+    def _put_aside(self) -> None:
+        for name in self.frozen.keys() & {"encoder", "decoder"}:
+            # Only the faster copy is asked.
+            getattr(self.model.vae, name).to("cpu")
 
     def _teachers(self) -> tuple[nn.Module, ...]:
         """Frozen networks beside the one that learns."""
@@ -98,6 +104,26 @@ class Objective(nn.Module, ABC):
             mine, theirs = list(self.average.parameters()), list(self.trained.parameters())
             torch._foreach_lerp_(mine, theirs, 1 - self.average_decay(step))
 
+    @contextlib.contextmanager
+    def as_shipped(self) -> Iterator[Model]:
+        """The model with the weights that `finish` would leave, whole and on one device; then all is as it was.
+
+        Neither copies weights nor draws random numbers.
+        """
+        with _whole(self):
+            self._swap_average()
+            self.model.to(self.model.prompt.device)
+            try:
+                yield self.model
+            finally:
+                self._swap_average()
+                self._put_aside()
+
+    def _swap_average(self) -> None:
+        if self.average is not None:
+            for mine, average in zip(self.trained.parameters(), self.average.parameters(), strict=True):
+                mine.data, average.data = average.data, mine.data
+
     @abstractmethod
     def forward(self, batch: Batch, generator: torch.Generator) -> Losses:
         """The losses of a pass; 'loss' is to be lowered. Whatever is drawn comes from `generator`, on the CPU."""
@@ -112,6 +138,24 @@ class Objective(nn.Module, ABC):
         if self.average is not None:
             for mine, average in zip(self.trained.parameters(), self.average.parameters(), strict=True):
                 mine.copy_(average)
+
+
+@contextlib.contextmanager
+def _whole(module: nn.Module) -> Iterator[None]:
+    """The weights gathered that FSDP (version 2) shards among the processes; others are whole anyway."""
+    sharded = [part for part in module.modules() if hasattr(part, _FSDP_METHOD)]
+    for part in sharded:
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in sharded:
+            part.reshard()
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether FSDP's version 2 shards weights of `module` among the processes."""
+    return any(hasattr(part, _FSDP_METHOD) for part in module.modules())
 
 
 def image_of(batch: Batch) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from marigold_ros.config import Unusable
 from trainer.data import Batch
 from trainer.model import Model, frozen_copy
 from trainer.noise import gaussian_noise
@@ -25,6 +26,11 @@ class ConsistencyObjective(DiffusionObjective):
 
     def __init__(self, model: Model, recipe: Recipe, stage: Stage) -> None:
         super().__init__(model, recipe, stage)
+        if len(self.schedule) % stage.objective.timesteps:
+            raise Unusable(
+                f"stage {stage.name!r}: objective.timesteps={stage.objective.timesteps}: must divide the schedule's "
+                f"{len(self.schedule)}, or its last timestep, which one step starts from, is never trained"
+            )
         self._teacher = (frozen_copy(model.unet),)
 
     def _teachers(self) -> tuple[nn.Module, ...]:
