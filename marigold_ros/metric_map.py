@@ -21,6 +21,8 @@ from marigold_ros.robust_fit import Base, NoLine, Samples, gather, weigh
 _GRID = (32, 24)
 # Relative errors up to which a pixel supports a comparison of maps, the share of pixels that must, and the fewest.
 _SAME, _SAME_SHARE, _FEWEST = 0.3, 0.5, 50
+# Those that scale and shift are told from must be within so many medians of the errors; up to the other all are.
+_SAME_MEDIANS, _SAME_LEAST = 4.0, 0.01
 # Where as many are within this of what they were, scale and shift are looked for from where they were.
 _UNCHANGED = 0.1
 # What the metres lose from a frame to the next, and over a second: relative, one standard deviation.
@@ -128,15 +130,16 @@ def _line_of_same(p: np.ndarray, y: np.ndarray, slope: np.ndarray, before: Metri
         # What is the same, and what it weighs, is told from the middle between the two: either alone would take sides.
         middle_m = from_space((y + scale * p + shift) / 2.0, before.space)
         slope = log_slope(np.where(np.isfinite(middle_m), middle_m, 1.0), before.space)
-        same = np.isfinite(middle_m) & (np.abs(slope * (scale * p + shift - y)) < _SAME)
-        if np.count_nonzero(same) < _SAME_SHARE * len(p):
+        off = np.where(np.isfinite(middle_m), np.abs(slope * (scale * p + shift - y)), np.inf)
+        if np.count_nonzero(off < _SAME) < _SAME_SHARE * len(p):
             return None
+        # Without what changed more than most of the map did, by itself: somebody who comes nearer would bend the line.
+        same = off < np.clip(_SAME_MEDIANS * np.median(off), _SAME_LEAST, _SAME)
         weight = np.where(same, slope**2, 0.0)
         mean_p, mean_y = np.average(p, weights=weight), np.average(y, weights=weight)
         spread_p, spread_y = weight @ (p - mean_p) ** 2, weight @ (y - mean_y) ** 2
-        if not spread_p > 0 or not spread_y > 0:
-            return None
-        scale = math.sqrt(spread_y / spread_p)
+        if spread_p > 0 and spread_y > 0:  # else all that stays is at one depth: it tells the shift alone
+            scale = math.sqrt(spread_y / spread_p)
         shift = float(mean_y - scale * mean_p)
     return scale, shift
 

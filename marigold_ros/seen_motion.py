@@ -27,13 +27,15 @@ _IMAGES = 32
 @dataclass
 class _Image:
     """A working picture (h, w) uint8, its points (N, 2) pixels and (N,) metres, if it has any, and (4, 4) how the
-    camera moved until the next image: None where that cannot be told, or was not yet `asked` for.
+    camera moved until the next image: None where that cannot be told, or was not yet `asked` for. `since`: the image
+    since which the camera has stood, if it has.
     """
 
     stamp_ns: int
     grey: np.ndarray
     pixels: np.ndarray | None = None
     depth_m: np.ndarray | None = None
+    since: _Image | None = None
     asked: bool = False
     step: np.ndarray | None = None
 
@@ -106,10 +108,20 @@ class SeenMotion:
         return now_from_then
 
     def _step(self, before: _Image, after: _Image) -> np.ndarray | None:
-        if not before.asked and before.pixels is not None:
-            shift_px = self._track.shift_px(before.stamp_ns, after.stamp_ns)
-            before.step = motion_between(
-                before.grey, after.grey, before.pixels, before.depth_m, self._camera, shift_px
-            )  # fmt: skip
-        before.asked = True
+        if not before.asked:
+            before.asked = True
+            # Against the image since which the camera stands: what creeps would stand for ever from one to the next.
+            stood = before.since
+            if stood is not None:
+                before.step = self._between(stood, after)
+            if before.step is None:
+                stood, before.step = before, self._between(before, after)
+            if before.step is not None and np.array_equal(before.step, np.eye(4)):
+                after.since = stood
         return before.step
+
+    def _between(self, before: _Image, after: _Image) -> np.ndarray | None:
+        if before.pixels is None:
+            return None
+        shift_px = self._track.shift_px(before.stamp_ns, after.stamp_ns)
+        return motion_between(before.grey, after.grey, before.pixels, before.depth_m, self._camera, shift_px)

@@ -120,3 +120,19 @@ def test_sigma_is_the_covariances_median_over_the_image():
     relative, fit = normalised(DEPTH_M, "log_depth", 1.0, 12.0)
     known = MetricFit("log_depth", fit.scale, fit.shift, 1, 1, 0.0, (0.0, 0.0, 0.03**2))
     assert relative_sigma(relative, known) == pytest.approx(0.03)
+
+
+def test_who_comes_nearer_does_not_bend_the_map():
+    """A wall at 8 m, and before a seventh of it somebody who comes by 7 cm an image from 4 m; the network is right."""
+
+    def seen_from(step):
+        depth_m = np.full((240, 320), 8.0, np.float32)
+        depth_m[:, 270:] = 4.0 - 0.07 * step
+        return (depth_m - 1.0) / 8.0, depth_m
+
+    relative, depth_m = seen_from(0)
+    fit = MetricFit("depth", 8.0, 1.0, 100, 90, 0.02, (1e-6, 0.0, 4e-4))
+    for step in range(1, 25):
+        before, (relative, depth_m) = relative, seen_from(step)
+        fit, _ = MetricMap.of(fit, before).carried_to(relative, 0.1, 0.0, CAMERA)
+    np.testing.assert_allclose((fit.scale * relative + fit.shift)[120, [100, 300]], depth_m[120, [100, 300]], rtol=0.05)

@@ -104,3 +104,23 @@ def test_time_that_goes_back_and_another_camera_start_anew():
         again(seen)
         seen.see(10 * TENTH, picture(PATH[3])[0], CAMERA)
         assert seen.until_now(unknown_motion).since(TENTH) == (None, 1.0)
+
+
+def creep(count, step_m):
+    """The motion told of a camera that goes straight ahead, by so much an image."""
+    seen, whole = SeenMotion(PictureTrack()), np.eye(4)
+    for step in range(count):
+        rgb, depth_m = picture(moved(ahead_m=step * step_m))
+        seen.see(step * TENTH, rgb, CAMERA)
+        if step:
+            whole = seen.until_now(unknown_motion).seen_since((step - 1) * TENTH) @ whole
+        seen.remember(evidence_of(depth_m, anchors(depth_m), 0.02))
+    return whole
+
+
+def test_who_creeps_does_not_stand_for_ever():
+    """2 mm an image move nothing by a tenth of a pixel; all 30 of them do."""
+    np.testing.assert_array_equal(creep(3, 0.002), np.eye(4))
+    whole = creep(31, 0.002)
+    assert whole[2, 3] == pytest.approx(-0.06, abs=0.025)
+    assert np.abs(creep(10, 0.0) - np.eye(4)).max() == 0

@@ -201,11 +201,11 @@ def test_away_from_the_anchors_depth_is_less_sure():
 
 
 def test_old_anchors_are_as_far_away_as_they_are_old():
-    """Half of them is left: half of the way to where nothing is known; and what the fit may be wrong by comes in."""
-    anchors = grid_of_anchors(5.5)
-    half = replace(anchors, left=np.full(len(anchors), 0.5, np.float32))
-    distances = [node_distance(evidence_of(FLAT_M, some, SIGMA)).min() for some in (anchors, half)]
-    assert distances == [0.0, 4.0]
+    """In fifths of seven nodes, the first one at once: just after the image, and with half of them left."""
+    anchors, nothing = grid_of_anchors(5.5), np.zeros(len(grid_of_anchors(5.5)), np.float32)
+    old = [replace(anchors, left=nothing + np.float32(left), said=nothing) for left in (0.999, 0.5)]
+    distances = [node_distance(evidence_of(FLAT_M, some, SIGMA)).min() for some in (anchors, *old)]
+    np.testing.assert_allclose(distances, [0.0, 1.4, 4.2], rtol=1e-5)
     fit = replace(FIT, covariance=(0.0, 0.0, 0.25))
 
     def variance(some):
@@ -214,12 +214,12 @@ def test_old_anchors_are_as_far_away_as_they_are_old():
         return np.median(smooth_variance(Law(0.001, 0.5, 1.0), FLAT_M, FLAT_M / 10, fit, correction))
 
     assert variance(anchors) < 0.0005
-    assert variance(half) == pytest.approx(0.5**2 / 5.0**2 * (4 / 7) ** 2, rel=0.1)
+    assert variance(old[1]) == pytest.approx(0.5**2 / 5.0**2 * (4.2 / 7) ** 2, rel=0.1)
 
 
 def test_the_law_is_learned_from_this_images_anchors():
     anchors = grid_of_anchors(5.5)
-    old = replace(anchors, left=np.where(anchors.pixels[:, 0] < 320, 1, 0.5).astype(np.float32))
+    old = replace(anchors, said=np.where(anchors.pixels[:, 0] < 320, np.nan, 0).astype(np.float32))
     evidence = evidence_of(FLAT_M, old, SIGMA)
     chosen = np.arange(len(evidence.residual)) % 3 == 0
     errors = left_out(evidence, chosen, 2.0, np.zeros_like(FLAT_M))

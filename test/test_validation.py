@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -439,3 +440,52 @@ def test_a_sample_with_too_few_known_pixels_is_a_damaged_one(tmp_path, start):
     write_sample(data / "hypersim" / "held_out", sample)
     with pytest.raises(Unusable, match="depth_m is known at 5 pixels: too few to validate on"):
         train(recipe_of("robot", start), tmp_path / "run", data)
+
+
+def test_a_state_that_is_saved_again_is_not_gone_meanwhile(tmp_path, data, start, scripted, monkeypatch):
+    """Told to stop while it validates, and killed when that step, the best after all, is saved once more."""
+    scripted(0.5, 0.3)
+    recipe = recipe_of("robot", start, steps=3, validate_steps=1, keep=1, result="best")
+    assert not train(recipe, tmp_path, data, stop_after=1)
+    states = States(tmp_path, 1)
+    folder, place = states.newest()
+    rename, killed = Path.replace, []
+
+    def dies(path, target):
+        if path.suffix == ".part":
+            killed.append(path)
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "replace", dies)
+    with pytest.raises(KeyboardInterrupt):
+        states.save(
+            SimpleNamespace(is_main_process=True, wait_for_everyone=lambda: None, save_state=empty_state), place
+        )
+    monkeypatch.undo()
+    assert killed
+    assert not folder.exists()
+    found, again = States(tmp_path, 1).newest()
+    assert (found, again) == (folder, place)
+    assert (folder / "model.safetensors").exists() or any(folder.iterdir())
+
+
+def empty_state(folder):
+    """What accelerate would write, beside the place."""
+    (Path(folder) / "model.safetensors").touch()
+
+
+def test_held_out_numbers_of_other_samples_are_not_compared(tmp_path, data, start, scripted):
+    scripted(0.5, 0.3)
+    recipe = recipe_of("robot", start, steps=3, validate_steps=1)
+    assert not train(recipe, tmp_path, data, stop_after=1)
+    with pytest.raises(Unusable, match="validate_samples"):
+        train(replace(recipe, validate_samples=1), tmp_path, data)
+
+
+def test_the_card_names_the_measure_though_validation_was_left_out_later(tmp_path, data, start, scripted):
+    scripted(0.5, 0.6)
+    recipe = recipe_of("robot", start, steps=3, validate_steps=1, result="last")
+    assert not train(recipe, tmp_path, data, stop_after=2)
+    assert train(replace(recipe, validate_steps=0), tmp_path, data)
+    assert "with abs_rel 0.5 on held-out samples" in (tmp_path / "checkpoint" / "README.md").read_text()

@@ -176,7 +176,7 @@ class StageRun:
         if numbers is None:  # told to stop; it is begun anew when the run goes on
             return False
         better = self.validation.better(numbers.value, self.place.best)
-        self.place.note(numbers.value, better)
+        self.place.note(self.validation.measure, numbers.value, better)
         report.validated(numbers, self.validation.measure)
         return better
 
@@ -279,8 +279,7 @@ class StageRun:
     def finish(self) -> str:
         """Write the stage's result: what the next one starts from, or the checkpoint; returns which weights it has."""
         accelerator, objective = self.accelerator, self.objective
-        measure = "" if self.validation is None else self.validation.measure
-        step, which = left_by(self.place, self.stage, self.recipe.result, measure)
+        step, which = left_by(self.place, self.stage, self.recipe.result)
         if step != self.place.step:
             self.states.load(accelerator, self.states.at(self.place.stage, step))
         whole = accelerator.get_state_dict(self.prepared) if self._sharded else None

@@ -15,15 +15,15 @@ from trainer.recipe_files import plain
 from trainer.states import Place
 
 
-def left_by(place: Place, stage: Stage, result: str, measure: str) -> tuple[int, str]:
+def left_by(place: Place, stage: Stage, result: str) -> tuple[int, str]:
     """The step whose weights `stage`, at its end `place`, leaves, and a sentence about them without its full stop.
 
-    result: as in the recipe; measure: the one that decided which is best.
+    result: as in the recipe.
     """
     last = f"the weights are those of step {place.step} of {stage.steps}, the last"
     if place.best is None:
         return place.step, f"{last}; no validation says how good they are"
-    found = f"with {measure} {place.best:.4g} on held-out samples"
+    found = f"with {place.measure} {place.best:.4g} on held-out samples"
     if place.best_step == place.step:
         return place.step, f"{last} and the best, {found}"
     if result == LAST:

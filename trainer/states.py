@@ -19,10 +19,12 @@ from trainer.recipe_files import plain, recipe_from
 
 _PLACE_FILE = "place.json"
 _RECIPE_FILE = "recipe.json"
+# What a state is called while another of the same step takes its place.
+_ASIDE = ".before"
 # These may change between two sittings: they do not decide how the weights change.
 _FREE = (
     *("threads", "workers", "latent_cache", "save_steps", "keep", "log_steps", "picture_steps", "bad_steps", "size"),
-    *("validate_steps", "validate_samples", "result", "patience"),
+    *("validate_steps", "result", "patience"),
 )
 
 
@@ -31,8 +33,9 @@ class Place:
     """Where in its recipe a run is: number of the stage, steps taken in it; steps without a finite loss and seconds of
     training in all, samples that were skipped.
 
-    Of its validations: the last step that had one; the best of the deciding measure so far and its step (None and 0:
-    there was none); how many there were since. left: which weights the stage before left, as `results.left_by` says it.
+    Of its validations: the last step that had one; the measure that decides, its best so far and the step of that
+    (None and 0: there was none); how many there were since. left: which weights the stage before left, as
+    `results.left_by` says it.
     """
 
     stage: int = 0
@@ -41,14 +44,15 @@ class Place:
     seconds: float = 0.0
     skipped: int = 0
     validated: int = 0
+    measure: str = ""
     best: float | None = None
     best_step: int = 0
     since_best: int = 0
     left: str = ""
 
-    def note(self, value: float, better: bool) -> None:
-        """A validation of this step found `value`, `better` than the best or not."""
-        self.validated = self.step
+    def note(self, measure: str, value: float, better: bool) -> None:
+        """A validation of this step found `value` of the `measure` that decides, `better` than the best or not."""
+        self.validated, self.measure = self.step, measure
         self.since_best += 1
         if better:
             self.best, self.best_step, self.since_best = value, self.step, 0
@@ -64,6 +68,10 @@ class States:
 
     def newest(self) -> tuple[Path, Place] | None:
         """Folder and place of the newest state that is whole."""
+        for aside in self._folder.glob(f"[0-9]*{_ASIDE}"):
+            folder = aside.with_name(aside.name.removesuffix(_ASIDE))
+            if not folder.exists():
+                aside.replace(folder)
         found = self._all()
         if not found:
             return None
@@ -105,8 +113,12 @@ class States:
                 (beside / _PLACE_FILE).write_text(json.dumps(asdict(place)) + "\n", encoding="utf-8")
                 for path in beside.rglob("*"):
                     flush(path)
-                shutil.rmtree(folder, ignore_errors=True)
+                # One of the same step (the run was stopped in its validation) goes when the new one is there.
+                aside = folder.with_name(f"{folder.name}{_ASIDE}")
+                if folder.exists():
+                    folder.replace(aside)
                 beside.replace(folder)
+                shutil.rmtree(aside, ignore_errors=True)
             for old in set(self._all()[: -self.keep]) - {self._best}:
                 shutil.rmtree(old, ignore_errors=True)
         accelerator.wait_for_everyone()
@@ -124,7 +136,8 @@ class States:
 
     def _all(self) -> list[Path]:
         # Numbered so that names are in the order of time.
-        return sorted(path.parent for path in self._folder.glob(f"[0-9]*/{_PLACE_FILE}"))
+        found = (path.parent for path in self._folder.glob(f"[0-9]*/{_PLACE_FILE}"))
+        return sorted(path for path in found if path.suffix != _ASIDE)
 
 
 @contextmanager
