@@ -115,7 +115,7 @@ class SeenMotion:
             if stood is not None:
                 before.step = self._between(stood, after)
             if before.step is None:
-                stood, before.step = before, self._between(before, after)
+                stood, before.since, before.step = before, None, self._between(before, after)
             if before.step is not None and np.array_equal(before.step, np.eye(4)):
                 after.since = stood
         return before.step
