@@ -91,3 +91,12 @@ def small_parts(tmp_path_factory):
     folder = write_small_checkpoint(root / "small")
     parts_of(describe(folder), 128, 96, root / "cache")
     return folder, root / "cache"
+
+
+@pytest.fixture(scope="module")
+def threads_of_others():
+    """For recipes that ask for one thread; the tests of other modules get theirs back."""
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)

@@ -36,12 +36,7 @@ from training import RECIPES, small_recipe, write_data  # noqa: E402
 PROJECT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture(scope="module", autouse=True)
-def threads_of_others():
-    """Recipes here ask for one thread; the other tests get theirs back."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("threads_of_others")
 
 
 @pytest.fixture(scope="module")

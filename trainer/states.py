@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,8 @@ class States:
         for aside in self._folder.glob(f"[0-9]*{_ASIDE}"):
             folder = aside.with_name(aside.name.removesuffix(_ASIDE))
             if not folder.exists():
-                aside.replace(folder)
+                with suppress(FileNotFoundError):  # another process was faster
+                    aside.replace(folder)
         found = self._all()
         if not found:
             return None
@@ -101,7 +102,7 @@ class States:
         self._note_best(place)
         beside = folder.with_name(f".{folder.name}.part")
         if accelerator.is_main_process:
-            for left in self._folder.glob(".*.part"):
+            for left in (*self._folder.glob(".*.part"), *self._folder.glob(f"[0-9]*{_ASIDE}")):
                 shutil.rmtree(left, ignore_errors=True)
         accelerator.wait_for_everyone()
         with _explained(folder):
