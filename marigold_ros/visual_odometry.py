@@ -38,7 +38,7 @@ def motion_between(
     """(4, 4) now_from_before of the camera between two working pictures (h, w) uint8; None where it cannot be told.
 
     pixels (N, 2) and depth_m (N,): points of the (H, W) image before. shift_px: (2,) by how many pixels the picture
-    moved right and down as a whole, to look there first.
+    moved right and down as a whole, to look there first. Where the camera stands, the answer is the identity itself.
     """
     # Pixel centres are whole numbers in both pictures.
     shrink = camera.width / before.shape[1], camera.height / before.shape[0]
