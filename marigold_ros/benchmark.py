@@ -35,10 +35,11 @@ from marigold_ros.correction import Correction
 from marigold_ros.driver import Driver, cloud_message, driven_node
 from marigold_ros.estimator import load_estimator
 from marigold_ros.export import cache_folder
-from marigold_ros.field import corrected, evidence_of, fitted_field
+from marigold_ros.field import evidence_of, factor_of, fitted_field
 from marigold_ros.geometry import Camera, Rectifier, backproject, pixel_rays, resize
-from marigold_ros.metric import MetricFit, apply_fit, fit_metric, from_space, to_space
-from marigold_ros.picture_motion import working_picture
+from marigold_ros.metric import MetricFit, apply_corrected, apply_fit, fit_metric, from_space, to_space
+from marigold_ros.motion import unknown_motion
+from marigold_ros.picture_motion import PictureTrack
 from marigold_ros.roofline import (
     FP16,
     PARTS,
@@ -51,13 +52,14 @@ from marigold_ros.roofline import (
     size_of,
     subject,
 )
+from marigold_ros.seen_motion import SeenMotion
 from marigold_ros.timing import WARM_UP, Timing, alone, measure, timing
 from marigold_ros.uncertainty import Uncertainty, confidence_from, doubt_of, sigma_of, smooth_variance, solid_part
-from marigold_ros.visual_odometry import motion_between
 
 SIZES = ((640, 480), (1280, 720))
 POINTS = 20_000
 NETWORK = "network"
+BESIDE = "motion of picture and camera, while the network runs"
 REST = "all but the network, publishing left out"
 # By the node's own clock, in which the network includes its resizes. p95 is the sum of the stages', an upper bound.
 NODE_REST = "all but the network, publishing included (node)"
@@ -145,7 +147,7 @@ def measure_stages(estimator: Any, scene: Scene, repeats: int) -> dict[str, Timi
     rectify = Rectifier(distorted)
     small_size = estimator.working_size(camera.width, camera.height, camera.focal_px)
     small, small_focal_px = resize(rgb, *small_size), camera.resized(*small_size).focal_px
-    answer, relative = estimator(small, small_focal_px), estimator(rgb)
+    coarse, relative = estimator.coarse(rgb, camera.focal_px), estimator(rgb, camera.focal_px)
     limits, fitting, pose = RangeConfig(), FitConfig(), np.eye(4)
     anchors = find_anchors(scene.points, pose, camera, limits)
     fit = fit_metric(relative, anchors, estimator.space, fitting)
@@ -162,41 +164,61 @@ def measure_stages(estimator: Any, scene: Scene, repeats: int) -> dict[str, Timi
     evidence, uncertainty = evidence_of(depth_m, anchors, fit.evidence.sigma), Uncertainty()
     correction = Correction(evidence, fitted_field(evidence, fitting.correction_limit), fresh=True)
 
+    def correct() -> None:
+        field = fitted_field(evidence_of(depth_m, anchors, fit.evidence.sigma), fitting.correction_limit)
+        factor = factor_of(field, apply_fit(fit, coarse, fitting.max_depth_m))
+        apply_corrected(fit, coarse, factor, (camera.width, camera.height), fitting.max_depth_m)
+
     def judge() -> None:
         doubt = doubt_of(depth_m, None, fit)
-        uncertainty.learn(evidence, fitting.correction_limit, doubt)
+        uncertainty.learn(evidence, fitting.correction_limit, lambda: doubt)
         variance = smooth_variance(uncertainty.law, depth_m, relative, fit, correction)
         confidence_from(depth_m, sigma_of(depth_m, variance, doubt, uncertainty.law))
         solid_part(depth_m, variance, OutputConfig().points_min_confidence)
 
     judge()  # the first frame's law is dearer
-    grey = cv2.convertScaleAbs(working_picture(rgb, camera))
-    moved = np.roll(grey, 2, axis=1)
-    calibration, stamps_ns = CalibrationMonitor(), itertools.count(0, 50_000_000)
+    track, stamps_ns = PictureTrack(), itertools.count(0, 50_000_000)
+    seen, pictures = SeenMotion(track), itertools.cycle((rgb, np.roll(rgb, 4, axis=1)))
+
+    def look() -> None:
+        stamp_ns = next(stamps_ns)
+        seen.see(stamp_ns, next(pictures), camera)
+        seen.remember(evidence)
+        seen.until_now(unknown_motion).seen_since(stamp_ns - 50_000_000)  # the next image sees that it is asked for
+
+    look()
+    look()
+    calibration = CalibrationMonitor(_Seen(track))
 
     stages: dict[str, Callable[[], object]] = {
         "decode image message (bgr8)": lambda: decoding.rgb_from_image(image),
         "rectify": lambda: rectify(rgb),
         "resize to working size": lambda: resize(rgb, *small_size),
         NETWORK: lambda: estimator(small, small_focal_px),
-        "resize back": lambda: resize(answer, camera.width, camera.height),
+        BESIDE: look,
+        "resize back": lambda: resize(coarse, camera.width, camera.height),
         "decode cloud message": lambda: decoding.points_from_cloud(cloud),
         "anchors": lambda: find_anchors(scene.points, pose, camera, limits),
-        "motion of the picture, calibration": lambda: calibration.update(
-            next(stamps_ns), rgb, camera, anchors, np.zeros(3)
-        ),
-        "motion of the camera": lambda: motion_between(grey, moved, anchors.pixels, anchors.depth_m, camera),
+        "calibration": lambda: calibration.update(next(stamps_ns), rgb, camera, anchors, np.zeros(3)),
         "fit": lambda: fit_metric(relative, anchors, estimator.space, fitting),
         "apply": lambda: apply_fit(fit, relative, fitting.max_depth_m),
-        "correct": lambda: corrected(
-            depth_m, anchors, fit.evidence.sigma, fitting.correction_limit, fitting.max_depth_m
-        ),
+        "correct": correct,
         "sigma, confidence, gate of the cloud": judge,
         "messages out (depth, info, cloud)": out,
     }
     samples = {name: measure(work, repeats) for name, work in stages.items()}
-    rest = np.sum([seconds for name, seconds in samples.items() if name != NETWORK], axis=0)
+    rest = np.sum([seconds for name, seconds in samples.items() if name not in (NETWORK, BESIDE)], axis=0)
     return {name: timing(seconds) for name, seconds in samples.items()} | {REST: timing(rest)}
+
+
+class _Seen(PictureTrack):
+    """A track whose images have been looked at."""
+
+    def __init__(self, track: PictureTrack) -> None:
+        vars(self).update(vars(track))
+
+    def see(self, stamp_ns: int, rgb: np.ndarray, camera: Camera) -> None:
+        """It was, beside the network."""
 
 
 @contextmanager

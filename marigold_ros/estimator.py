@@ -87,6 +87,10 @@ class Estimator:
         """
         return _at_size_of(rgb, self._answer(rgb, focal_px))
 
+    def coarse(self, rgb: np.ndarray, focal_px: float | None = None) -> np.ndarray:
+        """What a call resizes: (h, w) float32 at the working size, or at the image's where that is smaller."""
+        return _at_most_size_of(rgb, self._answer(rgb, focal_px).copy())  # the next one overwrites it
+
     def depth_m(self, rgb: np.ndarray, focal_px: float) -> np.ndarray:
         """(H, W, 3) uint8 -> (H, W) float32 metres by the checkpoint's own scale; its farthest is that far or farther.
 
@@ -107,7 +111,7 @@ class Estimator:
         return self.metric.fit(self._working_focal(camera.width, camera.height, camera.focal_px))
 
     def with_disagreement(self, rgb: np.ndarray, focal_px: float | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """(H, W, 3) uint8 -> (H, W) float32 relative depth, exactly that of a call, and (H, W) float32 disagreement.
+        """(H, W, 3) uint8 -> (h, w) float32 relative depth, exactly that of `coarse`, and (h, w) float32 disagreement.
 
         The disagreement with a second pass over the mirrored image is >= 0 and in units of relative depth; the larger,
         the less sure. Raises `Unusable` where model.confidence asks for none, and as a call does.
@@ -119,7 +123,7 @@ class Estimator:
         second_focal_px = None if focal_px is None else focal_px * self.width / self._second.width
         second = self._second._answer(rgb, second_focal_px, mirrored=True)
         second = resize(second, first.shape[1], first.shape[0])
-        return _at_size_of(rgb, first), _at_size_of(rgb, disagreement(first, second))
+        return _at_most_size_of(rgb, first), _at_most_size_of(rgb, disagreement(first, second))
 
     def use_second_pass(self, estimator: Estimator) -> None:
         """Let `estimator`, this one or another of the same network, make the second pass of `with_disagreement`.
@@ -201,6 +205,12 @@ def _at_size_of(rgb: np.ndarray, answer: np.ndarray) -> np.ndarray:
     """`answer` resized to the image's size; never the array that was given."""
     full = resize(answer, rgb.shape[1], rgb.shape[0])
     return full.copy() if full is answer else full
+
+
+def _at_most_size_of(rgb: np.ndarray, answer: np.ndarray) -> np.ndarray:
+    """`answer` resized to the image's size where that has fewer pixels."""
+    rows, columns = rgb.shape[:2]
+    return resize(answer, columns, rows) if answer.size > rows * columns else answer
 
 
 def _rounded(pixels: float, multiple: int) -> int:

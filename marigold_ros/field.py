@@ -178,15 +178,22 @@ def corrected(depth_m: np.ndarray, anchors: Anchors, sigma: float, limit: float,
 
 def apply_field(field: Field, depth_m: np.ndarray) -> np.ndarray:
     """(H, W) float32 metres, corrected; NaN stays NaN."""
-    corrected_m, beyond = read_back(field.log_factor, field.low, field.high, depth_m)
+    corrected_m = factor_of(field, depth_m)
+    corrected_m *= depth_m
+    return corrected_m
+
+
+def factor_of(field: Field, depth_m: np.ndarray) -> np.ndarray:
+    """(h, w) float32: what a field multiplies (h, w) `depth_m`, of any size, by; 1 where that is NaN."""
+    factor, beyond = read_back(field.log_factor, field.low, field.high, depth_m)
     # In place: fresh memory costs more than the arithmetic.
     beyond *= np.float32(-1.0 / _FADE)
     beyond += np.float32(1.0)
     np.maximum(beyond, np.float32(0), out=beyond)
-    corrected_m *= beyond
-    cv2.exp(corrected_m, corrected_m)
-    corrected_m *= depth_m
-    return corrected_m
+    factor *= beyond
+    cv2.exp(factor, factor)
+    cv2.patchNaNs(factor, 1.0)
+    return factor
 
 
 def read_back(grid: np.ndarray, low: float, high: float, depth_m: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

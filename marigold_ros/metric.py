@@ -18,6 +18,7 @@ import numpy as np
 from marigold_ros.acceptance import relative_error, why_not
 from marigold_ros.anchors import Anchors, at_random
 from marigold_ros.config import FitConfig, Unusable
+from marigold_ros.geometry import resize
 from marigold_ros.robust_fit import Base, Evidence, NoLine, Samples, gather, weigh
 
 SPACES = ("depth", "inverse_depth", "log_depth")
@@ -229,13 +230,41 @@ def _steepness(relative: np.ndarray, pixels: np.ndarray) -> np.ndarray:
 
 def apply_fit(fit: MetricFit, relative: np.ndarray, max_depth_m: float) -> np.ndarray:
     """(H, W) relative -> (H, W) float32 metres; NaN where the depth is not positive or beyond `max_depth_m`."""
+    return _metres(_line(fit, relative), fit.space, max_depth_m)
+
+
+def apply_corrected(
+    fit: MetricFit, relative: np.ndarray, factor: np.ndarray, size: tuple[int, int], max_depth_m: float
+) -> np.ndarray:
+    """(h, w) relative, and as large a `factor` on its metres -> (H, W) float32 metres as `apply_fit`; size: (W, H).
+
+    Resized in the space of the fit, as relative depth is, so that edges stay as sharp as the network drew them.
+    """
+    y = _line(fit, relative)
+    if fit.space == "depth":
+        y *= factor
+    elif fit.space == "inverse_depth":
+        y /= factor
+    else:
+        y += np.log(factor)
+    return _metres(resize(y, *size), fit.space, max_depth_m)
+
+
+def _line(fit: MetricFit, relative: np.ndarray) -> np.ndarray:
     y = relative * np.float32(fit.scale)
     y += np.float32(fit.shift)
-    low = np.float32(to_space(np.float64(1e-3), fit.space))
-    high = np.float32(to_space(np.float64(max_depth_m), fit.space))
-    y[~((y > low) & (y <= high))] = np.nan
-    if fit.space == "inverse_depth":
+    return y
+
+
+def _metres(y: np.ndarray, space: str, max_depth_m: float) -> np.ndarray:
+    """`from_space` in place, NaN beyond `max_depth_m`, too."""
+    low = np.float32(to_space(np.float64(1e-3), space))
+    high = np.float32(to_space(np.float64(max_depth_m), space))
+    known = y > low
+    known &= y <= high
+    np.copyto(y, np.float32(np.nan), where=np.logical_not(known, out=known))
+    if space == "inverse_depth":
         np.divide(np.float32(-1.0), y, out=y)
-    elif fit.space == "log_depth":
+    elif space == "log_depth":
         np.exp(y, out=y)
     return y

@@ -92,7 +92,7 @@ def ours_with_sigma(question: Question) -> tuple[np.ndarray, np.ndarray]:
     if evidence is not None:
         correction = Correction(evidence, fitted_field(evidence, limit), fresh=True)
         depth_m = apply_field(correction.field, fitted_m)
-        uncertainty.learn(evidence, limit, doubt)
+        uncertainty.learn(evidence, limit, lambda: doubt)
     forget_far(depth_m, question.relative, far_end(question.anchors), _MAX_DEPTH_M)
     variance = smooth_variance(uncertainty.law, fitted_m, question.relative, fit, correction)
     sigma_m = sigma_of(depth_m, variance, doubt, uncertainty.law)

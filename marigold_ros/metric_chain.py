@@ -47,12 +47,12 @@ class Replay:
         self.relative = sequence.relative[0]
         self._own = sequence.own
 
-    def __call__(self, rgb: np.ndarray, focal_px: float | None = None) -> np.ndarray:
+    def coarse(self, rgb: np.ndarray, focal_px: float | None = None) -> np.ndarray:
         """(H, W) float32 relative depth."""
         return self.relative
 
     def with_disagreement(self, rgb: np.ndarray, focal_px: float | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """As a call, and no disagreement."""
+        """As `coarse`, and no disagreement."""
         return self.relative, np.zeros_like(self.relative)
 
     def fit_of(self, camera: Camera) -> MetricFit | None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from typing import Protocol
 
 import numpy as np
@@ -20,9 +22,9 @@ from marigold_ros.calibration import Calibration, CalibrationMonitor
 from marigold_ros.config import Config, Fault, Unusable
 from marigold_ros.correction import Corrector
 from marigold_ros.disagreement import confidence_of
-from marigold_ros.field import apply_field
-from marigold_ros.geometry import Camera, Rectifier, rectifier
-from marigold_ros.metric import MetricFit, apply_fit
+from marigold_ros.field import factor_of
+from marigold_ros.geometry import Camera, Rectifier, rectifier, resize
+from marigold_ros.metric import MetricFit, apply_corrected, apply_fit
 from marigold_ros.motion import FindMotion, unknown_motion
 from marigold_ros.picture_motion import PictureTrack
 from marigold_ros.seen_motion import SeenMotion
@@ -41,11 +43,11 @@ class Estimator(Protocol):
 
     space: str
 
-    def __call__(self, rgb: np.ndarray, focal_px: float | None = None) -> np.ndarray:
-        """(H, W, 3) uint8 -> (H, W) float32, increasing with distance, affine in `space`."""
+    def coarse(self, rgb: np.ndarray, focal_px: float | None = None) -> np.ndarray:
+        """(H, W, 3) uint8 -> (h, w) float32, increasing with distance, affine in `space`; no larger than the image."""
 
     def with_disagreement(self, rgb: np.ndarray, focal_px: float | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """As a call, and (H, W) float32 >= 0 in units of relative depth, larger is less sure."""
+        """As `coarse`, and (h, w) float32 >= 0 in units of relative depth, larger is less sure."""
 
     def fit_of(self, camera: Camera) -> MetricFit | None:
         """What makes metres of its answer to this camera's images without anchors; None where nothing does."""
@@ -102,6 +104,8 @@ class Pipeline:
         self._tracker = MetricTracker(estimator.space)
         track = PictureTrack()
         self._seen = SeenMotion(track)
+        # Looks at the image while the network does, which leaves a core free, or all of them.
+        self._beside = ThreadPoolExecutor(max_workers=1, thread_name_prefix="motion")
         self._calibration = CalibrationMonitor(track)
         self._scans: Sequence[Scan] = ()
         # Sensors and times of the scans that were last new, all of them.
@@ -142,16 +146,18 @@ class Pipeline:
         stage_s: dict[str, float] = {}
         with _timed(stage_s, "rectify"):
             rgb, camera = self._rectified(rgb, camera)
-        with _timed(stage_s, "network"):
-            judged = confidence or (metric and (sigma or solid))
+        judged = confidence or (metric and (sigma or solid))
+        with self._seeing(stamp_ns, rgb, camera, metric, stage_s), _timed(stage_s, "network"):
             second = config.model.confidence if confidence or (metric and sigma) else "none"
-            relative, disagreement = self._look(rgb, camera, second)
-            _require_answer(relative, metres=self._own is not None)
+            coarse, disagreement = self._look(rgb, camera, second)
+            _require_answer(coarse, metres=self._own is not None)
+            size = camera.width, camera.height
+            relative = resize(coarse, *size)
+            disagreement = None if disagreement is None else resize(disagreement, *size)
             sure = self._sure(disagreement, config.model.confidence) if confidence else None
         if not metric:
             return FrameDepth(rgb, camera, relative, stage_s=stage_s, confidence=sure)
         with _timed(stage_s, "anchors"):
-            self._seen.see(stamp_ns, rgb, camera)
             anchors, problem, fault = self._anchors(find_scan, camera, config)
             scans = None if anchors is None else self._scans_id()
         with _timed(stage_s, "calibration"):
@@ -174,19 +180,21 @@ class Pipeline:
                 scan=scans,
                 explained=explained,
             )
-            fit = metres.fit or self._own
-            depth_m = None if fit is None else apply_fit(fit, relative, config.fit.max_depth_m)
+            fit, most_m = metres.fit or self._own, config.fit.max_depth_m
+            depth_m = fitted_m = None if fit is None else apply_fit(fit, relative, most_m)
         with _timed(stage_s, "correct"):
-            limit, fitted_m, correction = config.fit.correction_limit, depth_m, None
+            limit, correction = config.fit.correction_limit, None
             if limit > 1.0 or judged:
                 correction = self._corrector(fitted_m, metres, anchors, limit, motion, scans)
             if correction is not None:
-                depth_m = apply_field(correction.field, fitted_m)
+                # Few pixels are enough for what the network said of few.
+                factor = factor_of(correction.field, apply_fit(fit, coarse, most_m))
+                depth_m = apply_corrected(fit, coarse, factor, size, most_m)
                 self._seen.remember(correction.evidence)
         if depth_m is not None:
             if metres.fresh and (correction is None or correction.fresh):
                 self._notice_far_end(anchors, metres)
-            self._forget_unknown(depth_m, relative, config.fit.max_depth_m, measured=fit is not self._own)
+            self._forget_unknown(depth_m, relative, most_m, measured=fit is not self._own)
         frame = FrameDepth(
             rgb,
             camera,
@@ -203,19 +211,32 @@ class Pipeline:
         if depth_m is None or not judged:
             return frame
         with _timed(stage_s, "sigma"):
-            doubt = doubt_of(fitted_m, disagreement, fit)
+            doubt = cache(partial(doubt_of, fitted_m, disagreement, fit))
             if correction is not None and correction.fresh:
                 self._uncertainty.learn(correction.evidence, limit, doubt)
             law = self._uncertainty.law
             variance = smooth_variance(law, fitted_m, relative, fit, correction)
             min_confidence = config.output.points_min_confidence
-            sigma_m = sigma_of(depth_m, variance, doubt, law) if sigma or confidence else None
+            sigma_m = sigma_of(depth_m, variance, doubt(), law) if sigma or confidence else None
             return replace(
                 frame,
                 sigma_m=sigma_m,
                 confidence=confidence_from(depth_m, sigma_m) if confidence else None,
                 solid_m=solid_part(depth_m, variance, min_confidence) if solid else None,
             )
+
+    @contextmanager
+    def _seeing(
+        self, stamp_ns: int, rgb: np.ndarray, camera: Camera, metric: bool, stage_s: dict[str, float]
+    ) -> Iterator[None]:
+        """Beside the block, where metres are asked for, see how the camera moved; stage "motion" is the wait then."""
+        seeing = self._beside.submit(self._seen.see, stamp_ns, rgb, camera) if metric else None
+        try:
+            yield
+        finally:
+            if seeing is not None:
+                with _timed(stage_s, "motion"):
+                    seeing.result()
 
     def _watched(
         self, stamp_ns: int, rgb: np.ndarray, camera: Camera, anchors: Anchors | None, config: Config
@@ -261,9 +282,9 @@ class Pipeline:
             depth_m[self._unseen] = np.nan
 
     def _look(self, rgb: np.ndarray, camera: Camera, method: str) -> tuple[np.ndarray, np.ndarray | None]:
-        """Relative depth and, unless `method` is 'none', the disagreement of two answers."""
+        """Coarse relative depth and, unless `method` is 'none', the disagreement of two answers."""
         if method == "none":
-            return self._estimator(rgb, camera.focal_px), None
+            return self._estimator.coarse(rgb, camera.focal_px), None
         return self._estimator.with_disagreement(rgb, camera.focal_px)
 
     def _sure(self, disagreement: np.ndarray | None, method: str) -> np.ndarray | None:

@@ -41,7 +41,7 @@ class _Image:
 
 
 class SeenMotion:
-    """Looks at one camera's images; what nobody asks for is not worked out."""
+    """Looks at one camera's images; what nobody asks for is not worked out. One thread at a time."""
 
     def __init__(self, track: PictureTrack) -> None:
         """track: of the same camera; it sees each image through this."""
@@ -53,7 +53,10 @@ class SeenMotion:
         self._images.clear()
 
     def see(self, stamp_ns: int, rgb: np.ndarray, camera: Camera) -> None:
-        """Take the next (H, W, 3) uint8 image; a time that goes back starts anew."""
+        """Take the next (H, W, 3) uint8 image; a time that goes back starts anew.
+
+        The motion since the image before is worked out at once if the one before that was asked for.
+        """
         self._track.see(stamp_ns, rgb, camera)
         self._camera = camera
         if self._images:
@@ -63,6 +66,8 @@ class SeenMotion:
             if stamp_ns < newest.stamp_ns or self._track.grey.shape != newest.grey.shape:
                 self.reset()
         self._images.append(_Image(stamp_ns, cv2.convertScaleAbs(self._track.grey)))
+        if len(self._images) > 2 and self._images[-3].asked:
+            self._step(self._images[-2], self._images[-1])
 
     def remember(self, evidence: Evidence) -> None:
         """Take what is believed of the anchors in the newest image as points to be found again."""

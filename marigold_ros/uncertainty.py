@@ -12,7 +12,7 @@ and where the network's two answers disagree, either may be right.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -92,15 +92,15 @@ class Uncertainty:
         self._fold = self._turn = 0
         self.law = USUAL
 
-    def learn(self, evidence: Evidence, limit: float, doubt: np.ndarray) -> None:
-        """Look at a frame. limit: that of the correction; doubt: (H, W) of the depth before it."""
+    def learn(self, evidence: Evidence, limit: float, find_doubt: Callable[[], np.ndarray]) -> None:
+        """Look at a frame. limit: that of the correction; find_doubt: gives (H, W) of the depth before it, if asked."""
         self._turn = (self._turn + 1) % _EVERY
         if not self._errors:
             for _ in range(_FOLDS * _DIVISIONS):
-                self._leave_out(evidence, limit, doubt)
+                self._leave_out(evidence, limit, find_doubt())
             self.law = law_of(self._errors)
         elif self._turn == 0:
-            self._leave_out(evidence, limit, doubt)
+            self._leave_out(evidence, limit, find_doubt())
         elif self._turn == _EVERY // 2:
             self.law = law_of(self._errors)
 

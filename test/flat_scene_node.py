@@ -42,7 +42,7 @@ class FlatScene:
         if switched("unloadable"):
             raise RuntimeError("CUDA error: out of memory")
 
-    def __call__(self, rgb, focal_px=None):
+    def coarse(self, rgb, focal_px=None):
         print("looking", file=sys.stderr, flush=True)
         time.sleep(self.seconds)
         while switched("slow"):
@@ -55,7 +55,7 @@ class FlatScene:
     def with_disagreement(self, rgb, focal_px=None):
         """The farther, the less sure."""
         print("comparing", file=sys.stderr, flush=True)
-        return self(rgb), 0.1 * relative_depth(rgb.shape[1], rgb.shape[0])
+        return self.coarse(rgb), 0.1 * relative_depth(rgb.shape[1], rgb.shape[0])
 
     def fit_of(self, camera):
         return None
@@ -72,7 +72,7 @@ class MetricFlatScene(FlatScene):
         super().__init__()
         self.factor = float(os.environ["FLAT_SCENE_FACTOR"])
 
-    def __call__(self, rgb, focal_px=None):
+    def coarse(self, rgb, focal_px=None):
         told_m = self.factor * depth_m(rgb.shape[1], rgb.shape[0])
         return self.metric.relative(told_m, focal_px).astype(np.float32)
 

@@ -14,7 +14,7 @@ from marigold_ros import estimator as module
 from marigold_ros.config import ModelConfig, Unusable
 from marigold_ros.disagreement import disagreement
 from marigold_ros.estimator import load_estimator, load_normals_estimator
-from marigold_ros.geometry import Camera
+from marigold_ros.geometry import Camera, resize
 from marigold_ros.selfcheck import turned_from_x_left
 from small_checkpoint import edit_json, make_metric, write_small_checkpoint
 
@@ -47,8 +47,9 @@ def test_disagreement_comes_with_the_unchanged_answer(small, photo, engine, meth
         expected = plain(image)
         np.testing.assert_array_equal(estimate(image), expected)
         relative, apart = estimate.with_disagreement(image)
-        np.testing.assert_array_equal(relative, expected)
-        assert apart.shape == image.shape[:2]
+        np.testing.assert_array_equal(relative, estimate.coarse(image))
+        np.testing.assert_array_equal(resize(relative, *image.shape[1::-1]), expected)
+        assert apart.shape == relative.shape
         assert apart.dtype == np.float32
         assert apart.min() >= 0
         if method == "mirror" and image.shape[:2] == (96, 128):  # nothing is resized: seen from outside
@@ -56,6 +57,19 @@ def test_disagreement_comes_with_the_unchanged_answer(small, photo, engine, meth
             np.testing.assert_allclose(apart, disagreement(expected, mirrored), atol=1e-6)
     plain.close()
     estimate.close()
+
+
+def test_coarse_is_what_a_call_resizes_and_no_larger_than_the_image(small, photo):
+    estimate = load_estimator(ModelConfig(engine="torch", **small))
+    coarse = estimate.coarse(photo)
+    assert coarse.shape == (estimate.height, estimate.width) != photo.shape[:2]
+    np.testing.assert_array_equal(resize(coarse, 640, 480), estimate(photo))
+    before = coarse.copy()
+    estimate.coarse(255 - photo)
+    np.testing.assert_array_equal(coarse, before)  # the engine's next answer is not written over it
+    thumbnail = np.ascontiguousarray(photo[::16, ::16])
+    np.testing.assert_array_equal(estimate.coarse(thumbnail), estimate(thumbnail))
+    assert estimate.coarse(thumbnail).shape == (30, 40)
 
 
 def test_the_second_pass_at_half_the_size_has_an_engine_of_its_own(small):
@@ -265,7 +279,7 @@ def test_the_second_pass_at_half_the_size_follows_the_focal_length(tmp_path, pho
     engine, seen = estimate._second._engine, []
     estimate._second._engine = lambda rgb: seen.append(rgb.shape) or engine(rgb)
     relative, apart = estimate.with_disagreement(photo, 200.0)
-    np.testing.assert_array_equal(relative, estimate(photo, 200.0))
+    np.testing.assert_array_equal(relative, estimate.coarse(photo, 200.0))
     assert estimate.working_size(640, 480, 200.0) == (320, 256)
     assert seen == [(128, 160, 3)]
-    assert apart.shape == (480, 640)
+    assert apart.shape == relative.shape == (256, 320)

@@ -13,6 +13,7 @@ from marigold_ros.metric import (
     SPACES,
     MetricFit,
     Refusal,
+    apply_corrected,
     apply_fit,
     fit_metric,
     from_space,
@@ -224,3 +225,17 @@ def test_anchors_that_contradict_a_metric_checkpoint_are_refused_with_the_reason
     refusal = fitted(anchors)
     assert isinstance(refusal, Refusal)
     assert re.search(reason, refusal.reason), refusal.reason
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_corrected_metres_are_those_of_the_fit_times_the_factor_resized_in_the_space(space):
+    wall_m = np.float32([[2.0, 8.0], [4.0, 300.0]])
+    factor = np.float32([[1.5, 0.5], [1.0, 1.0]])
+    fit = MetricFit(space, 4.0, -0.5, 1, 1, 0.0)
+    relative = ((to_space(wall_m, space) + 0.5) / 4.0).astype(np.float32)
+    expected = np.float32([[3.0, 4.0], [4.0, np.nan]])  # the last is beyond the 120 m
+    np.testing.assert_allclose(apply_corrected(fit, relative, factor, (2, 2), 120.0), expected, rtol=1e-5)
+    wider = apply_corrected(fit, relative[:1], factor[:1], (8, 1), 120.0)[0]
+    assert wider[[0, -1]] == pytest.approx([3.0, 4.0], rel=1e-5)
+    ends = to_space(np.array([3.0, 4.0]), space)
+    assert to_space(wider[3], space) == pytest.approx(ends @ [0.625, 0.375], rel=1e-4)  # bilinear, in the space

@@ -1,7 +1,10 @@
 """The way of a frame without ROS, before a scene whose relative depth is known."""
 
+import threading
+import time
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 from test_picture_motion import CAMERA as LARGE
@@ -12,6 +15,7 @@ from marigold_ros.config import Config, FitConfig, ModelConfig, OutputConfig, Ra
 from marigold_ros.disagreement import TYPICAL
 from marigold_ros.geometry import Camera, Rectifier, backproject, pixel_rays
 from marigold_ros.pipeline import Pipeline, Scan
+from marigold_ros.seen_motion import SeenMotion
 from marigold_ros.tracker import MetricTracker
 
 CAMERA = Camera(64, 48, 50.0, 50.0, 31.5, 23.5)
@@ -29,13 +33,14 @@ class Scene:
     def __init__(self):
         self.seen = []
 
-    def __call__(self, rgb, focal_px=None):
+    def coarse(self, rgb, focal_px=None):
         self.seen.append(rgb)
         return (DEPTH_M - 2.0) / 8.0
 
     def with_disagreement(self, rgb, focal_px=None):
         """Typical at the left, twice that at the right."""
-        return self(rgb), np.linspace(1, 2, 64, dtype=np.float32)[None].repeat(48, 0) * np.float32(TYPICAL["mirror"])
+        apart = np.linspace(1, 2, 64, dtype=np.float32)[None].repeat(48, 0) * np.float32(TYPICAL["mirror"])
+        return self.coarse(rgb), apart
 
     def fit_of(self, camera):
         return None
@@ -62,7 +67,7 @@ def test_relative_depth_becomes_metres():
 class Bent(Scene):
     """Answers what no scale and shift can mend: wrong by up to 15 % from top to bottom."""
 
-    def __call__(self, rgb, focal_px=None):
+    def coarse(self, rgb, focal_px=None):
         return ((DEPTH_M * np.linspace(0.85, 1.15, 48, dtype=np.float32)[:, None]) - 1.0) / 12.0
 
 
@@ -85,8 +90,50 @@ def test_depth_is_brought_to_the_anchors_and_stays_there_for_a_while():
 
 def test_every_stage_is_timed():
     frame = Pipeline(Scene())(RGB, CAMERA, 0, scan, CONFIG)
-    assert set(frame.stage_s) == {"rectify", "network", "anchors", "calibration", "fit", "correct"}
+    assert set(frame.stage_s) == {"rectify", "network", "motion", "anchors", "calibration", "fit", "correct"}
     assert all(seconds >= 0 for seconds in frame.stage_s.values())
+
+
+def test_the_image_is_seen_beside_the_network_and_only_for_metres(monkeypatch):
+    done, see = threading.Event(), SeenMotion.see
+    monkeypatch.setattr(SeenMotion, "see", lambda *given: see(*given) or done.set())
+
+    class Waiting(Scene):
+        def coarse(self, rgb, focal_px=None):
+            assert done.wait(10.0)
+            return super().coarse(rgb)
+
+    assert Pipeline(Waiting())(RGB, CAMERA, 0, scan, CONFIG).depth_m is not None
+    done.clear()
+    Pipeline(Scene())(RGB, CAMERA, 0, scan, CONFIG, metric=False)
+    assert not done.is_set()
+
+
+def test_a_network_that_fails_leaves_nobody_looking(monkeypatch):
+    """It fails at once, while the image is still looked at; what follows finds that done."""
+    see, ended = SeenMotion.see, []
+    monkeypatch.setattr(SeenMotion, "see", lambda *given: (time.sleep(0.2), see(*given), ended.append(True)))
+
+    class Broken(Scene):
+        def coarse(self, rgb, focal_px=None):
+            raise RuntimeError("the device is lost")
+
+    with pytest.raises(RuntimeError, match="device is lost"):
+        Pipeline(Broken())(RGB, CAMERA, 0, scan, CONFIG)
+    assert ended == [True]
+
+
+def test_a_network_of_fewer_pixels_than_the_image_does_as_well():
+    """What is wrong with it is mended at its own size."""
+
+    class Small(Bent):
+        def coarse(self, rgb, focal_px=None):
+            return cv2.resize(super().coarse(rgb), (32, 24), interpolation=cv2.INTER_AREA)
+
+    frame = Pipeline(Small())(RGB, CAMERA, 0, scan, CONFIG, sigma=True, solid=True)
+    assert {a.shape for a in (frame.relative, frame.depth_m, frame.sigma_m, frame.solid_m)} == {(48, 64)}
+    plain = Config(fit=FitConfig(correction_limit=1.0))
+    assert error(frame) < 0.1 * error(Pipeline(Small())(RGB, CAMERA, 0, scan, plain))
 
 
 def test_the_scan_is_looked_for_after_the_network():
@@ -156,8 +203,8 @@ def test_the_camera_may_change_in_between():
 
 def test_a_smaller_image_starts_anew():
     class Half(Scene):
-        def __call__(self, rgb, focal_px=None):
-            return super().__call__(rgb)[: rgb.shape[0], : rgb.shape[1]]
+        def coarse(self, rgb, focal_px=None):
+            return super().coarse(rgb)[: rgb.shape[0], : rgb.shape[1]]
 
     pipeline = Pipeline(Half())
     for i in range(4):
@@ -198,8 +245,8 @@ def test_another_distortion_starts_anew():
 
 def test_an_answer_that_is_not_finite_fails_and_the_next_one_is_good():
     class Overflowing(Scene):
-        def __call__(self, rgb, focal_px=None):
-            found = super().__call__(rgb)
+        def coarse(self, rgb, focal_px=None):
+            found = super().coarse(rgb)
             if len(self.seen) == 5:
                 found[3, 3] = np.nan
             return found
@@ -292,8 +339,8 @@ def test_the_sky_is_no_wall():
     """The network's far end and nothing measured beyond 6 m: what would be 12 m and farther is unknown."""
 
     class Sky(Scene):
-        def __call__(self, rgb, focal_px=None):
-            relative = super().__call__(rgb, focal_px) * 0.25
+        def coarse(self, rgb, focal_px=None):
+            relative = super().coarse(rgb, focal_px) * 0.25
             relative[:10] = 1.0
             return relative
 
@@ -326,7 +373,7 @@ class MetricScene(Scene):
 
     space = "log_depth"
 
-    def __call__(self, rgb, focal_px=None):
+    def coarse(self, rgb, focal_px=None):
         self.focal_px = focal_px
         return METRIC.relative(DEPTH_M, 2.0 * CAMERA.focal_px).astype(np.float32)
 
@@ -398,8 +445,8 @@ def test_a_refined_fit_is_not_held_for_another_focal_length():
 
 def test_the_end_of_a_metric_range_is_unknown_not_a_wall():
     class Sky(MetricScene):
-        def __call__(self, rgb, focal_px=None):
-            relative = super().__call__(rgb, focal_px)
+        def coarse(self, rgb, focal_px=None):
+            relative = super().coarse(rgb, focal_px)
             relative[:20] = np.nextafter(np.float32(1.0), np.float32(0.0))
             relative[0] = 0.999
             return relative
@@ -434,7 +481,7 @@ class Still:
 
     space = "depth"
 
-    def __call__(self, rgb, focal_px=None):
+    def coarse(self, rgb, focal_px=None):
         return np.linspace(0.0, 1.0, rgb.shape[0] * rgb.shape[1], dtype=np.float32).reshape(rgb.shape[:2])
 
     def fit_of(self, camera):

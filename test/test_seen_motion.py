@@ -68,6 +68,17 @@ def test_what_is_known_or_not_asked_for_is_not_worked_out(asked):
     assert asked == [1]
 
 
+def test_what_was_asked_for_once_is_worked_out_with_the_next_image(asked):
+    seen = drive(2)
+    assert asked == []
+    seen.until_now(unknown_motion).seen_since(0)
+    seen.remember(evidence_of(picture(PATH[1])[1], anchors(picture(PATH[1])[1]), 0.02))
+    seen.see(2 * TENTH, picture(PATH[2])[0], CAMERA)
+    assert asked == [1, 1]
+    assert error(seen.until_now(unknown_motion).seen_since(0), 0, 2) < 0.03
+    assert asked == [1, 1]
+
+
 def test_where_an_image_has_no_points_the_way_on_is_unknown():
     motion = drive(4, remember=lambda step: step != 1).until_now(unknown_motion)
     assert error(motion.seen_since(2 * TENTH), 2, 3) < 0.02

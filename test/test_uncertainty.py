@@ -165,7 +165,7 @@ def test_the_first_frame_is_looked_at_whole_and_later_ones_by_turns(monkeypatch)
     evidence, learner = evidence_of(FLAT_M, grid_of_anchors(5.5), SIGMA), Uncertainty()
     counts = []
     for _ in range(13):
-        learner.learn(evidence, 2.0, np.zeros_like(FLAT_M))
+        learner.learn(evidence, 2.0, lambda: np.zeros_like(FLAT_M))
         counts.append(len(asked))
     assert counts[0] == 6
     assert counts[-1] - counts[0] == 2
@@ -173,7 +173,7 @@ def test_the_first_frame_is_looked_at_whole_and_later_ones_by_turns(monkeypatch)
     worse = evidence_of(FLAT_M, replace_depth(grid_of_anchors(5.5), 5.5 * np.exp(noise(0.1))), SIGMA)
     before = learner.law.near
     for _ in range(42):
-        learner.learn(worse, 2.0, np.zeros_like(FLAT_M))
+        learner.learn(worse, 2.0, lambda: np.zeros_like(FLAT_M))
     assert learner.law.near > 5 * before
 
 
