@@ -48,8 +48,8 @@ _USUAL_COUNT = 20
 _WITHIN, _WIDTHS_WITHIN = 0.683, 1.84
 # A deviation of this part of depth is no confidence at all.
 _NO_CONFIDENCE = 0.5
-# The smooth part is worked out for every so manieth pixel.
-_STEP = 4
+# The smooth part is worked out for about so many pixels across.
+_ACROSS = 160
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,8 @@ def smooth_variance(
     The correction mends what is wrong with the fit where its anchors are near, and the law, which was learned behind
     it, knows what is left; the fit's own variance counts far from them. Without any of this image all of it counts.
     """
-    every = slice(_STEP // 2, None, _STEP)
+    step = max(1, fitted_m.shape[1] // _ACROSS)
+    every = slice(step // 2, None, step)
     small_m = np.ascontiguousarray(fitted_m[every, every])
     of_fit = fit_variance(fit, np.ascontiguousarray(relative[every, every]), small_m)
     if correction is None:
