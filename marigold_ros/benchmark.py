@@ -59,7 +59,7 @@ from marigold_ros.uncertainty import Uncertainty, confidence_from, doubt_of, sig
 SIZES = ((640, 480), (1280, 720))
 POINTS = 20_000
 NETWORK = "network"
-BESIDE = "motion of picture and camera, while the network runs"
+BESIDE = "motion, calibration, law of sigma: beside the network"
 REST = "all but the network, publishing left out"
 # By the node's own clock, in which the network includes its resizes. p95 is the sum of the stages', an upper bound.
 NODE_REST = "all but the network, publishing included (node)"
@@ -153,7 +153,8 @@ def measure_stages(estimator: Any, scene: Scene, repeats: int) -> dict[str, Timi
     fit = fit_metric(relative, anchors, estimator.space, fitting)
     if not isinstance(fit, MetricFit):
         raise Unusable(f"the benchmark's own scene gives no fit: {fit.reason}")
-    depth_m = apply_fit(fit, relative, fitting.max_depth_m)
+    size, most_m = (camera.width, camera.height), fitting.max_depth_m
+    depth_m, coarse_m = apply_fit(fit, relative, most_m), apply_fit(fit, coarse, most_m)
     writer = messages.CloudWriter(camera)
 
     def out() -> None:
@@ -166,29 +167,28 @@ def measure_stages(estimator: Any, scene: Scene, repeats: int) -> dict[str, Timi
 
     def correct() -> None:
         field = fitted_field(evidence_of(depth_m, anchors, fit.evidence.sigma), fitting.correction_limit)
-        factor = factor_of(field, apply_fit(fit, coarse, fitting.max_depth_m))
-        apply_corrected(fit, coarse, factor, (camera.width, camera.height), fitting.max_depth_m)
+        apply_corrected(fit, coarse, factor_of(field, coarse_m), size, most_m)
 
     def judge() -> None:
-        doubt = doubt_of(depth_m, None, fit)
-        uncertainty.learn(evidence, fitting.correction_limit, lambda: doubt)
+        doubt = resize(doubt_of(coarse_m, None, fit), *size)
         variance = smooth_variance(uncertainty.law, depth_m, relative, fit, correction)
         confidence_from(depth_m, sigma_of(depth_m, variance, doubt, uncertainty.law))
         solid_part(depth_m, variance, OutputConfig().points_min_confidence)
 
-    judge()  # the first frame's law is dearer
     track, stamps_ns = PictureTrack(), itertools.count(0, 50_000_000)
     seen, pictures = SeenMotion(track), itertools.cycle((rgb, np.roll(rgb, 4, axis=1)))
+    calibration, find_doubt = CalibrationMonitor(track), lambda: resize(doubt_of(coarse_m, None, fit), *size)
 
     def look() -> None:
-        stamp_ns = next(stamps_ns)
-        seen.see(stamp_ns, next(pictures), camera)
+        stamp_ns, picture = next(stamps_ns), next(pictures)
+        seen.see(stamp_ns, picture, camera)
         seen.remember(evidence)
         seen.until_now(unknown_motion).seen_since(stamp_ns - 50_000_000)  # the next image sees that it is asked for
+        calibration.update(stamp_ns, picture, camera, anchors, np.zeros(3))
+        uncertainty.learn(evidence, fitting.correction_limit, find_doubt)
 
-    look()
-    look()
-    calibration = CalibrationMonitor(_Seen(track))
+    for _ in range(2):
+        look()  # the first frames are dearer
 
     stages: dict[str, Callable[[], object]] = {
         "decode image message (bgr8)": lambda: decoding.rgb_from_image(image),
@@ -199,9 +199,8 @@ def measure_stages(estimator: Any, scene: Scene, repeats: int) -> dict[str, Timi
         "resize back": lambda: resize(coarse, camera.width, camera.height),
         "decode cloud message": lambda: decoding.points_from_cloud(cloud),
         "anchors": lambda: find_anchors(scene.points, pose, camera, limits),
-        "calibration": lambda: calibration.update(next(stamps_ns), rgb, camera, anchors, np.zeros(3)),
         "fit": lambda: fit_metric(relative, anchors, estimator.space, fitting),
-        "apply": lambda: apply_fit(fit, relative, fitting.max_depth_m),
+        "apply": lambda: (apply_fit(fit, relative, most_m), apply_fit(fit, coarse, most_m)),
         "correct": correct,
         "sigma, confidence, gate of the cloud": judge,
         "messages out (depth, info, cloud)": out,
@@ -209,16 +208,6 @@ def measure_stages(estimator: Any, scene: Scene, repeats: int) -> dict[str, Timi
     samples = {name: measure(work, repeats) for name, work in stages.items()}
     rest = np.sum([seconds for name, seconds in samples.items() if name not in (NETWORK, BESIDE)], axis=0)
     return {name: timing(seconds) for name, seconds in samples.items()} | {REST: timing(rest)}
-
-
-class _Seen(PictureTrack):
-    """A track whose images have been looked at."""
-
-    def __init__(self, track: PictureTrack) -> None:
-        vars(self).update(vars(track))
-
-    def see(self, stamp_ns: int, rgb: np.ndarray, camera: Camera) -> None:
-        """It was, beside the network."""
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from marigold_ros.config import ModelConfig, Unusable
 from marigold_ros.degraded_truth import degraded
 from marigold_ros.estimator import load_estimator
 from marigold_ros.files import written_beside
+from marigold_ros.geometry import resize
 from marigold_ros.metric import SPACES, MetricFit
 from marigold_ros.metric_baselines import (
     GLOBAL,
@@ -64,19 +65,20 @@ _BUNDLED = "recordings/warehouse"
 
 def pattern_rows(
     pattern: Pattern,
-    relative: np.ndarray,
+    coarse: np.ndarray,
     space: str,
     own: MetricFit | None,
     faults: tuple[Fault, ...],
 ) -> Iterator[Row]:
-    """The scores of every method on the pattern with each fault; `relative`: (H, W) of the pattern's frame."""
+    """The scores of every method on the pattern with each fault; `coarse`: (h, w) relative depth of its frame."""
     v, u = np.nonzero(np.isfinite(pattern.truth_m))
     pixels, truth_m = np.stack([u, v], axis=1), pattern.truth_m[v, u]
     if len(truth_m) == 0:
         raise Unusable(f"frame {pattern.frame.name}, {pattern.name}: there is no held-out truth to compare with")
+    relative = resize(coarse, *pattern.truth_m.shape[::-1])
     best: np.ndarray | None = None
     for case in cases(pattern, faults):
-        question = Question(relative, space, case.anchors, pixels, own)
+        question = Question(relative, space, case.anchors, pixels, own, coarse)
         best = oracle_affine(question, truth_m) if best is None else best  # rests on the truth alone
         fit_ms = timing(measure(lambda question=question: own_fit(question), _FIT_REPEATS)).p50_ms
         ours_m, sigma_m = ours_with_sigma(question)
@@ -119,7 +121,7 @@ def _source(arguments: argparse.Namespace) -> tuple[Source, str, str]:
     estimator = load_estimator(ModelConfig(checkpoint=arguments.relative, engine=arguments.engine))
 
     def answer(frame: Frame) -> tuple[np.ndarray, MetricFit | None]:
-        return estimator(frame.rgb, frame.camera.focal_px), estimator.fit_of(frame.camera)
+        return estimator.coarse(frame.rgb, frame.camera.focal_px), estimator.fit_of(frame.camera)
 
     return answer, estimator.space, f"{estimator.checkpoint} on {estimator.engine}, affine in {estimator.space}"
 

@@ -17,10 +17,12 @@ import numpy as np
 from marigold_ros.anchors import Anchors
 from marigold_ros.config import FitConfig, Unusable
 from marigold_ros.correction import Correction
-from marigold_ros.field import apply_field, evidence_of, fitted_field
+from marigold_ros.field import evidence_of, factor_of, fitted_field
+from marigold_ros.geometry import resize
 from marigold_ros.metric import (
     MetricFit,
     Refusal,
+    apply_corrected,
     apply_fit,
     fit_metric,
     from_space,
@@ -43,7 +45,7 @@ _MAX_DEPTH_M = FitConfig().max_depth_m
 class Question:
     """What a method is given: `relative` (H, W) float32, affine in `space`; anchors; (M, 2) integer pixels u, v.
 
-    own: a metric checkpoint's scale and shift for the image.
+    own: a metric checkpoint's scale and shift for the image. coarse: (h, w) what `relative` was resized from, if so.
     """
 
     relative: np.ndarray
@@ -51,6 +53,7 @@ class Question:
     anchors: Anchors
     pixels: np.ndarray
     own: MetricFit | None = None
+    coarse: np.ndarray | None = None
 
     def at_anchors(self) -> np.ndarray:
         """(N,) float64 relative depth at the anchors."""
@@ -86,12 +89,14 @@ def ours_with_sigma(question: Question) -> tuple[np.ndarray, np.ndarray]:
     if isinstance(fit, Refusal):
         return _unknown(question), _unknown(question)
     fitted_m = apply_fit(fit, question.relative, _MAX_DEPTH_M)
+    coarse, size = question.relative if question.coarse is None else question.coarse, fitted_m.shape[::-1]
+    coarse_m = apply_fit(fit, coarse, _MAX_DEPTH_M)
     limit, correction, depth_m = FitConfig().correction_limit, None, fitted_m.copy()
-    doubt, uncertainty = doubt_of(fitted_m, None, fit), Uncertainty()
+    doubt, uncertainty = resize(doubt_of(coarse_m, None, fit), *size), Uncertainty()
     evidence = evidence_of(fitted_m, question.anchors, fit.evidence.sigma)
     if evidence is not None:
         correction = Correction(evidence, fitted_field(evidence, limit), fresh=True)
-        depth_m = apply_field(correction.field, fitted_m)
+        depth_m = apply_corrected(fit, coarse, factor_of(correction.field, coarse_m), size, _MAX_DEPTH_M)
         uncertainty.learn(evidence, limit, lambda: doubt)
     forget_far(depth_m, question.relative, far_end(question.anchors), _MAX_DEPTH_M)
     variance = smooth_variance(uncertainty.law, fitted_m, question.relative, fit, correction)

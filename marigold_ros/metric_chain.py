@@ -40,20 +40,20 @@ class Answer:
 
 
 class Replay:
-    """An estimator whose answer is already known: `relative` is set before each frame."""
+    """An estimator whose answer is already known: `answer` is set before each frame."""
 
     def __init__(self, sequence: Sequence) -> None:
         self.space = sequence.space
-        self.relative = sequence.relative[0]
+        self.answer = sequence.coarse[0]
         self._own = sequence.own
 
     def coarse(self, rgb: np.ndarray, focal_px: float | None = None) -> np.ndarray:
-        """(H, W) float32 relative depth."""
-        return self.relative
+        """(h, w) float32 relative depth."""
+        return self.answer
 
     def with_disagreement(self, rgb: np.ndarray, focal_px: float | None = None) -> tuple[np.ndarray, np.ndarray]:
         """As `coarse`, and no disagreement."""
-        return self.relative, np.zeros_like(self.relative)
+        return self.answer, np.zeros_like(self.answer)
 
     def fit_of(self, camera: Camera) -> MetricFit | None:
         """That of the sequence."""
@@ -76,7 +76,7 @@ class Chain:
 
     def __call__(self, step: Step) -> Answer:
         """The answer to the next step."""
-        self._estimator.relative = step.sequence.relative[step.frame]
+        self._estimator.answer = step.sequence.coarse[step.frame]
         rgb, camera = step.sequence.rgb[step.frame], step.sequence.camera
         if self._odometry:
             self._poses[step.stamp_ns] = step.sequence.poses[step.frame]
@@ -158,7 +158,7 @@ class Oracle:
         few = known[:: max(1, len(known) // _ORACLE_PIXELS)]
         if len(few) == 0:
             return np.full(len(truth_m), np.nan, np.float32)
-        asked = Question(sequence.relative[frame], sequence.space, _none(), sequence.pixels[few])
+        asked = Question(sequence.relative(frame), sequence.space, _none(), sequence.pixels[few])
         fit = MetricFit(sequence.space, *oracle_line(asked, truth_m[few]), 0, 0, math.nan)
         return _applied(fit, sequence, frame)
 
@@ -166,7 +166,7 @@ class Oracle:
 def _applied(fit: MetricFit | None, sequence: Sequence, frame: int) -> np.ndarray:
     if fit is None:
         return np.full(len(sequence.pixels), np.nan, np.float32)
-    relative = sequence.relative[frame][sequence.pixels[:, 1], sequence.pixels[:, 0]]
+    relative = sequence.relative(frame)[sequence.pixels[:, 1], sequence.pixels[:, 0]]
     return apply_fit(fit, relative, Config().fit.max_depth_m)
 
 
@@ -190,7 +190,7 @@ def answers(case: Case, oracle: Oracle) -> Iterator[dict[str, Answer]]:
         anchors = _none()
         if step.points is not None:
             anchors = find_anchors(step.points, step.camera_from_lidar, sequence.camera, config.range)
-        asked = Question(sequence.relative[step.frame], sequence.space, anchors, sequence.pixels, sequence.own)
+        asked = Question(sequence.relative(step.frame), sequence.space, anchors, sequence.pixels, sequence.own)
         fit = own_fit(asked)
         fit = None if isinstance(fit, Refusal) else fit
         found[PER_FRAME] = Answer(_applied(fit, sequence, step.frame))

@@ -19,7 +19,7 @@ from marigold_ros.scores import near_rates, score
 _RECOVERED, _RECOVERED_FRAMES = 1.1, 3
 # What a frame without a surface in reach is said to be nearer than, to count as a wall in the sky.
 _WALL_M = 30.0
-_OUTSIDE = ("rectify", "network", "motion")
+_OUTSIDE = ("rectify", "network", "beside")
 
 
 @dataclass(frozen=True)

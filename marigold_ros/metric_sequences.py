@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from marigold_ros.config import Unusable
-from marigold_ros.geometry import Camera, project, transformed
+from marigold_ros.geometry import Camera, project, resize, transformed
 from marigold_ros.metric import MetricFit
 from marigold_ros.metric_frames import SEQUENCES, Frame
 from marigold_ros.recordings import (
@@ -34,7 +34,7 @@ _STANDS_M, _STANDS_RAD = 1e-3, 1e-4
 # The truth is stored in millimetres.
 _STEADY_M = 5e-3
 
-# Relative depth of a frame and a metric checkpoint's own fit for it; None where it can be had of none.
+# Relative depth of a frame, at its size or smaller, and a metric checkpoint's own fit for it; None where it has none.
 Source = Callable[[Frame], "tuple[np.ndarray, MetricFit | None] | None"]
 
 
@@ -42,11 +42,12 @@ Source = Callable[[Frame], "tuple[np.ndarray, MetricFit | None] | None"]
 class Sequence:
     """A recording as the chain sees it, n frames; what is held against its answers is `truth_m`.
 
-    stamps_ns: n times. rgb, relative: n images (H, W, 3) uint8 and (H, W) float32, affine in `space`. scans: n point
-    clouds (N, 3) float32 in the LiDAR's frame. pixels: (M, 2) integer u, v that are asked about, the same every time.
-    truth_m: (n, M) float32 metres, NaN where unknown or a point of the frame's scan lies. beyond: (n, M) bool, where no
-    surface is within what a recording's truth holds (65 m): sky. still: whether camera and scene stand. poses: n times
-    (4, 4) odom_from_camera, or None where the recording has none.
+    stamps_ns: n times. rgb: n images (H, W, 3) uint8. coarse: n maps (h, w) float32, affine in `space`, of the image's
+    size or smaller, as the network answers. scans: n point clouds (N, 3) float32 in the LiDAR's frame. pixels: (M, 2)
+    integer u, v that are asked about, the same every time. truth_m: (n, M) float32 metres, NaN where unknown or a point
+    of the frame's scan lies. beyond: (n, M) bool, where no surface is within what a recording's truth holds (65 m):
+    sky. still: whether camera and scene stand. poses: n times (4, 4) odom_from_camera, or None where the recording has
+    none.
     """
 
     name: str
@@ -56,7 +57,7 @@ class Sequence:
     own: MetricFit | None
     stamps_ns: list[int]
     rgb: list[np.ndarray]
-    relative: list[np.ndarray]
+    coarse: list[np.ndarray]
     scans: list[np.ndarray]
     pixels: np.ndarray
     truth_m: np.ndarray
@@ -66,6 +67,10 @@ class Sequence:
 
     def __len__(self) -> int:
         return len(self.stamps_ns)
+
+    def relative(self, frame: int) -> np.ndarray:
+        """(H, W) float32 relative depth."""
+        return resize(self.coarse[frame], self.camera.width, self.camera.height)
 
     @property
     def period_s(self) -> float:
@@ -84,7 +89,7 @@ def read_sequence(path: Path, source: Source, space: str, frames: int | None = N
         camera, camera_from_lidar = recorded_camera(recording), recorded_extrinsic(recording)
         name = path.resolve().name
         pixels = _asked(camera)
-        stamps_ns, rgb, relative, scans, truth, poses = [], [], [], [], [], []
+        stamps_ns, rgb, coarse, scans, truth, poses = [], [], [], [], [], []
         beyond, own = [], None
         for number, frame in enumerate(read_frames(recording)):
             if number == frames:
@@ -97,7 +102,7 @@ def read_sequence(path: Path, source: Source, space: str, frames: int | None = N
                 raise Unusable(f"sequence {path}: frame {number} has no relative depth; take another --relative")
             if frame.rgb.shape[:2] != (camera.height, camera.width):
                 raise Unusable(f"sequence {path}: images are not of the camera info's size; record it again")
-            relative.append(found[0])
+            coarse.append(found[0])
             own = found[1]
             stamps_ns.append(frame.stamp_ns)
             rgb.append(frame.rgb)
@@ -109,7 +114,7 @@ def read_sequence(path: Path, source: Source, space: str, frames: int | None = N
     if not stamps_ns:
         raise Unusable(f"sequence {path}: has no whole frame; record it again")
     return Sequence(
-        name, camera, camera_from_lidar, space, own, stamps_ns, rgb, relative, scans, pixels, np.stack(truth),
+        name, camera, camera_from_lidar, space, own, stamps_ns, rgb, coarse, scans, pixels, np.stack(truth),
         np.stack(beyond), _stands(poses) and _unchanging(np.stack(truth)), poses,
     )  # fmt: skip
 

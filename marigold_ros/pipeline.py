@@ -29,7 +29,15 @@ from marigold_ros.motion import FindMotion, unknown_motion
 from marigold_ros.picture_motion import PictureTrack
 from marigold_ros.seen_motion import SeenMotion
 from marigold_ros.tracker import DEGRADED, OK, RELATIVE, Metres, MetricTracker
-from marigold_ros.uncertainty import Uncertainty, confidence_from, doubt_of, sigma_of, smooth_variance, solid_part
+from marigold_ros.uncertainty import (
+    USUAL,
+    Uncertainty,
+    confidence_from,
+    doubt_of,
+    sigma_of,
+    smooth_variance,
+    solid_part,
+)
 from marigold_ros.unknown import far_end, forget_far
 
 # Relative depth beyond this is 1 but for the rounding of a resize.
@@ -104,8 +112,10 @@ class Pipeline:
         self._tracker = MetricTracker(estimator.space)
         track = PictureTrack()
         self._seen = SeenMotion(track)
-        # Looks at the image while the network does, which leaves a core free, or all of them.
-        self._beside = ThreadPoolExecutor(max_workers=1, thread_name_prefix="motion")
+        # Works while the network does, which leaves a core free, or all of them: looks at the image, and before it does
+        # what of the image before was not needed at once.
+        self._beside = ThreadPoolExecutor(max_workers=1, thread_name_prefix="beside")
+        self._put_off: list[Callable[[], object]] = []
         self._calibration = CalibrationMonitor(track)
         self._scans: Sequence[Scan] = ()
         # Sensors and times of the scans that were last new, all of them.
@@ -153,14 +163,12 @@ class Pipeline:
             _require_answer(coarse, metres=self._own is not None)
             size = camera.width, camera.height
             relative = resize(coarse, *size)
-            disagreement = None if disagreement is None else resize(disagreement, *size)
-            sure = self._sure(disagreement, config.model.confidence) if confidence else None
+            sure = self._sure(disagreement, size, config.model.confidence) if confidence else None
         if not metric:
             return FrameDepth(rgb, camera, relative, stage_s=stage_s, confidence=sure)
         with _timed(stage_s, "anchors"):
             anchors, problem, fault = self._anchors(find_scan, camera, config)
             scans = None if anchors is None else self._scans_id()
-        with _timed(stage_s, "calibration"):
             calibration = self._watched(stamp_ns, rgb, camera, anchors, config)
         motion = self._seen.until_now(find_motion)
 
@@ -182,14 +190,14 @@ class Pipeline:
             )
             fit, most_m = metres.fit or self._own, config.fit.max_depth_m
             depth_m = fitted_m = None if fit is None else apply_fit(fit, relative, most_m)
+            # What has no more detail than the network's answer is worked out at its size.
+            coarse_m = None if fit is None else apply_fit(fit, coarse, most_m)
         with _timed(stage_s, "correct"):
             limit, correction = config.fit.correction_limit, None
             if limit > 1.0 or judged:
                 correction = self._corrector(fitted_m, metres, anchors, limit, motion, scans)
             if correction is not None:
-                # Few pixels are enough for what the network said of few.
-                factor = factor_of(correction.field, apply_fit(fit, coarse, most_m))
-                depth_m = apply_corrected(fit, coarse, factor, size, most_m)
+                depth_m = apply_corrected(fit, coarse, factor_of(correction.field, coarse_m), size, most_m)
                 self._seen.remember(correction.evidence)
         if depth_m is not None:
             if metres.fresh and (correction is None or correction.fresh):
@@ -211,9 +219,13 @@ class Pipeline:
         if depth_m is None or not judged:
             return frame
         with _timed(stage_s, "sigma"):
-            doubt = cache(partial(doubt_of, fitted_m, disagreement, fit))
+            doubt = cache(lambda: resize(doubt_of(coarse_m, disagreement, fit), *size))
             if correction is not None and correction.fresh:
-                self._uncertainty.learn(correction.evidence, limit, doubt)
+                learn = partial(self._uncertainty.learn, correction.evidence, limit, doubt)
+                if self._uncertainty.law is USUAL:
+                    learn()
+                else:
+                    self._put_off.append(learn)
             law = self._uncertainty.law
             variance = smooth_variance(law, fitted_m, relative, fit, correction)
             min_confidence = config.output.points_min_confidence
@@ -229,26 +241,33 @@ class Pipeline:
     def _seeing(
         self, stamp_ns: int, rgb: np.ndarray, camera: Camera, metric: bool, stage_s: dict[str, float]
     ) -> Iterator[None]:
-        """Beside the block, where metres are asked for, see how the camera moved; stage "motion" is the wait then."""
-        seeing = self._beside.submit(self._seen.see, stamp_ns, rgb, camera) if metric else None
+        """Beside the block, where metres are asked for, see how the camera moved; stage "beside" is the wait then."""
+        seeing = self._beside.submit(self._see, stamp_ns, rgb, camera) if metric else None
         try:
             yield
         finally:
             if seeing is not None:
-                with _timed(stage_s, "motion"):
+                with _timed(stage_s, "beside"):
                     seeing.result()
+
+    def _see(self, stamp_ns: int, rgb: np.ndarray, camera: Camera) -> None:
+        put_off, self._put_off = self._put_off, []
+        for work in put_off:
+            work()
+        self._seen.see(stamp_ns, rgb, camera)
 
     def _watched(
         self, stamp_ns: int, rgb: np.ndarray, camera: Camera, anchors: Anchors | None, config: Config
     ) -> Calibration | None:
-        """What this frame and those before say of the extrinsic and the time offset of the only range sensor."""
+        """What the frames before say of the extrinsic and the time offset of the only range sensor; this one, later."""
         if not config.fit.check_calibration:
             self._calibration.reset()
             return None
-        if anchors is None or len(config.ranges) != 1:
-            return self._calibration.verdict
-        (scan,) = self._scans
-        return self._calibration.update(stamp_ns, rgb, camera, anchors, scan.camera_from_lidar[:3, 3], scan.age_s)
+        if anchors is not None and len(config.ranges) == 1:
+            (scan,) = self._scans
+            origin_m, age_s = scan.camera_from_lidar[:3, 3], scan.age_s
+            self._put_off.append(lambda: self._calibration.update(stamp_ns, rgb, camera, anchors, origin_m, age_s))
+        return self._calibration.verdict
 
     def _scans_id(self) -> Hashable:
         """What tells this frame's scans from those of another; None where their times are not known.
@@ -287,11 +306,11 @@ class Pipeline:
             return self._estimator.coarse(rgb, camera.focal_px), None
         return self._estimator.with_disagreement(rgb, camera.focal_px)
 
-    def _sure(self, disagreement: np.ndarray | None, method: str) -> np.ndarray | None:
-        """The confidence of relative depth, where there is one: 0 where the lens did not see."""
+    def _sure(self, disagreement: np.ndarray | None, size: tuple[int, int], method: str) -> np.ndarray | None:
+        """The confidence of relative depth, where there is one, at `size`: 0 where the lens did not see."""
         if disagreement is None:
             return None
-        confidence = confidence_of(disagreement, method)
+        confidence = confidence_of(resize(disagreement, *size), method)
         if self._unseen is not None:
             confidence[self._unseen] = 0.0
         return confidence
