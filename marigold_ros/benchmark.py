@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -170,14 +171,14 @@ def measure_stages(estimator: Any, scene: Scene, repeats: int) -> dict[str, Timi
         apply_corrected(fit, coarse, factor_of(field, coarse_m), size, most_m)
 
     def judge() -> None:
-        doubt = resize(doubt_of(coarse_m, None, fit), *size)
+        doubt = doubt_of(depth_m, None, fit)
         variance = smooth_variance(uncertainty.law, depth_m, relative, fit, correction)
         confidence_from(depth_m, sigma_of(depth_m, variance, doubt, uncertainty.law))
         solid_part(depth_m, variance, OutputConfig().points_min_confidence)
 
     track, stamps_ns = PictureTrack(), itertools.count(0, 50_000_000)
     seen, pictures = SeenMotion(track), itertools.cycle((rgb, np.roll(rgb, 4, axis=1)))
-    calibration, find_doubt = CalibrationMonitor(track), lambda: resize(doubt_of(coarse_m, None, fit), *size)
+    calibration, find_doubt = CalibrationMonitor(track), partial(doubt_of, depth_m, None, fit)
 
     def look() -> None:
         stamp_ns, picture = next(stamps_ns), next(pictures)

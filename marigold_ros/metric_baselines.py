@@ -18,7 +18,6 @@ from marigold_ros.anchors import Anchors
 from marigold_ros.config import FitConfig, Unusable
 from marigold_ros.correction import Correction
 from marigold_ros.field import evidence_of, factor_of, fitted_field
-from marigold_ros.geometry import resize
 from marigold_ros.metric import (
     MetricFit,
     Refusal,
@@ -90,13 +89,14 @@ def ours_with_sigma(question: Question) -> tuple[np.ndarray, np.ndarray]:
         return _unknown(question), _unknown(question)
     fitted_m = apply_fit(fit, question.relative, _MAX_DEPTH_M)
     coarse, size = question.relative if question.coarse is None else question.coarse, fitted_m.shape[::-1]
-    coarse_m = apply_fit(fit, coarse, _MAX_DEPTH_M)
     limit, correction, depth_m = FitConfig().correction_limit, None, fitted_m.copy()
-    doubt, uncertainty = resize(doubt_of(coarse_m, None, fit), *size), Uncertainty()
+    doubt, uncertainty = doubt_of(fitted_m, None, fit), Uncertainty()
     evidence = evidence_of(fitted_m, question.anchors, fit.evidence.sigma)
     if evidence is not None:
         correction = Correction(evidence, fitted_field(evidence, limit), fresh=True)
-        depth_m = apply_corrected(fit, coarse, factor_of(correction.field, coarse_m), size, _MAX_DEPTH_M)
+        factor = factor_of(correction.field, apply_fit(fit, coarse, _MAX_DEPTH_M))
+        depth_m = apply_corrected(fit, coarse, factor, size, _MAX_DEPTH_M)
+        depth_m[np.isnan(fitted_m)] = np.nan
         uncertainty.learn(evidence, limit, lambda: doubt)
     forget_far(depth_m, question.relative, far_end(question.anchors), _MAX_DEPTH_M)
     variance = smooth_variance(uncertainty.law, fitted_m, question.relative, fit, correction)
