@@ -108,6 +108,12 @@ class CalibrationMonitor:
         self.evidence: Evidence | None = None
         self.motion: np.ndarray | None = None
 
+    def begin(self, stamp_ns: int, camera: Camera) -> None:
+        """A frame of this time is to come: one that goes back, or of another camera, starts anew."""
+        if camera != self._camera or stamp_ns < self._newest_ns:
+            self.reset()
+            self._camera, self._began_ns = camera, stamp_ns
+
     def update(
         self,
         stamp_ns: int,
@@ -120,13 +126,11 @@ class CalibrationMonitor:
         """Take a frame, (H, W, 3) uint8 with its anchors; gives the verdict so far, None while there is none.
 
         origin_m: (3,) where the LiDAR sits in the camera's frame; age_s: by how much the scan is known to be older than
-        the image, and has not been moved. A time that goes back or another camera starts anew.
+        the image, and has not been moved.
         """
         if stamp_ns == self._newest_ns and camera == self._camera:
             return self.verdict
-        if camera != self._camera or stamp_ns < self._newest_ns:
-            self.reset()
-            self._camera, self._began_ns = camera, stamp_ns
+        self.begin(stamp_ns, camera)
         self._newest_ns = stamp_ns
         self._track.see(stamp_ns, rgb, camera)
         grey, thumb, self.motion = self._track.grey, self._track.thumb, self._track.motion

@@ -1,6 +1,6 @@
 """The way of a frame, without ROS: image, camera and scan in, relative and metric depth out.
 
-The node, the offline tool and the benchmark all go through here. One object serves one camera; what depends on the
+The node, the benchmark and `evaluate_metric` all go through here. One object serves one camera; what depends on the
 camera alone is made when the camera changes.
 """
 
@@ -265,10 +265,12 @@ class Pipeline:
         if not config.fit.check_calibration:
             self._calibration.reset()
             return None
+        self._calibration.begin(stamp_ns, camera)
         if anchors is not None and len(config.ranges) == 1:
             (scan,) = self._scans
             origin_m, age_s = scan.camera_from_lidar[:3, 3], scan.age_s
-            self._put_off.append(lambda: self._calibration.update(stamp_ns, rgb, camera, anchors, origin_m, age_s))
+            update = self._calibration.update  # without self, which would keep itself alive
+            self._put_off.append(partial(update, stamp_ns, rgb, camera, anchors, origin_m, age_s))
         return self._calibration.verdict
 
     def _scans_id(self) -> Hashable:

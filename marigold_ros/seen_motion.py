@@ -47,6 +47,8 @@ class SeenMotion:
         """track: of the same camera; it sees each image through this."""
         self._track = track
         self._images: deque[_Image] = deque(maxlen=_IMAGES)
+        # Whether anybody asked for motion since the newest image came.
+        self._asked = False
 
     def reset(self) -> None:
         """Forget everything: another camera."""
@@ -55,7 +57,7 @@ class SeenMotion:
     def see(self, stamp_ns: int, rgb: np.ndarray, camera: Camera) -> None:
         """Take the next (H, W, 3) uint8 image; a time that goes back starts anew.
 
-        The motion since the image before is worked out at once if the one before that was asked for.
+        The motion since the image before is worked out at once if somebody asked for motion since that one came.
         """
         self._track.see(stamp_ns, rgb, camera)
         self._camera = camera
@@ -66,7 +68,8 @@ class SeenMotion:
             if stamp_ns < newest.stamp_ns or self._track.grey.shape != newest.grey.shape:
                 self.reset()
         self._images.append(_Image(stamp_ns, cv2.convertScaleAbs(self._track.grey)))
-        if len(self._images) > 2 and self._images[-3].asked:
+        asked, self._asked = self._asked, False
+        if asked and len(self._images) > 1:
             self._step(self._images[-2], self._images[-1])
 
     def remember(self, evidence: Evidence) -> None:
@@ -104,6 +107,7 @@ class SeenMotion:
         images = [image for image in self._images if image.stamp_ns >= then_ns]
         if not images or images[0].stamp_ns != then_ns:
             return None
+        self._asked = True
         now_from_then = np.eye(4)
         for before, after in itertools.pairwise(images):
             step = self._step(before, after)

@@ -1,7 +1,9 @@
 """The way of a frame without ROS, before a scene whose relative depth is known."""
 
+import gc
 import threading
 import time
+import weakref
 from dataclasses import replace
 
 import cv2
@@ -107,6 +109,24 @@ def test_the_image_is_seen_beside_the_network_and_only_for_metres(monkeypatch):
     done.clear()
     Pipeline(Scene())(RGB, CAMERA, 0, scan, CONFIG, metric=False)
     assert not done.is_set()
+
+
+def test_who_drops_it_drops_its_thread_too():
+    pipeline = Pipeline(Scene())
+    for tenths in range(3):
+        pipeline(RGB, CAMERA, tenths * SECOND // 10, scan, CONFIG, sigma=True)
+    threads = threading.active_count()
+    gone = weakref.ref(pipeline)
+    gc.disable()
+    try:
+        del pipeline
+        assert gone() is None
+    finally:
+        gc.enable()
+    deadline = time.monotonic() + 10
+    while threading.active_count() == threads and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == threads - 1
 
 
 def test_a_network_that_fails_leaves_nobody_looking(monkeypatch):
@@ -477,6 +497,7 @@ def test_the_calibration_watch_sees_every_scan_while_the_network_sees_the_next_i
     assert rgb is RGB
     assert len(anchors) > 0
     np.testing.assert_allclose(origin_m, [0.3, -0.1, 0.2])
+    assert pipeline(RGB, replace(CAMERA, fx=50.3), 2 * SECOND + 1, no_scan, CONFIG).calibration is None
     off = replace(CONFIG, fit=FitConfig(check_calibration=False))
     assert [pipeline(RGB, CAMERA, i * SECOND, scan, off).calibration for i in (3, 4)] == [None, None]
     assert len(seen) == 1

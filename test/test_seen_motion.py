@@ -72,11 +72,18 @@ def test_what_was_asked_for_once_is_worked_out_with_the_next_image(asked):
     seen = drive(2)
     assert asked == []
     seen.until_now(unknown_motion).seen_since(0)
-    seen.remember(evidence_of(picture(PATH[1])[1], anchors(picture(PATH[1])[1]), 0.02))
-    seen.see(2 * TENTH, picture(PATH[2])[0], CAMERA)
+    depth_m = picture(PATH[1])[1]
+    seen.remember(evidence_of(depth_m, anchors(depth_m), 0.02))
+    rgb, depth_m = picture(PATH[2])
+    seen.see(2 * TENTH, rgb, CAMERA)
     assert asked == [1, 1]
     assert error(seen.until_now(unknown_motion).seen_since(0), 0, 2) < 0.03
     assert asked == [1, 1]
+    for step in (3, 4):
+        seen.remember(evidence_of(depth_m, anchors(depth_m), 0.02))
+        rgb, depth_m = picture(PATH[step])
+        seen.see(step * TENTH, rgb, CAMERA)
+    assert asked == [1, 1, 1]  # and no more when nobody asked again
 
 
 def test_where_an_image_has_no_points_the_way_on_is_unknown():
