@@ -3,8 +3,7 @@
 Arguments that are left empty keep what `params_file` says. The Fast DDS profile is set unless the environment already
 names one; every other process that exchanges images with the node needs it too (see config/fastdds.xml).
 
-Under a lifecycle manager instead (Nav2): set node.autostart false in `params_file`, and give the manager
-`node_names: [depth_node]` and `bond_timeout: 0.0`, since rclpy nodes have no bond.
+Under a lifecycle manager instead (Nav2): set node.autostart false in `params_file`; see docs/nav2.md.
 """
 
 import os
@@ -18,6 +17,7 @@ from launch_ros.actions import Node
 # In the sources and in the install tree alike.
 CONFIG = Path(__file__).resolve().parent.parent / "config"
 TOPICS = ("image", "camera_info", "range", "range2", "range3", "depth", "points")
+TRANSFORMS = ("tf", "tf_static")
 PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
 
 ARGUMENTS = {
@@ -30,9 +30,11 @@ ARGUMENTS = {
     "range3": ("range3", "One more, as range2."),
     "depth": ("depth", "Where the depth image goes."),
     "points": ("points", "Where the point cloud goes."),
+    "tf": ("/tf", "Where transforms come from; 'tf' on robots that have one in each namespace."),
+    "tf_static": ("/tf_static", "Where static ones come from; 'tf_static' on such robots."),
     "checkpoint": ("", "Overrides model.checkpoint."),
     "engine": ("", "Overrides model.engine."),
-    "use_sim_time": ("false", "Take the time from /clock."),
+    "use_sim_time": ("", "Take the time from /clock: true or false."),
     "log_level": ("info", "Log level of the node."),
     "rviz": ("false", "Open RViz on the outputs."),
     "fixed_frame": ("base_link", "RViz' fixed frame."),
@@ -57,15 +59,16 @@ def _profile() -> list:
 def _nodes(context: LaunchContext) -> list:
     given = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
     overrides = {f"model.{key}": given[key] for key in ("checkpoint", "engine") if given[key]}
-    overrides["use_sim_time"] = _is_true(given["use_sim_time"])
+    clock = {"use_sim_time": _is_true(given["use_sim_time"])} if given["use_sim_time"] else {}
     remappings = [(topic, given[topic]) for topic in TOPICS if given[topic] != topic]
+    remappings += [(f"/{name}", given[name]) for name in TRANSFORMS if given[name] != f"/{name}"]
     nodes = [
         Node(
             package="marigold_ros",
             executable="depth_node",
             name="depth_node",
             namespace=given["namespace"],
-            parameters=[given["params_file"], overrides],
+            parameters=[given["params_file"], overrides | clock],
             remappings=remappings,
             arguments=["--ros-args", "--log-level", given["log_level"]],
             output="screen",
@@ -79,7 +82,7 @@ def _nodes(context: LaunchContext) -> list:
                 namespace=given["namespace"],
                 arguments=["-d", str(CONFIG / "depth.rviz"), "-f", given["fixed_frame"]],
                 remappings=remappings,
-                parameters=[{"use_sim_time": overrides["use_sim_time"]}],
+                parameters=[clock],
             )
         )
     return nodes

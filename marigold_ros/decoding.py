@@ -256,7 +256,7 @@ def _time_rule(values: np.ndarray, kind: np.dtype, begin_ns: int) -> Callable[[n
     """What turns the numbers of a time field into seconds from the stamp on; None where no rule fits."""
     if kind.kind != "f":
         return lambda v: v * 1e-9
-    largest = float(np.nanmax(np.abs(values), initial=0.0))
+    largest = float(np.nan_to_num(np.abs(values), nan=0.0).max(initial=0.0))  # numpy 1.21 has no nanmax with initial
     if largest <= _LONGEST_SWEEP_S:
         return lambda v: v
     for unit_ns in (1e9, 1.0) if kind.itemsize == 8 else ():

@@ -1,7 +1,7 @@
 """The ROS node: topics, lifecycle, diagnostics. What happens to a frame is in `frames.py` and `pipeline.py`.
 
 `ros2 run marigold_ros depth_node` configures and activates itself; with `node.autostart` false it waits for a
-lifecycle manager (Nav2's needs `bond_timeout: 0.0`, since rclpy has no bond).
+lifecycle manager (docs/nav2.md).
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from marigold_ros.estimator import GPU_SIGNS
 from marigold_ros.export import TENSORRT_PACKAGES, cache_folder, cached_files, intact, ready_file
 from marigold_ros.parts import Parts, all_parts
 from marigold_ros.places import shared
+from marigold_ros.processes import PROFILE_VARIABLES
 from marigold_ros.selfcheck import verdict
 
 OK, NOTE, WRONG = "ok", "note", "WRONG"
@@ -35,6 +37,8 @@ _SHARED_MEMORY_BYTES = 256_000_000
 # An organized cloud of a 1280x720 image, in one burst of UDP between machines.
 _SOCKET_BUFFER_BYTES = 16_000_000
 _FREE_DISK_BYTES = 2_000_000_000
+# Distributions whose Fast DDS reads FASTDDS_DEFAULT_PROFILES_FILE alone.
+_FAST_DDS_3 = ("kilted", "lyrical", "rolling")
 
 
 @dataclass(frozen=True)
@@ -147,18 +151,21 @@ def ros() -> Iterator[Finding]:
     distribution = os.environ.get("ROS_DISTRO", "of no sourced installation")
     yield Finding(OK, f"ROS 2 {distribution}, domain {os.environ.get('ROS_DOMAIN_ID', '0')}")
     rmw = os.environ.get("RMW_IMPLEMENTATION", "rmw_fastrtps_cpp")
-    profiles = [os.environ.get(f"{name}_DEFAULT_PROFILES_FILE") for name in ("FASTRTPS", "FASTDDS")]
-    profile = next(filter(None, profiles), None)
+    variables = PROFILE_VARIABLES[1:] if distribution in _FAST_DDS_3 else PROFILE_VARIABLES
+    profile = next(filter(None, map(os.environ.get, variables)), None)
+    mend = f"export {variables[0]}={shared('config/fastdds.xml')}"
     if "fastrtps" not in rmw:
         yield Finding(NOTE, f"{rmw}: the DDS profile is for Fast DDS; see that images of 1 MB and more arrive")
     elif profile is None:
         text = "no Fast DDS profile in this shell: most images between processes get lost; the launch files set it"
-        yield Finding(NOTE, text, f"export FASTRTPS_DEFAULT_PROFILES_FILE={shared('config/fastdds.xml')}")
+        yield Finding(NOTE, text, mend)
     elif not Path(profile).is_file():
-        mend = f"export FASTRTPS_DEFAULT_PROFILES_FILE={shared('config/fastdds.xml')}"
         yield Finding(WRONG, f"Fast DDS profile {profile}: no such file", mend)
     else:
         yield Finding(OK, f"Fast DDS profile {profile}")
+    if importlib.util.find_spec("tf2_ros") is None:
+        text = "tf2_ros is not installed: the LiDAR's place must be given (range.extrinsic: static)"
+        yield Finding(NOTE, text, "sudo apt install ros-$ROS_DISTRO-tf2-ros-py")
     yield from shared_memory(shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else 0)
     buffer = _lines(Path("/proc/sys/net/core/rmem_max"))
     if buffer:
@@ -286,7 +293,10 @@ def _version(package: str) -> str:
 
 
 def _pip(package: str) -> str:
-    return f"{Path(sys.executable).name} -m pip install {package}"
+    # Debian and Ubuntu 24.04 refuse to install beside what apt installed, unless told.
+    managed = sys.prefix == sys.base_prefix and (Path(sysconfig.get_path("stdlib")) / "EXTERNALLY-MANAGED").is_file()
+    option = "--break-system-packages " if managed else ""
+    return f"{Path(sys.executable).name} -m pip install {option}{package}"
 
 
 def _lines(path: Path) -> list[str]:

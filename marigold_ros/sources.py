@@ -67,15 +67,21 @@ class RangeSource:
         if self._type == "depth_image":
             yield Input(CameraInfo, self._info_topic, self._keep_info, 1)
 
-    def placed(self, found: StampedPoints, image: Image | CompressedImage, settings: RangeConfig) -> Scan:
-        """Points with their place in this image's camera; raises `Unusable` where it is not known."""
+    def placed(
+        self, found: StampedPoints, image: Image | CompressedImage, settings: RangeConfig
+    ) -> tuple[Scan, str | None]:
+        """Points with their place in this image's camera; raises `Unusable` where it is not known.
+
+        And why what the robot drove meanwhile is not in it, where a fixed frame should tell it.
+        """
         between = image.header.frame_id, decoding.stamp_ns(image.header), found.frame, found.stamp_ns
-        camera_from_lidar = self.extrinsic.camera_from_lidar(*between)
+        camera_from_lidar, unmoved = self.extrinsic.camera_from_lidar(*between)
         told = found.offset_s is not None or self._type == "depth_image" or not settings.point_times
         error_s = _TIME_ERROR_S if told else _TIME_ERROR_OF_SCAN_S
         sweep = self.extrinsic.sweep(*between, found.offset_s, error_s)
-        age_s = 0.0 if settings.fixed_frame else (between[1] - found.stamp_ns) * 1e-9
-        return Scan(found.points, camera_from_lidar, settings, sweep, age_s, found.stamp_ns)
+        moved = settings.fixed_frame and unmoved is None
+        age_s = 0.0 if moved else (between[1] - found.stamp_ns) * 1e-9
+        return Scan(found.points, camera_from_lidar, settings, sweep, age_s, found.stamp_ns), unmoved
 
     @property
     def _info_topic(self) -> str:
@@ -113,7 +119,7 @@ class RangeSources:
     @property
     def problems(self) -> tuple[str, ...]:
         """The keys under which what is wrong with the sensors stands in the diagnostics."""
-        return tuple(key for name in self._sources for key in (name, f"{name} missing"))
+        return tuple(key for name in self._sources for key in (name, f"{name} missing", f"{name} motion"))
 
     @property
     def label(self) -> str:
@@ -145,8 +151,10 @@ class RangeSources:
             try:
                 points = source.scans.nearest(decoding.stamp_ns(image.header), settings.max_age_s)
                 self._diagnostics.solved(source.name)
-                found.append(source.placed(points, image, settings))
+                scan, unmoved = source.placed(points, image, settings)
+                found.append(scan)
                 self._diagnostics.solved(f"{source.name} missing")
+                self._notice_late_odometry(source, unmoved)
             except Unusable as problem:
                 problems[source] = problem
         if found:
@@ -160,6 +168,14 @@ class RangeSources:
             raise next(iter(problems.values()))
         kind = Fault if all(isinstance(problem, Fault) for problem in problems.values()) else Unusable
         raise kind("; ".join(f"{source.topic}: {problem}" for source, problem in problems.items()))
+
+    def _notice_late_odometry(self, source: RangeSource, unmoved: str | None) -> None:
+        """Say that what the camera sees of its motion has to serve, or that it need not any more."""
+        if unmoved is None:
+            self._diagnostics.solved(f"{source.name} motion")
+        else:
+            self._diagnostics.problem(f"{source.name} motion", f"{source.topic}: {unmoved}")
+            self._complain(source.topic, unmoved, "the motion that the camera sees serves")
 
     def motion_until(self, image: Image | CompressedImage) -> FindMotion:
         """Tells how the camera moved until this image, by the first sensor whose extrinsic knows."""

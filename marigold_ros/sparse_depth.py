@@ -30,7 +30,7 @@ def read_sparse_depth(path: Path, per_metre: float = KITTI_PER_METRE) -> np.ndar
         raise Unusable(f"anchors {path}: must be a {' or '.join(SUFFIXES)} file, a sparse depth image")
     depth_m = _read_array(path) if path.suffix.lower() == ".npy" else _read_png(path, per_metre)
     depth_m[~np.isfinite(depth_m) | (depth_m == 0)] = np.nan
-    if np.nanmin(depth_m, initial=0.0) < 0:
+    if (depth_m < 0).any():
         raise Unusable(f"anchors {path}: has negative depth ({np.nanmin(depth_m):g} m); unknown is NaN or 0")
     return depth_m
 

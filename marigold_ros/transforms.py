@@ -24,10 +24,14 @@ _PATIENCE_S, _TIMES = 1.0, 3
 _KEPT_NS = 10_000_000_000
 
 
+# A transform, and why what the robot drove between the two times is not in it, where it should be.
+Placed = tuple[np.ndarray, "str | None"]
+
+
 class Extrinsic(Protocol):
     """Gives the transform that moves a scan into an image."""
 
-    def camera_from_lidar(self, camera_frame: str, image_ns: int, lidar_frame: str, scan_ns: int) -> np.ndarray:
+    def camera_from_lidar(self, camera_frame: str, image_ns: int, lidar_frame: str, scan_ns: int) -> Placed:
         """(4, 4) from the LiDAR's frame at the scan's time into the camera's optical frame at the image's time.
 
         Raises `Unusable` when it is not known.
@@ -60,9 +64,9 @@ class StaticExtrinsic:
     def __init__(self, settings: RangeConfig) -> None:
         self._camera_from_lidar = transform_from_quaternion(settings.translation_m, settings.rotation_xyzw)
 
-    def camera_from_lidar(self, camera_frame: str, image_ns: int, lidar_frame: str, scan_ns: int) -> np.ndarray:
+    def camera_from_lidar(self, camera_frame: str, image_ns: int, lidar_frame: str, scan_ns: int) -> Placed:
         """(4, 4) of the parameters translation_m and rotation_xyzw."""
-        return self._camera_from_lidar
+        return self._camera_from_lidar, None
 
     def camera_motion(self, camera_frame: str, then_ns: int, now_ns: int) -> None:
         """Nobody knows."""
@@ -91,7 +95,7 @@ class TfListener:
             import tf2_ros
         except ImportError:
             raise Unusable(
-                f"{section}.extrinsic='tf': tf2_ros is not installed; install ros-$ROS_DISTRO-tf2-ros, or set "
+                f"{section}.extrinsic='tf': tf2_ros is not installed; install ros-$ROS_DISTRO-tf2-ros-py, or set "
                 f"{section}.extrinsic='static' with {section}.translation_m and {section}.rotation_xyzw"
             ) from None
         self.errors = tf2_ros.TransformException
@@ -110,7 +114,8 @@ class TfExtrinsic:
     """Asks tf2; never waits, because a scan without a transform is worth less than a late frame.
 
     With a `fixed_frame` the scan is also moved from its own time to the image's: what the robot drove in between is
-    taken out.
+    taken out. Where only that is not known yet, because odometry comes later than the image is answered, the mount
+    alone is told, with the reason.
     """
 
     def __init__(self, listener: TfListener, fixed_frame: str, section: str = "range") -> None:
@@ -121,7 +126,7 @@ class TfExtrinsic:
         self._late_since_ns: int | None = None
         self._times_late = 0
 
-    def camera_from_lidar(self, camera_frame: str, image_ns: int, lidar_frame: str, scan_ns: int) -> np.ndarray:
+    def camera_from_lidar(self, camera_frame: str, image_ns: int, lidar_frame: str, scan_ns: int) -> Placed:
         """(4, 4) from /tf and /tf_static.
 
         A time that tf2 does not know may be known in the next image; where that has gone on for `_PATIENCE_S`, in
@@ -130,25 +135,43 @@ class TfExtrinsic:
         for sensor, frame in (("image", camera_frame), (self._section, lidar_frame)):
             if not frame:
                 raise Unusable(f"{sensor} header.frame_id='': tf2 needs the name of the frame; set it in the driver")
+        unmoved = None
         try:
             found = self._look_up(camera_frame, image_ns, lidar_frame, scan_ns)
         except self._late as problem:
-            if self._late_since_ns is None:
-                self._late_since_ns = image_ns
-            self._times_late += 1
-            waited = self._times_late >= _TIMES and image_ns - self._late_since_ns > _PATIENCE_S * 1e9
-            kind = Fault if waited else Unusable
             reason = self._farthest_off(camera_frame, image_ns, lidar_frame, scan_ns)
-            raise kind(
+            reason = (
                 reason or f"no transform from {lidar_frame!r} to {camera_frame!r}: {problem}; is its publisher alive?"
-            ) from None
+            )
+            found, unmoved = self._mount(camera_frame, lidar_frame, scan_ns), reason
+            if found is None:
+                raise self._waited(image_ns)(reason) from None
         except self._errors as problem:
             raise Fault(
                 f"no transform from {lidar_frame!r} to {camera_frame!r}: {problem}; publish it (static_transform_"
                 f"publisher, robot_state_publisher) or set {self._section}.extrinsic='static'"
             ) from None
         self._late_since_ns, self._times_late = None, 0
-        return found
+        return found, unmoved
+
+    def _mount(self, camera_frame: str, lidar_frame: str, scan_ns: int) -> np.ndarray | None:
+        """(4, 4) without the fixed frame, if that is what was missing."""
+        if not self._fixed_frame:
+            return None
+        try:
+            return matrix_from_transform(
+                self._buffer.lookup_transform(camera_frame, lidar_frame, Time(nanoseconds=scan_ns))
+            )
+        except self._errors:
+            return None
+
+    def _waited(self, image_ns: int) -> type[Unusable]:
+        """What it is that tf2 does not know the time of this image either."""
+        if self._late_since_ns is None:
+            self._late_since_ns = image_ns
+        self._times_late += 1
+        waited = self._times_late >= _TIMES and image_ns - self._late_since_ns > _PATIENCE_S * 1e9
+        return Fault if waited else Unusable
 
     def sweep(
         self,

@@ -122,7 +122,7 @@ def test_depth_launch_starts_the_node_with_the_shipped_parameters(launch_stub):
     assert (node.kwargs["package"], node.kwargs["executable"]) == ("marigold_ros", "depth_node")
     params_file, overrides = node.kwargs["parameters"]
     assert Path(params_file) == PROJECT / "config" / "depth.yaml"
-    assert overrides == {"use_sim_time": False}
+    assert overrides == {}  # what the file and launch files around this one say of the clock stays
     assert node.kwargs["remappings"] == []
 
 
@@ -130,8 +130,8 @@ def test_depth_launch_has_the_promised_arguments(launch_stub):
     actions = described(PROJECT / "launch" / "depth.launch.py")
     declared = {a.args[0] for a in actions if type(a).__name__ == "DeclareLaunchArgument"}
     promised = (
-        "namespace params_file image camera_info range range2 range3 depth points checkpoint engine use_sim_time "
-        "log_level rviz"
+        "namespace params_file image camera_info range range2 range3 depth points tf tf_static checkpoint engine "
+        "use_sim_time log_level rviz"
     )
     assert set(promised.split()) <= declared
 
@@ -145,10 +145,17 @@ def test_depth_launch_arguments_reach_the_node(launch_stub):
     assert Path(rviz.kwargs["arguments"][1]).is_file()
 
 
+def test_the_clock_and_the_transforms_are_those_that_are_asked_for(launch_stub):
+    actions = described(PROJECT / "launch" / "depth.launch.py")
+    for text, value in (("true", True), ("false", False)):
+        nodes = started(actions, use_sim_time=text, tf="tf", tf_static="tf_static", rviz="true")
+        assert [node.kwargs["parameters"][-1] for node in nodes] == [{"use_sim_time": value}] * 2
+        assert all(node.kwargs["remappings"] == [("/tf", "tf"), ("/tf_static", "tf_static")] for node in nodes)
+
+
 def test_overrides_are_settings(launch_stub):
     (node,) = started(described(PROJECT / "launch" / "depth.launch.py"), engine="torch", checkpoint="here")
     overrides = dict(node.kwargs["parameters"][1])
-    overrides.pop("use_sim_time")
     assert with_settings(Config(), overrides).model.checkpoint == "here"
 
 

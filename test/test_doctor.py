@@ -162,6 +162,28 @@ def test_the_dds_profile(monkeypatch, tmp_path):
     assert found().level == doctor.OK
 
 
+def test_kilted_reads_the_new_name_of_the_profile_alone(monkeypatch):
+    pytest.importorskip("rclpy")
+    monkeypatch.delenv("RMW_IMPLEMENTATION", raising=False)
+    monkeypatch.delenv("FASTDDS_DEFAULT_PROFILES_FILE", raising=False)
+    monkeypatch.setenv("FASTRTPS_DEFAULT_PROFILES_FILE", str(doctor.shared("config/fastdds.xml")))
+    for distribution, level in (("jazzy", doctor.OK), ("kilted", doctor.NOTE)):
+        monkeypatch.setenv("ROS_DISTRO", distribution)
+        finding = next(finding for finding in doctor.ros() if "Fast DDS profile" in finding.text)
+        assert finding.level == level
+    assert finding.mend.startswith("export FASTDDS_DEFAULT_PROFILES_FILE=")
+
+
+def test_pip_is_told_to_install_beside_what_apt_did_where_it_would_refuse(monkeypatch, tmp_path):
+    monkeypatch.setattr(doctor.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(doctor.sys, "prefix", doctor.sys.base_prefix)
+    assert doctor._pip("openvino").endswith(" -m pip install openvino")
+    (tmp_path / "EXTERNALLY-MANAGED").touch()
+    assert doctor._pip("openvino").endswith(" -m pip install --break-system-packages openvino")
+    monkeypatch.setattr(doctor.sys, "prefix", str(tmp_path))  # in a virtual environment
+    assert doctor._pip("openvino").endswith(" -m pip install openvino")
+
+
 @pytest.mark.parametrize(("megabytes", "level"), [(64, doctor.WRONG), (1000, doctor.OK)])
 def test_shared_memory(megabytes, level):
     assert only(doctor.shared_memory(megabytes * 10**6)).level == level

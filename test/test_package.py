@@ -45,12 +45,13 @@ SHARED = (
     "checkpoints/nano/vae/config.json",
     "recordings/warehouse/metadata.yaml",
 )
-# The names of rosdep for what is not a ROS package; what is not here has the name it is imported by.
+# The names of rosdep; what is not here has the name it is imported by.
 ROSDEP = {
     "cv2": "python3-opencv",
     "matplotlib": "python3-matplotlib",
     "numpy": "python3-numpy",
     "psutil": "python3-psutil",
+    "tf2_ros": "tf2_ros_py",
     "tqdm": "python3-tqdm",
     "yaml": "python3-yaml",
 }

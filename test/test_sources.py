@@ -183,6 +183,39 @@ def swept_cloud(with_times: bool):
     return cloud
 
 
+class Place:
+    """An extrinsic that remembers what it was asked."""
+
+    unmoved = None
+
+    def camera_from_lidar(self, *between):
+        return np.eye(4), self.unmoved
+
+    def sweep(self, camera_frame, image_ns, lidar_frame, scan_ns, offset_s, time_error_s):
+        self.asked = offset_s, time_error_s
+
+
+class Names:
+    """As much of a node as a source needs."""
+
+    def resolve_topic_name(self, name):
+        return f"/robot/{name}"
+
+
+@pytest.mark.parametrize(
+    ("fixed_frame", "unmoved", "age_s"), [("odom", None, 0.0), ("odom", "odometry is late", 0.04), ("", None, 0.04)]
+)
+def test_a_scan_that_odometry_has_not_moved_keeps_its_age(fixed_frame, unmoved, age_s):
+    settings, place = Range2Config(type="pointcloud2", fixed_frame=fixed_frame), Place()
+    place.unmoved = unmoved
+    source = RangeSource(Names(), settings, place, None)
+    source.scans.add(swept_cloud(with_times=True))
+    image = good_image()
+    image.header.stamp.nanosec = 40_000_000
+    scan, why = source.placed(source.scans.nearest(0, 1.0), image, settings)
+    assert (scan.age_s, why) == (age_s, unmoved)
+
+
 @pytest.mark.parametrize(
     ("settings", "timed", "error_s"),
     [
@@ -192,23 +225,14 @@ def swept_cloud(with_times: bool):
     ],
 )
 def test_times_of_points_are_read_where_they_serve(settings, timed, error_s):
-    class Place:
-        def camera_from_lidar(self, *between):
-            return np.eye(4)
-
-        def sweep(self, camera_frame, image_ns, lidar_frame, scan_ns, offset_s, time_error_s):
-            self.asked = offset_s, time_error_s
-
-    class Names:
-        def resolve_topic_name(self, name):
-            return f"/robot/{name}"
-
     settings, place = Range2Config(type="pointcloud2", **settings), Place()
     source = RangeSource(Names(), settings, place, None)
     source.scans.add(swept_cloud(with_times=True))
     found = source.scans.nearest(0, 1.0)
     assert (found.offset_s is not None) == timed
-    assert source.placed(found, good_image(), settings).limits is settings
+    scan, unmoved = source.placed(found, good_image(), settings)
+    assert scan.limits is settings
+    assert unmoved is None
     assert place.asked[0] is found.offset_s
     assert place.asked[1] == error_s
     assert (source.name, source.topic) == ("range2", "/robot/range2")

@@ -29,19 +29,24 @@ def tf2(monkeypatch):
 
 
 def test_the_static_extrinsic_is_what_the_parameters_say():
-    found = StaticExtrinsic(STATIC).camera_from_lidar("any", 0, "other", 0)
+    found, unmoved = StaticExtrinsic(STATIC).camera_from_lidar("any", 0, "other", 0)
     np.testing.assert_allclose(found, EXPECTED, atol=1e-12)
+    assert unmoved is None
 
 
 def test_tf2_is_asked_at_the_time_of_the_scan(tf2):
     extrinsic = TfExtrinsic(TfListener(None), fixed_frame="")
-    np.testing.assert_allclose(extrinsic.camera_from_lidar("camera", 50, "lidar", 40), EXPECTED, atol=1e-12)
+    found, unmoved = extrinsic.camera_from_lidar("camera", 50, "lidar", 40)
+    np.testing.assert_allclose(found, EXPECTED, atol=1e-12)
+    assert unmoved is None
     assert extrinsic._buffer.asked == [("camera", "lidar", 40)]
 
 
 def test_with_a_fixed_frame_both_times_count(tf2):
     extrinsic = TfExtrinsic(TfListener(None), fixed_frame="odom")
-    np.testing.assert_allclose(extrinsic.camera_from_lidar("camera", 50, "lidar", 40), EXPECTED, atol=1e-12)
+    found, unmoved = extrinsic.camera_from_lidar("camera", 50, "lidar", 40)
+    np.testing.assert_allclose(found, EXPECTED, atol=1e-12)
+    assert unmoved is None
     assert extrinsic._buffer.asked == [("camera", 50, "lidar", 40, "odom")]
 
 
@@ -77,6 +82,28 @@ def test_a_transform_that_is_late_passes_and_one_that_never_comes_is_a_fault(sil
     silent.buffer.newest_ns = 7 * SECOND  # it came after all
     extrinsic.camera_from_lidar("camera", 7 * SECOND, "lidar", 7 * SECOND)
     assert refusal(extrinsic, 9.0)[0] is Unusable
+
+
+def test_where_odometry_alone_is_late_the_mount_serves_with_the_reason(silent, monkeypatch):
+    """As of LiDAR odometry, which is known 60 ms after the scan: never when an image is answered."""
+    static, moving = silent.buffer.lookup_transform, silent.buffer.lookup_transform_full
+
+    def lookup_transform(*asked):
+        newest_ns, silent.buffer.newest_ns = silent.buffer.newest_ns, None
+        try:
+            return static(*asked)
+        finally:
+            silent.buffer.newest_ns = newest_ns
+
+    monkeypatch.setattr(silent.buffer, "lookup_transform", lookup_transform)
+    extrinsic = TfExtrinsic(silent, "odom")
+    for image_s in (5.1, 6.0, 7.0, 8.0):
+        found, unmoved = extrinsic.camera_from_lidar("camera", round(image_s * SECOND), "lidar", 5 * SECOND)
+        np.testing.assert_allclose(found, EXPECTED, atol=1e-12)
+        assert f"the newest is {image_s - 5:.3f} s older than the image" in unmoved
+        assert extrinsic.sweep("camera", round(image_s * SECOND), "lidar", round(image_s * SECOND), None, 0.0) is None
+    monkeypatch.setattr(silent.buffer, "lookup_transform_full", lambda *asked: moving(*asked))
+    assert extrinsic.camera_from_lidar("camera", 5 * SECOND, "lidar", 5 * SECOND)[1] is None
 
 
 def test_one_late_lookup_passes_however_late_it_is(silent):
