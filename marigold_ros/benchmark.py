@@ -1,9 +1,10 @@
 """How fast the node is, stage by stage, on this machine: `ros2 run marigold_ros benchmark`.
 
-Every stage is timed by itself with the node's own functions; then the real node, in a process of its own, is timed from
-image stamp to publish over DDS. Where torch and diffusers are installed, the network's arithmetic is set against its
-time, part by part where the engine can tell, and diffusers' MarigoldDepthPipeline runs on the same weights and the same
-image in the same run. `--folds` measures what the folds save; `--memory 10000` watches the node's memory instead.
+The stages of a frame are timed in the node's own pipeline, messages by themselves; then the real node, in a process of
+its own, is timed from image stamp to publish over DDS. Where torch and diffusers are installed, the network's
+arithmetic is set against its time, part by part where the engine can tell, and diffusers' MarigoldDepthPipeline runs on
+the same weights and the same image in the same run. `--folds` measures what the folds save; `--memory 10000` watches
+the node's memory instead.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,18 +29,14 @@ from rclpy.utilities import remove_ros_args
 from std_msgs.msg import Header
 
 from marigold_ros import comparison, decoding, messages
-from marigold_ros.anchors import find_anchors
-from marigold_ros.calibration import CalibrationMonitor
-from marigold_ros.config import FitConfig, ModelConfig, OutputConfig, RangeConfig, Unusable
-from marigold_ros.correction import Correction
+from marigold_ros.anchors import Scan
+from marigold_ros.config import Config, ModelConfig, Unusable
 from marigold_ros.driver import Driver, cloud_message, driven_node
 from marigold_ros.estimator import load_estimator
 from marigold_ros.export import cache_folder
-from marigold_ros.field import evidence_of, factor_of, fitted_field
 from marigold_ros.geometry import Camera, Rectifier, backproject, pixel_rays, resize
-from marigold_ros.metric import MetricFit, apply_corrected, apply_fit, fit_metric, from_space, to_space
-from marigold_ros.motion import unknown_motion
-from marigold_ros.picture_motion import PictureTrack
+from marigold_ros.metric import from_space, to_space
+from marigold_ros.pipeline import FrameDepth, Pipeline
 from marigold_ros.roofline import (
     FP16,
     PARTS,
@@ -53,14 +49,19 @@ from marigold_ros.roofline import (
     size_of,
     subject,
 )
-from marigold_ros.seen_motion import SeenMotion
 from marigold_ros.timing import WARM_UP, Timing, alone, measure, timing
-from marigold_ros.uncertainty import Uncertainty, confidence_from, doubt_of, sigma_of, smooth_variance, solid_part
 
 SIZES = ((640, 480), (1280, 720))
 POINTS = 20_000
 NETWORK = "network"
-BESIDE = "motion, calibration, law of sigma: beside the network"
+# What the table calls the pipeline's stages. Beside the network it looks at the image, and waits for what is left.
+STAGES = {
+    "wait for motion, calibration, law of sigma": "beside",
+    "anchors": "anchors",
+    "fit": "fit",
+    "correct": "correct",
+    "sigma, confidence, gate of the cloud": "sigma",
+}
 REST = "all but the network, publishing left out"
 # By the node's own clock, in which the network includes its resizes. p95 is the sum of the stages', an upper bound.
 NODE_REST = "all but the network, publishing included (node)"
@@ -124,9 +125,11 @@ def camera_of(width: int, height: int) -> Camera:
     return Camera(width, height, 0.75 * width, 0.75 * width, (width - 1) / 2, (height - 1) / 2)
 
 
-def make_scene(estimator: Callable[[np.ndarray], np.ndarray], space: str, width: int, height: int) -> Scene:
+def make_scene(
+    estimator: Callable[[np.ndarray], np.ndarray], space: str, width: int, height: int, turned_px: int = 0
+) -> Scene:
     """A hall at `width` x `height` and `POINTS` LiDAR points, in the camera's frame, on what the network sees."""
-    rgb = picture_of_a_hall(width, height)
+    rgb = np.roll(picture_of_a_hall(width, height), turned_px, axis=1)
     camera = camera_of(width, height)
     relative = estimator(rgb)
     relative = (relative - relative.min()) / max(float(np.ptp(relative)), 1e-6)
@@ -138,24 +141,23 @@ def make_scene(estimator: Callable[[np.ndarray], np.ndarray], space: str, width:
     return Scene(rgb, camera, points * random.normal(1.0, 0.01, (POINTS, 1)).astype(np.float32))
 
 
-def measure_stages(estimator: Any, scene: Scene, repeats: int) -> dict[str, Timing]:
-    """Each stage of a frame by itself, with the functions that the node calls."""
-    rgb, camera = scene.rgb, scene.camera
+def measure_stages(estimator: Any, scenes: Sequence[Scene], repeats: int) -> dict[str, Timing]:
+    """Each stage of a frame: what messages cost by itself, the rest as the node's own pipeline times it.
+
+    scenes: images of one camera between which it turns to and fro, so that its motion has to be told.
+    """
+    rgb, camera = scenes[0].rgb, scenes[0].camera
     header = Header(frame_id="camera_optical")
     image = messages.colour_image(rgb[..., ::-1], "bgr8", header)
-    cloud = cloud_message(scene.points, header)
-    distorted = Camera(**{**asdict(camera), "distortion": (-0.2, 0.05, 0.0, 0.0, 0.0)})
-    rectify = Rectifier(distorted)
+    cloud = cloud_message(scenes[0].points, header)
+    rectify = Rectifier(Camera(**{**asdict(camera), "distortion": (-0.2, 0.05, 0.0, 0.0, 0.0)}))
     small_size = estimator.working_size(camera.width, camera.height, camera.focal_px)
     small, small_focal_px = resize(rgb, *small_size), camera.resized(*small_size).focal_px
-    coarse, relative = estimator.coarse(rgb, camera.focal_px), estimator(rgb, camera.focal_px)
-    limits, fitting, pose = RangeConfig(), FitConfig(), np.eye(4)
-    anchors = find_anchors(scene.points, pose, camera, limits)
-    fit = fit_metric(relative, anchors, estimator.space, fitting)
-    if not isinstance(fit, MetricFit):
-        raise Unusable(f"the benchmark's own scene gives no fit: {fit.reason}")
-    size, most_m = (camera.width, camera.height), fitting.max_depth_m
-    depth_m, coarse_m = apply_fit(fit, relative, most_m), apply_fit(fit, coarse, most_m)
+    coarse = estimator.coarse(rgb, camera.focal_px)
+    frames = [frame for frame, _ in zip(_answered(estimator, scenes), range(WARM_UP + repeats), strict=False)][WARM_UP:]
+    depth_m = frames[-1].depth_m
+    if depth_m is None:
+        raise Unusable(f"the benchmark's own scene gives no depth: {frames[-1].problem}")
     writer = messages.CloudWriter(camera)
 
     def out() -> None:
@@ -163,52 +165,30 @@ def measure_stages(estimator: Any, scene: Scene, repeats: int) -> dict[str, Timi
         messages.float_image(depth_m, header)
         writer.organized(depth_m, rgb, header)
 
-    evidence, uncertainty = evidence_of(depth_m, anchors, fit.evidence.sigma), Uncertainty()
-    correction = Correction(evidence, fitted_field(evidence, fitting.correction_limit), fresh=True)
-
-    def correct() -> None:
-        field = fitted_field(evidence_of(depth_m, anchors, fit.evidence.sigma), fitting.correction_limit)
-        apply_corrected(fit, coarse, factor_of(field, coarse_m), size, most_m)
-
-    def judge() -> None:
-        doubt = doubt_of(depth_m, None, fit)
-        variance = smooth_variance(uncertainty.law, depth_m, relative, fit, correction)
-        confidence_from(depth_m, sigma_of(depth_m, variance, doubt, uncertainty.law))
-        solid_part(depth_m, variance, OutputConfig().points_min_confidence)
-
-    track, stamps_ns = PictureTrack(), itertools.count(0, 50_000_000)
-    seen, pictures = SeenMotion(track), itertools.cycle((rgb, np.roll(rgb, 4, axis=1)))
-    calibration, find_doubt = CalibrationMonitor(track), partial(doubt_of, depth_m, None, fit)
-
-    def look() -> None:
-        stamp_ns, picture = next(stamps_ns), next(pictures)
-        seen.see(stamp_ns, picture, camera)
-        seen.remember(evidence)
-        seen.until_now(unknown_motion).seen_since(stamp_ns - 50_000_000)  # the next image sees that it is asked for
-        calibration.update(stamp_ns, picture, camera, anchors, np.zeros(3))
-        uncertainty.learn(evidence, fitting.correction_limit, find_doubt)
-
-    for _ in range(2):
-        look()  # the first frames are dearer
-
-    stages: dict[str, Callable[[], object]] = {
+    before: dict[str, Callable[[], object]] = {
         "decode image message (bgr8)": lambda: decoding.rgb_from_image(image),
         "rectify": lambda: rectify(rgb),
         "resize to working size": lambda: resize(rgb, *small_size),
         NETWORK: lambda: estimator(small, small_focal_px),
-        BESIDE: look,
         "resize back": lambda: resize(coarse, camera.width, camera.height),
         "decode cloud message": lambda: decoding.points_from_cloud(cloud),
-        "anchors": lambda: find_anchors(scene.points, pose, camera, limits),
-        "fit": lambda: fit_metric(relative, anchors, estimator.space, fitting),
-        "apply": lambda: (apply_fit(fit, relative, most_m), apply_fit(fit, coarse, most_m)),
-        "correct": correct,
-        "sigma, confidence, gate of the cloud": judge,
-        "messages out (depth, info, cloud)": out,
     }
-    samples = {name: measure(work, repeats) for name, work in stages.items()}
-    rest = np.sum([seconds for name, seconds in samples.items() if name not in (NETWORK, BESIDE)], axis=0)
+    samples = {name: measure(work, repeats) for name, work in before.items()}
+    samples |= {name: [frame.stage_s[stage] for frame in frames] for name, stage in STAGES.items()}
+    samples["messages out (depth, info, cloud)"] = measure(out, repeats)
+    rest = np.sum([seconds for name, seconds in samples.items() if name != NETWORK], axis=0)
     return {name: timing(seconds) for name, seconds in samples.items()} | {REST: timing(rest)}
+
+
+def _answered(estimator: Any, scenes: Sequence[Scene]) -> Iterator[FrameDepth]:
+    """Frames without end, with all that can be asked for."""
+    pipeline, config = Pipeline(estimator), Config()
+    for number, scene in enumerate(itertools.cycle(scenes)):
+        stamp_ns = number * 100_000_000
+        scan = Scan(scene.points, np.eye(4), stamp_ns=stamp_ns)
+        yield pipeline(
+            scene.rgb, scene.camera, stamp_ns, lambda scan=scan: scan, config, confidence=True, sigma=True, solid=True
+        )
 
 
 @contextmanager
@@ -305,7 +285,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     print(flush=True)
     working = {_size(*size): _size(*estimator.working_size(*size, camera_of(*size).focal_px)) for size in SIZES}
     facts["working sizes"] = working
-    scenes = [make_scene(estimator, estimator.space, *size) for size in SIZES]
+    turning = [[make_scene(estimator, estimator.space, *size, turned_px) for turned_px in (0, 4)] for size in SIZES]
+    scenes = [first for first, _ in turning]
     if arguments.memory:
         estimator.close()
         facts["node memory (MB)"] = {}
@@ -316,8 +297,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             print(f"memory of the node over {frames} frames at {size} (working size {working[size]}), MB: {found}")
         return facts
     columns: dict[str, dict[str, Timing]] = {}
-    for scene in scenes:
-        columns[_size(scene.camera.width, scene.camera.height)] = measure_stages(estimator, scene, arguments.frames)
+    for pair in turning:
+        size = _size(pair[0].camera.width, pair[0].camera.height)
+        columns[size] = measure_stages(estimator, pair, arguments.frames)
     rgb, focal_px = scenes[0].rgb, scenes[0].camera.focal_px
     size = estimator.working_size(*SIZES[0], focal_px)
     parts = {name: timing(seconds) for name, seconds in estimator.part_times(rgb, arguments.frames, focal_px).items()}

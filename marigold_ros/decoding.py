@@ -48,6 +48,8 @@ _TO_RGB: dict[str, tuple[int, int | None]] = {
     "yuv422_yuy2": (2, cv2.COLOR_YUV2RGB_YUYV),
     "yuyv": (2, cv2.COLOR_YUV2RGB_YUYV),
 }
+# Where two pixels have a colour together.
+_PAIRED = ("yuv422", "uyvy", "yuv422_yuy2", "yuyv")
 _JPEG, _PNG, _PNG_END = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"IEND"
 # Cheap cameras leave a few bytes after the last pixel, and decoders complain of every frame.
 _LEFT_OVER = re.compile(r"\b[0-9] extraneous bytes before marker 0xd9")
@@ -91,6 +93,8 @@ def rgb_from_image(message: Image) -> np.ndarray:
         # The more significant byte of each pixel, as cv_bridge scales: 65535 is white.
         pixels = np.ascontiguousarray(pixels[..., 0 if message.is_bigendian else 1])
     try:
+        if message.encoding in _PAIRED and message.width % 2:  # OpenCV 4.5 makes up a colour for the last column
+            raise cv2.error
         return cv2.cvtColor(pixels, conversion)
     except cv2.error:
         size = f"{message.width}x{message.height}"
