@@ -89,13 +89,13 @@ def ours_with_sigma(question: Question) -> tuple[np.ndarray, np.ndarray]:
         return _unknown(question), _unknown(question)
     fitted_m = apply_fit(fit, question.relative, _MAX_DEPTH_M)
     coarse, size = question.relative if question.coarse is None else question.coarse, fitted_m.shape[::-1]
+    coarse_m = apply_fit(fit, coarse, _MAX_DEPTH_M)
     limit, correction, depth_m = FitConfig().correction_limit, None, fitted_m.copy()
-    doubt, uncertainty = doubt_of(fitted_m, None, fit), Uncertainty()
+    doubt, uncertainty = doubt_of(coarse_m, None, fit, size), Uncertainty()
     evidence = evidence_of(fitted_m, question.anchors, fit.evidence.sigma)
     if evidence is not None:
         correction = Correction(evidence, fitted_field(evidence, limit), fresh=True)
-        factor = factor_of(correction.field, apply_fit(fit, coarse, _MAX_DEPTH_M))
-        depth_m = apply_corrected(fit, coarse, factor, size, _MAX_DEPTH_M)
+        depth_m = apply_corrected(fit, coarse, factor_of(correction.field, coarse_m), size, _MAX_DEPTH_M)
         depth_m[np.isnan(fitted_m)] = np.nan
         uncertainty.learn(evidence, limit, lambda: doubt)
     forget_far(depth_m, question.relative, far_end(question.anchors), _MAX_DEPTH_M)

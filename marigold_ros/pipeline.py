@@ -163,8 +163,7 @@ class Pipeline:
             _require_answer(coarse, metres=self._own is not None)
             size = camera.width, camera.height
             relative = resize(coarse, *size)
-            disagreement = None if disagreement is None else resize(disagreement, *size)
-            sure = self._sure(disagreement, config.model.confidence) if confidence else None
+            sure = self._sure(disagreement, size, config.model.confidence) if confidence else None
         if not metric:
             return FrameDepth(rgb, camera, relative, stage_s=stage_s, confidence=sure)
         with _timed(stage_s, "anchors"):
@@ -191,14 +190,14 @@ class Pipeline:
             )
             fit, most_m = metres.fit or self._own, config.fit.max_depth_m
             depth_m = fitted_m = None if fit is None else apply_fit(fit, relative, most_m)
+            # What has no more detail than the network's answer is worked out at its size.
+            coarse_m = None if fit is None else apply_fit(fit, coarse, most_m)
         with _timed(stage_s, "correct"):
             limit, correction = config.fit.correction_limit, None
             if limit > 1.0 or judged:
                 correction = self._corrector(fitted_m, metres, anchors, limit, motion, scans)
             if correction is not None:
-                # What has no more detail than the network's answer is worked out at its size.
-                factor = factor_of(correction.field, apply_fit(fit, coarse, most_m))
-                depth_m = apply_corrected(fit, coarse, factor, size, most_m)
+                depth_m = apply_corrected(fit, coarse, factor_of(correction.field, coarse_m), size, most_m)
                 np.copyto(depth_m, np.float32(np.nan), where=np.isnan(fitted_m))
                 self._seen.remember(correction.evidence)
         if depth_m is not None:
@@ -221,7 +220,7 @@ class Pipeline:
         if depth_m is None or not judged:
             return frame
         with _timed(stage_s, "sigma"):
-            doubt = cache(partial(doubt_of, fitted_m, disagreement, fit))
+            doubt = cache(partial(doubt_of, coarse_m, disagreement, fit, size))
             if correction is not None and correction.fresh:
                 learn = partial(self._uncertainty.learn, correction.evidence, limit, doubt)
                 if self._uncertainty.law is USUAL:
@@ -310,11 +309,11 @@ class Pipeline:
             return self._estimator.coarse(rgb, camera.focal_px), None
         return self._estimator.with_disagreement(rgb, camera.focal_px)
 
-    def _sure(self, disagreement: np.ndarray | None, method: str) -> np.ndarray | None:
-        """The confidence of relative depth, where there is one: 0 where the lens did not see."""
+    def _sure(self, disagreement: np.ndarray | None, size: tuple[int, int], method: str) -> np.ndarray | None:
+        """The confidence of relative depth, where there is one, at `size`: 0 where the lens did not see."""
         if disagreement is None:
             return None
-        confidence = confidence_of(disagreement, method)
+        confidence = confidence_of(resize(disagreement, *size), method)
         if self._unseen is not None:
             confidence[self._unseen] = 0.0
         return confidence

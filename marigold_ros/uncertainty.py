@@ -22,6 +22,7 @@ import numpy as np
 from marigold_ros.correction import Correction
 from marigold_ros.edges import edge_ln, floating
 from marigold_ros.field import FARTHEST, Evidence, believed, fitted_field, node_distance, squared_distance
+from marigold_ros.geometry import resize
 from marigold_ros.metric import MetricFit, log_slope
 
 # Anchors are left out in blocks, a third of them at a time, in so many parts of the image's width; of these, some are
@@ -190,16 +191,21 @@ def fit_variance(fit: MetricFit, relative: np.ndarray, fitted_m: np.ndarray) -> 
     return log_slope(fitted_m, fit.space) ** 2 * ((scale * relative + 2 * both) * relative + shift)
 
 
-def doubt_of(fitted_m: np.ndarray, disagreement: np.ndarray | None, fit: MetricFit) -> np.ndarray:
-    """(H, W) float32: what ln depth may change by at each pixel, by edges and by the disagreement of two answers of the
-    network, if there is one, (H, W) in units of relative depth.
+def doubt_of(
+    coarse_m: np.ndarray, disagreement: np.ndarray | None, fit: MetricFit, size: tuple[int, int]
+) -> np.ndarray:
+    """(H, W) float32, `size` is (W, H): what ln depth may change by at each pixel, by edges of (h, w) `coarse_m`, the
+    fit's metres of what the network answered, and by the disagreement of two answers, if there is one, (h, w) in units
+    of relative depth.
     """
-    doubt = edge_ln(fitted_m)
-    if disagreement is None:
-        return doubt
-    apart = log_slope(fitted_m, fit.space) * (disagreement * np.float32(fit.scale))
-    cv2.patchNaNs(apart, 0.0)
-    return cv2.magnitude(doubt, apart)
+    doubt = edge_ln(coarse_m)
+    # A pixel to the side in the image is less far in the answer.
+    doubt *= np.float32(coarse_m.shape[1] / size[0])
+    if disagreement is not None:
+        apart = log_slope(coarse_m, fit.space) * (disagreement * np.float32(fit.scale))
+        cv2.patchNaNs(apart, 0.0)
+        doubt = cv2.magnitude(doubt, apart)
+    return resize(doubt, *size)
 
 
 def sigma_of(depth_m: np.ndarray, variance: np.ndarray, doubt: np.ndarray, law: Law) -> np.ndarray:

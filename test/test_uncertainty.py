@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 
@@ -106,11 +107,18 @@ def test_distance_to_the_anchors_by_hand():
 
 
 def test_doubt_is_an_edge_or_a_disagreement():
-    depth_m = np.where(COLUMNS < 320, 2.0, 2.0 * np.exp(0.4)).astype(np.float32)
-    np.testing.assert_allclose(doubt_of(depth_m, None, FIT)[0, [300, 319]], [0.0, 0.2], atol=1e-5)
+    depth_m, size = np.where(COLUMNS < 320, 2.0, 2.0 * np.exp(0.4)).astype(np.float32), (WIDTH, HEIGHT)
+    np.testing.assert_allclose(doubt_of(depth_m, None, FIT, size)[0, [300, 319]], [0.0, 0.2], atol=1e-5)
     # 0.03 of relative depth at scale 10 is 0.3 m, 0.15 of 2 m.
     apart = np.full(depth_m.shape, 0.03, np.float32)
-    np.testing.assert_allclose(doubt_of(depth_m, apart, FIT)[0, [300, 319]], [0.15, 0.25], atol=1e-5)
+    np.testing.assert_allclose(doubt_of(depth_m, apart, FIT, size)[0, [300, 319]], [0.15, 0.25], atol=1e-5)
+
+
+def test_doubt_of_a_slope_is_the_same_in_a_larger_image_and_a_larger_network():
+    slope_m = np.broadcast_to(np.exp(np.linspace(0, 2, 640, dtype=np.float32)), (480, 640))
+    whole = doubt_of(np.ascontiguousarray(slope_m), None, FIT, (640, 480))
+    coarse = doubt_of(cv2.resize(slope_m, (160, 120), interpolation=cv2.INTER_AREA), None, FIT, (640, 480))
+    np.testing.assert_allclose(coarse[50:-50, 50:-50], whole[50:-50, 50:-50], rtol=0.02)
 
 
 # The law is found.
