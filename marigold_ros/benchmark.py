@@ -154,10 +154,13 @@ def measure_stages(estimator: Any, scenes: Sequence[Scene], repeats: int) -> dic
     small_size = estimator.working_size(camera.width, camera.height, camera.focal_px)
     small, small_focal_px = resize(rgb, *small_size), camera.resized(*small_size).focal_px
     coarse = estimator.coarse(rgb, camera.focal_px)
-    frames = [frame for frame, _ in zip(_answered(estimator, scenes), range(WARM_UP + repeats), strict=False)][WARM_UP:]
-    depth_m = frames[-1].depth_m
+    # Frames are not kept, as the node does not: their memory is the next one's.
+    stages = []
+    for frame in itertools.islice(_answered(estimator, scenes), WARM_UP + repeats):
+        stages.append(frame.stage_s)
+        depth_m, problem = frame.depth_m, frame.problem
     if depth_m is None:
-        raise Unusable(f"the benchmark's own scene gives no depth: {frames[-1].problem}")
+        raise Unusable(f"the benchmark's own scene gives no depth: {problem}")
     writer = messages.CloudWriter(camera)
 
     def out() -> None:
@@ -174,7 +177,7 @@ def measure_stages(estimator: Any, scenes: Sequence[Scene], repeats: int) -> dic
         "decode cloud message": lambda: decoding.points_from_cloud(cloud),
     }
     samples = {name: measure(work, repeats) for name, work in before.items()}
-    samples |= {name: [frame.stage_s[stage] for frame in frames] for name, stage in STAGES.items()}
+    samples |= {name: [seconds[stage] for seconds in stages[WARM_UP:]] for name, stage in STAGES.items()}
     samples["messages out (depth, info, cloud)"] = measure(out, repeats)
     rest = np.sum([seconds for name, seconds in samples.items() if name != NETWORK], axis=0)
     return {name: timing(seconds) for name, seconds in samples.items()} | {REST: timing(rest)}
