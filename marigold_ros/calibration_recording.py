@@ -20,8 +20,6 @@ from marigold_ros.recordings import Recording
 from marigold_ros.rig import Rig
 from marigold_ros.topics import Topics, choose_topics
 
-# How far beyond the ends of /tf its nearest transform still serves.
-_TF_PATIENCE_S = 0.2
 # Images may come this much earlier than their rate says and still be taken, as part of their period.
 _JITTER = 0.2
 
@@ -98,7 +96,7 @@ class Source:
 def watch(recording: Recording, source: Source, faults: Sequence[Fault]) -> list[Course]:
     """Run the watch over the recording once for each fault; raises `Unusable` where no frame can be used."""
     topics = choose_topics(recording, source.topics)
-    contents = contents_of(recording, topics, _TF_PATIENCE_S, lambda messages, _: messages)
+    contents = contents_of(recording, topics, lambda messages, _: messages)
     courses, monitors = [Course(fault) for fault in faults], [CalibrationMonitor() for _ in faults]
     why: Unusable | None = None
     began_ns: int | None = None

@@ -85,7 +85,7 @@ class Estimator:
 
         Raises `Unusable` for anything that is not an RGB image of bytes.
         """
-        return _at_size_of(rgb, self._answer(rgb, focal_px))
+        return resize(self.coarse(rgb, focal_px), rgb.shape[1], rgb.shape[0])
 
     def coarse(self, rgb: np.ndarray, focal_px: float | None = None) -> np.ndarray:
         """What a call resizes: (h, w) float32 at the working size, or at the image's where that is smaller."""
@@ -199,12 +199,6 @@ class NormalsEstimator(Estimator):
 
 
 _Kind = TypeVar("_Kind", bound=Estimator)
-
-
-def _at_size_of(rgb: np.ndarray, answer: np.ndarray) -> np.ndarray:
-    """`answer` resized to the image's size; never the array that was given."""
-    full = resize(answer, rgb.shape[1], rgb.shape[0])
-    return full.copy() if full is answer else full
 
 
 def _at_most_size_of(rgb: np.ndarray, answer: np.ndarray) -> np.ndarray:

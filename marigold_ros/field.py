@@ -160,26 +160,14 @@ def believed(evidence: Evidence) -> Evidence:
     return evidence.of(right) if right.any() else evidence
 
 
-def correction_field(depth_m: np.ndarray, anchors: Anchors, sigma: float, limit: float) -> Field | None:
-    """`fitted_field` for the `evidence_of` anchors; None where no anchor lies on known depth."""
-    evidence = evidence_of(depth_m, anchors, sigma)
-    return None if evidence is None else fitted_field(evidence, limit)
-
-
 def corrected(depth_m: np.ndarray, anchors: Anchors, sigma: float, limit: float, max_depth_m: float) -> np.ndarray:
-    """(H, W) float32 metres brought to the anchors, see `correction_field`; beyond `max_depth_m` NaN."""
-    field = correction_field(depth_m, anchors, sigma, limit)
-    if field is None:
+    """(H, W) float32 metres brought to the anchors, see `evidence_of` and `fitted_field`; beyond `max_depth_m` NaN."""
+    evidence = evidence_of(depth_m, anchors, sigma)
+    if evidence is None:
         return depth_m
-    depth_m = apply_field(field, depth_m)
-    depth_m[depth_m > max_depth_m] = np.nan
-    return depth_m
-
-
-def apply_field(field: Field, depth_m: np.ndarray) -> np.ndarray:
-    """(H, W) float32 metres, corrected; NaN stays NaN."""
-    corrected_m = factor_of(field, depth_m)
+    corrected_m = factor_of(fitted_field(evidence, limit), depth_m)
     corrected_m *= depth_m
+    corrected_m[corrected_m > max_depth_m] = np.nan
     return corrected_m
 
 

@@ -12,12 +12,11 @@ from marigold_ros.anchors import Anchors, find_anchors
 from marigold_ros.config import Config, Unusable
 from marigold_ros.geometry import Camera
 from marigold_ros.metric import MetricFit, Refusal, apply_fit
-from marigold_ros.metric_baselines import LINEAR, METHODS, ORACLE, OURS, Question, oracle_line, own_fit
+from marigold_ros.metric_baselines import GLOBAL, LINEAR, METHODS, ORACLE, OURS, Question, oracle_line, own_fit
 from marigold_ros.metric_sequence_cases import CLEAN, COHERENT, Case, Step
 from marigold_ros.metric_sequences import Sequence
 from marigold_ros.pipeline import FrameDepth, Pipeline, Scan
 
-GLOBAL = "ours, no correction"
 ODOMETRY = "ours, with odometry"
 FORGETFUL, PER_FRAME, SMOOTHED = "ours, no memory", "fit per frame", "smoothed scale and shift"
 OTHERS = ("least squares", "Huber", "median scaling", LINEAR)
@@ -111,11 +110,10 @@ def _answer(found: FrameDepth, pixels: np.ndarray) -> Answer:
         return None if image is None else image[pixels[:, 1], pixels[:, 0]]
 
     depth_m = at(found.depth_m)
-    state = getattr(found, "state", None)
     return Answer(
         np.full(len(pixels), np.nan, np.float32) if depth_m is None else depth_m,
         at(found.sigma_m),
-        None if state is None else str(getattr(state, "value", state)),
+        found.state,
         found.stage_s,
     )
 

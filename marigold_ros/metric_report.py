@@ -13,7 +13,7 @@ from marigold_ros.metric_cases import CLEAN, TURNED, WRONG
 from marigold_ros.metric_frames import INDOOR, KITTI
 
 # Below this coverage a table says how much is known, since leaving pixels out flatters.
-_WHOLE = 0.995
+WHOLE = 0.995
 _HEADINGS = {
     "abs_rel": "AbsRel",
     "rmse_m": "RMSE, m",
@@ -206,7 +206,7 @@ def _worst(
 
 def targets_table(answers: Sequence[Target]) -> str:
     """The targets as a table."""
-    lines = [[t.what, t.where, _plain(t.measured), _plain(t.allowed), "yes" if t.met else "**no**"] for t in answers]
+    lines = [[t.what, t.where, plain(t.measured), plain(t.allowed), "yes" if t.met else "**no**"] for t in answers]
     return markdown(["target", "where", "measured", "allowed", "met"], lines)
 
 
@@ -217,7 +217,7 @@ def markdown(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 def _cell(row: Row, name: str) -> str:
     """The score, with the coverage where much is unknown."""
-    if name == "coverage" or row.coverage >= _WHOLE or math.isnan(getattr(row, name)):
+    if name == "coverage" or row.coverage >= WHOLE or math.isnan(getattr(row, name)):
         return _number(row, name)
     return f"{_number(row, name)} ({row.coverage:.0%})"
 
@@ -228,8 +228,11 @@ def _number(row: Row, name: str) -> str:
         return str(value)
     if name in _SHARES and not math.isnan(value):
         return f"{value:.1%}"
-    return _plain(value, 2 if name in ("rmse_m", "mae_m", "fit_ms") else 3)
+    return plain(value, 2 if name in ("rmse_m", "mae_m", "fit_ms") else 3)
 
 
-def _plain(value: float, digits: int = 3) -> str:
-    return "–" if math.isnan(value) else f"{value:.{digits}f}"
+def plain(value: float, digits: int = 3) -> str:
+    """A number for a table: – is unknown, infinite is never."""
+    if math.isnan(value):
+        return "–"
+    return "never" if math.isinf(value) else f"{value:.{digits}f}"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from marigold_ros.metric_baselines import ORACLE, OURS
 from marigold_ros.metric_chain import GLOBAL
 from marigold_ros.metric_over_time import SequenceRow
-from marigold_ros.metric_report import Target, markdown
+from marigold_ros.metric_report import WHOLE, Target, markdown, plain
 from marigold_ros.metric_sequence_cases import AFTER_CLEAN, CLEAN, COHERENT, DEGENERATE, DROPOUT, EXTRINSIC, JUMP, WRONG
 
 _HEADINGS = {
@@ -42,7 +42,6 @@ _OF_OURS = (
     "flicker_p95",
     "recovery_s",
 )
-_WHOLE = 0.995
 # With depth for less of the truth a target is not met: leaving frames out flatters. A cold start may cost some.
 _ENOUGH = 0.9
 _AGAINST_ORACLE = ((WRONG, None, "up to 50 % wrong anchors", 1.2), (EXTRINSIC, "yaw 1°", "extrinsic off by 1°", 1.3))
@@ -187,19 +186,13 @@ def _worst(
 
 
 def _partly(row: SequenceRow) -> str:
-    return "" if row.coverage >= _WHOLE else f" (for {row.coverage:.0%} of the truth)"
-
-
-def sequence_targets_table(answers: Sequence[Target]) -> str:
-    """The targets as a table."""
-    lines = [[t.what, t.where, _plain(t.measured), _plain(t.allowed), "yes" if t.met else "**no**"] for t in answers]
-    return markdown(["target", "where", "measured", "allowed", "met"], lines)
+    return "" if row.coverage >= WHOLE else f" (for {row.coverage:.0%} of the truth)"
 
 
 def _cell(row: SequenceRow, name: str) -> str:
     """The score, with the coverage where much is unknown."""
     value = getattr(row, name)
-    if name == "coverage" or row.coverage >= _WHOLE or math.isnan(value):
+    if name == "coverage" or row.coverage >= WHOLE or math.isnan(value):
         return _number(row, name)
     return f"{_number(row, name)} ({row.coverage:.0%})"
 
@@ -208,7 +201,7 @@ def _number(row: SequenceRow, name: str) -> str:
     value = getattr(row, name)
     if name in _SHARES and not math.isnan(value):
         return f"{value:.1%}"
-    return _plain(value, 2 if name in _METRES or name == "recovery_s" else 3)
+    return plain(value, 2 if name in _METRES or name == "recovery_s" else 3)
 
 
 def _states(row: SequenceRow) -> str:
@@ -219,9 +212,3 @@ def _times(row: SequenceRow, stage: str) -> str:
     if stage not in row.stage_ms:
         return "–"
     return " / ".join(f"{value:.2f}" for value in row.stage_ms[stage])
-
-
-def _plain(value: float, digits: int = 3) -> str:
-    if math.isnan(value):
-        return "–"
-    return "never" if math.isinf(value) else f"{value:.{digits}f}"

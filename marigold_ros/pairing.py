@@ -22,6 +22,9 @@ from marigold_ros.transform_tree import TransformTree
 TF = "/tf"
 _TRANSFORMS = "tf2_msgs/msg/TFMessage"
 
+# How far beyond the ends of /tf its nearest transform still serves.
+_TF_PATIENCE_S = 0.2
+
 
 @dataclass(frozen=True)
 class Stamp:
@@ -53,14 +56,13 @@ class Contents:
 def contents_of(
     recording: Recording,
     topics: Topics,
-    patience_s: float,
     watch: Callable[[Iterator[Recorded], int], Iterable[Recorded]],
 ) -> Contents:
-    """Read a recording for the first time. `patience_s`: see `TransformTree`.
+    """Read a recording for the first time.
 
     `watch` is given the messages and their number, and hands them on: for a progress bar.
     """
-    found = Contents(transforms=TransformTree(patience_s))
+    found = Contents(transforms=TransformTree(_TF_PATIENCE_S))
     lists = {topics.image: found.images, topics.range: found.scans, topics.truth: found.truths}
     tf = [t for t, type in recording.topics.items() if type == _TRANSFORMS and t.endswith((TF, TF_STATIC))]
     wanted = [topic for topic in (*lists, topics.camera_info, *tf) if topic is not None]

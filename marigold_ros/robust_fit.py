@@ -127,17 +127,15 @@ def gather(
     tolerance: float,
     seed: int,
     free_scale: bool = True,
-    usual_sigma: float = USUAL_SIGMA,
 ) -> Evidence:
     """What the samples say: the line that most of them agree with, refined.
 
     tolerance: relative error up to which a sample counts for a hypothesis. Without a `free_scale` hypotheses keep that
-    of `base`. usual_sigma: what the relative error is taken to be where samples are too few to tell. Raises `NoLine`
-    where samples ask for a scale that is not positive.
+    of `base`. Raises `NoLine` where samples ask for a scale that is not positive.
     """
     random = np.random.default_rng(seed)
     scale, shift = _best_hypothesis(samples, base, tolerance, random, free_scale)
-    return _refined(samples, base, scale, shift, usual_sigma, random)
+    return _refined(samples, base, scale, shift, random)
 
 
 def weigh(evidence: Evidence, belief: Belief | None = None) -> Line:
@@ -208,20 +206,18 @@ def _moved(base: Base, samples: Samples, chosen: np.ndarray) -> tuple[np.ndarray
     return factor * base.scale, factor * base.shift
 
 
-def _refined(
-    samples: Samples, base: Base, scale: float, shift: float, usual_sigma: float, random: np.random.Generator
-) -> Evidence:
+def _refined(samples: Samples, base: Base, scale: float, shift: float, random: np.random.Generator) -> Evidence:
     """Reweighted least squares from a hypothesis, with a kernel that narrows."""
     part, sigma = samples.some(_EARLY_SAMPLES, random), _SIGMA
     for kernel in _WIDTHS[:-2]:
-        evidence = _evidence(part, base, scale, shift, kernel, _SIGMA, usual_sigma)
+        evidence = _evidence(part, base, scale, shift, kernel, _SIGMA)
         line = weigh(evidence)
         scale, shift = line.scale, line.shift
     # Few samples lie on a line by themselves: what is usual counts as some, too.
     share = evidence.effective / (evidence.effective + _POOLED)
-    sigma = math.hypot(math.sqrt(share) * _relative_error(part, scale, shift), math.sqrt(1.0 - share) * usual_sigma)
-    line = weigh(_evidence(samples, base, scale, shift, _WIDTHS[-2], sigma, max(sigma, usual_sigma)))
-    return _evidence(samples, base, line.scale, line.shift, _WIDTHS[-1], sigma, max(sigma, usual_sigma), last=True)
+    sigma = math.hypot(math.sqrt(share) * _relative_error(part, scale, shift), math.sqrt(1.0 - share) * USUAL_SIGMA)
+    line = weigh(_evidence(samples, base, scale, shift, _WIDTHS[-2], sigma))
+    return _evidence(samples, base, line.scale, line.shift, _WIDTHS[-1], sigma, last=True)
 
 
 def _relative_error(samples: Samples, scale: float, shift: float) -> float:
@@ -243,12 +239,10 @@ def _evidence(
     shift: float,
     kernel: float,
     sigma: float,
-    usual_sigma: float,
     last: bool = False,
 ) -> Evidence:
     """One step of reweighting; `sigma`: what the relative errors about the line are.
 
-    usual_sigma: what the network's are elsewhere. At one depth a flat line fits them all, and they seem to be none.
     last: what the samples say is not to be taken for more than their groups can say.
     """
     p, y, slope = samples.p, samples.y, samples.slope
@@ -262,8 +256,9 @@ def _evidence(
     mean_p, mean_y = information @ p / total, information @ y / total
     off = p - mean_p
     spread, product = information @ off**2, (information * off) @ (y - mean_y)
-    # What of the spread of p is error: the network's, and of the pixel; not the measurement's.
-    in_p = information @ ((usual_sigma**2 + blur) / (slope * scale) ** 2)
+    # What of the spread of p is error: the network's, and of the pixel; not the measurement's. At one depth a flat line
+    # fits all samples, and the network's seem to be none.
+    in_p = information @ ((max(sigma, USUAL_SIGMA) ** 2 + blur) / (slope * scale) ** 2)
     reliability = float(1.0 - in_p / spread) if spread > 0 else -np.inf
     if product <= 0:
         reliability = 0.0  # what is nearer seems farther: these samples know nothing of the scale

@@ -12,7 +12,7 @@ from test_picture_motion import CAMERA, SECOND, seen
 
 from marigold_ros.anchors import Anchors
 from marigold_ros.correction import Corrector
-from marigold_ros.field import apply_field
+from marigold_ros.field import factor_of
 from marigold_ros.metric import MetricFit
 from marigold_ros.motion import Motion
 from marigold_ros.picture_motion import PictureTrack
@@ -56,7 +56,7 @@ class Run:
 
 def error(correction, truth_m, part=np.s_[:, :]):
     """Mean relative error."""
-    depth_m = apply_field(correction.field, FITTED_M)
+    depth_m = factor_of(correction.field, FITTED_M) * FITTED_M
     return float(np.abs(depth_m / truth_m - 1)[part].mean())
 
 
@@ -78,7 +78,7 @@ def test_a_known_motion_of_the_camera_serves_before_that_of_the_picture():
     ahead[2, 3] = -1.0
     run(found=anchors(truth()))
     held = run(HELD, right=20, motion=ahead)
-    depth_m = apply_field(held.field, FITTED_M)
+    depth_m = factor_of(held.field, FITTED_M) * FITTED_M
     # From 107 to 240 instead of from 120 to 220.
     np.testing.assert_allclose(depth_m[120, [125, 160, 215]], 3.0, rtol=0.1)
     np.testing.assert_allclose(depth_m[120, [60, 280]], 7.0, rtol=0.08)
@@ -118,7 +118,7 @@ def test_where_there_are_new_anchors_the_old_ones_do_not_count():
         run(found=anchors(truth()))
     left = anchors(wall_m).pixels[:, 0] < 170
     found = run(found=some_of(anchors(wall_m), left))
-    depth_m = apply_field(found.field, FITTED_M)
+    depth_m = factor_of(found.field, FITTED_M) * FITTED_M
     np.testing.assert_allclose(depth_m[120, 100:150], 8.0, rtol=0.1)
     np.testing.assert_allclose(depth_m[120, 190:210], 4.0, rtol=0.15)
 
@@ -129,7 +129,7 @@ def test_what_comes_before_an_old_anchor_is_not_pushed_away():
     run(found=anchors(truth()))
     stepped_in_m[40:200, 230:290] = 2.0
     held = run(HELD, fitted_m=stepped_in_m)
-    depth_m = apply_field(held.field, stepped_in_m)
+    depth_m = factor_of(held.field, stepped_in_m) * stepped_in_m
     np.testing.assert_allclose(depth_m[120, 240:280], 2.0, rtol=0.02)
     np.testing.assert_allclose(depth_m[120, 140:200], 4.0, rtol=0.1)
 
@@ -246,7 +246,7 @@ def test_what_comes_nearer_slowly_is_not_pushed_away_either():
     run(found=anchors(np.where(walking_nearer(0) < 8, walking_nearer(0), truth())), fitted_m=walking_nearer(0))
     for step in range(1, 25):
         held = run(HELD, fitted_m=walking_nearer(step))
-    depth_m = apply_field(held.field, walking_nearer(24))
+    depth_m = factor_of(held.field, walking_nearer(24)) * walking_nearer(24)
     np.testing.assert_allclose(depth_m[120, 245:275], 4.0 - 0.07 * 24, rtol=0.1)
 
 
@@ -256,7 +256,7 @@ def test_what_went_away_leaves_no_ghost():
     before_m[40:200, 230:290] = 2.0
     run(found=anchors(np.where(before_m < 8, before_m, truth())), fitted_m=before_m)
     held = run(HELD)
-    np.testing.assert_allclose(apply_field(held.field, FITTED_M)[120, 245:275], 8.0, rtol=0.2)
+    np.testing.assert_allclose((factor_of(held.field, FITTED_M) * FITTED_M)[120, 245:275], 8.0, rtol=0.2)
 
 
 def test_there_is_room_for_old_anchors_only_beside_few_new_ones():

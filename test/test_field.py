@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from marigold_ros.anchors import Anchors
-from marigold_ros.field import apply_field, believed, corrected, correction_field, evidence_of, fitted_field
+from marigold_ros.field import believed, corrected, evidence_of, factor_of, fitted_field
 
 SHAPE = (480, 640)
 # What a fit to a network that is bent as below has for its error.
@@ -48,14 +48,14 @@ def test_an_edge_stays_where_it_is_and_each_side_gets_its_own_correction():
 
 def test_nothing_changes_without_anchors_and_nothing_jumps_beside_them():
     fitted_m = np.full(SHAPE, 5.0, np.float32)
-    field = correction_field(fitted_m, anchors_on(fitted_m * 1.2, columns=slice(0, 160, 8)), SIGMA, 2.0)
-    factor = np.log(apply_field(field, fitted_m) / fitted_m)
+    left = evidence_of(fitted_m, anchors_on(fitted_m * 1.2, columns=slice(0, 160, 8)), SIGMA)
+    factor = np.log(factor_of(fitted_field(left, 2.0), fitted_m))
     assert factor[:, :100] == pytest.approx(np.log(1.2), abs=0.02)
     steps = np.abs(np.diff(factor, axis=1))
     assert steps.max() < 0.01  # 1 % from pixel to pixel
     assert np.all(np.diff(factor[:, 160:], axis=1) < 1e-4)  # and it fades
-    far = correction_field(fitted_m, anchors_on(fitted_m * 1.2, slice(0, 30, 8), slice(0, 40, 8)), SIGMA, 2.0)
-    assert np.abs(np.log(apply_field(far, fitted_m) / fitted_m))[300:, 500:].max() < 0.01
+    far = evidence_of(fitted_m, anchors_on(fitted_m * 1.2, slice(0, 30, 8), slice(0, 40, 8)), SIGMA)
+    assert np.abs(np.log(factor_of(fitted_field(far, 2.0), fitted_m)))[300:, 500:].max() < 0.01
 
 
 def test_depths_that_no_anchor_has_are_left_alone():
@@ -97,7 +97,7 @@ def test_what_is_unknown_or_too_far_is_so_afterwards():
 
 def test_where_no_anchor_lies_on_known_depth_it_is_left_alone():
     unknown = np.full(SHAPE, np.nan, np.float32)
-    assert correction_field(unknown, anchors_on(FLOOR_M), SIGMA, 2.0) is None
+    assert evidence_of(unknown, anchors_on(FLOOR_M), SIGMA) is None
     nobody = Anchors(np.zeros((0, 2), np.float32), np.zeros(0, np.float32), np.zeros(0, np.float32), 0)
     assert corrected(FLOOR_M, nobody, SIGMA, 2.0, 120.0) is FLOOR_M
     far_off = anchors_on(FLOOR_M * 10)
@@ -119,7 +119,7 @@ def test_a_surface_that_the_network_got_wrong_is_believed_and_brought_to_its_anc
     truth_m[cupboard], fitted_m[cupboard] = 5.0, 2.5
     anchors = anchors_on(truth_m, wrong=0.33)
     evidence = evidence_of(fitted_m, anchors, sigma=0.04)
-    found = apply_field(fitted_field(evidence, 3.0), fitted_m)
+    found = factor_of(fitted_field(evidence, 3.0), fitted_m) * fitted_m
     inside = np.s_[30:210, 230:490]
     assert error(found[inside], truth_m[inside]) < 0.02
     assert error(found[270:], truth_m[270:]) < 0.01

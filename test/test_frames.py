@@ -15,7 +15,7 @@ from trainer import card  # noqa: E402
 from trainer import frames as on_frames  # noqa: E402
 from trainer.card import package_run  # noqa: E402
 from trainer.loop import train  # noqa: E402
-from trainer.package import write_checkpoint  # noqa: E402
+from trainer.package import Member, write_member  # noqa: E402
 from trainer.samples import write_sample  # noqa: E402
 from training import scene, small_recipe, write_data  # noqa: E402
 
@@ -126,8 +126,9 @@ def test_packaging_replaces_checkpoints_only(tmp_path, run):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
     network = load_network(describe(run / "checkpoint"))
+    member = Member(network.unet, network.vae, network.prompt, "depth", "e2e", (64, 64), "inverse_depth")
     with pytest.raises(Unusable, match="is no checkpoint"):
-        write_checkpoint(tmp_path / "thesis", network, "inverse_depth", (64, 64), "# card\n", onnx=False)
+        write_member(tmp_path / "thesis", member, "# card\n")
     assert (tmp_path / "thesis" / "chapter.tex").read_text() == "years of work"
 
 

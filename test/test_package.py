@@ -217,3 +217,10 @@ def test_readme_names_only_commands_and_files_that_exist():
         assert (PROJECT / link).exists(), link
     # A promise is no documentation: what is not there yet is said to be so, or left out.
     assert not re.search(r"TODO|TBD|PLACEHOLDER|XXX", text)
+
+
+def test_what_ships_is_small():
+    """20 MB each: weights, exported network, recording."""
+    for of_one_kind in ("checkpoints/**/*.safetensors", "checkpoints/**/*.onnx", "recordings/**/*.mcap"):
+        sizes = [path.stat().st_size for path in PROJECT.glob(of_one_kind)]
+        assert 0 < sum(sizes) < 20_000_000, of_one_kind

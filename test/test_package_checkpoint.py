@@ -34,7 +34,7 @@ from marigold_ros.sd2 import SCHEDULER  # noqa: E402
 from trainer.architecture import build_scheduler  # noqa: E402
 from trainer.model_index import PIPELINES, STEPS, TARGET_PROPERTIES, model_index  # noqa: E402
 from trainer.noise import Schedule  # noqa: E402
-from trainer.package import Member, one_channel, three_channels, write_checkpoint, write_member  # noqa: E402
+from trainer.package import Member, one_channel, three_channels, write_member  # noqa: E402
 from trainer.start import load_start  # noqa: E402
 from trainer.targets import TARGET_NAMES  # noqa: E402
 
@@ -321,17 +321,6 @@ def test_weights_that_are_not_finite_are_not_written(tmp_path, starts):
         write_member(tmp_path / "model", member, "# card\n")
     assert not list(tmp_path.iterdir())
     write_member(tmp_path / "model", member, "# card\n", torch.float32)
-
-
-def test_only_the_bundled_model_has_a_limit_of_size(tmp_path, starts, monkeypatch):
-    member = member_of(starts["depth"], "depth", "e2e")
-    with pytest.raises(Unusable, match="at most 1000 may ship"):
-        write_member(tmp_path / "model", member, "# card\n", max_bytes=1000)
-    monkeypatch.setattr("trainer.package.MAX_BYTES", 1000)
-    write_member(tmp_path / "model", member, "# card\n")
-    network = load_network(describe(tmp_path / "model"))
-    with pytest.raises(Unusable, match="at most 1000 may ship"):
-        write_checkpoint(tmp_path / "bundled", network, "depth", (64, 64), "# card\n", onnx=False)
 
 
 def test_parts_that_do_not_fit_together_are_refused(tmp_path, starts):

@@ -10,6 +10,7 @@ pytest.importorskip("diffusers")
 
 from diffusers import AutoencoderKL  # noqa: E402
 
+from marigold_ros.canonical import MetricScale  # noqa: E402
 from marigold_ros.config import Unusable  # noqa: E402
 from marigold_ros.network import answer, depth_head, normals_head  # noqa: E402
 from trainer.targets import (  # noqa: E402
@@ -18,12 +19,10 @@ from trainer.targets import (  # noqa: E402
     latent_mask,
     lighting_cutoff,
     log_metric,
-    metres_from_log,
     picture_of,
     pictures_of,
     quantile_normalised,
     quantiles,
-    valid_depth,
 )
 
 NAN, INF = math.nan, math.inf
@@ -38,6 +37,16 @@ def random_depth(shape=(3, 40, 50), seed=0):
     return torch.from_numpy(depth)
 
 
+def known(depth, nearest_m, farthest_m):
+    """As datasets tell what is known."""
+    return (depth > nearest_m) & (depth < farthest_m)
+
+
+def metres(values):
+    """As a metric checkpoint makes them of the values that `log_metric` made."""
+    return MetricScale(0.1, 80.0, 500.0).depth_m((values + 1) / 2, 500.0)
+
+
 def read_out(picture, head):
     """What the network's last steps make of a decoded picture."""
     return answer(torch.einsum("oi,nihw->nohw", head.float(), picture))
@@ -46,14 +55,9 @@ def read_out(picture, head):
 # Depth
 
 
-def test_depth_is_valid_between_the_limits_and_where_it_is_known():
-    depth = torch.tensor([NAN, 0.0, 1e-5, 2e-5, 64.9, 65.0, INF])
-    assert valid_depth(depth, 1e-5, 65.0).tolist() == [False, False, False, True, True, False, False]
-
-
 def test_quantiles_are_numpys_over_each_images_own_valid_pixels():
     depth = random_depth()
-    valid = valid_depth(depth, 1e-5, torch.tensor([80.0, 20.0, 2.0]).view(3, 1, 1))
+    valid = known(depth, 1e-5, torch.tensor([80.0, 20.0, 2.0]).view(3, 1, 1))
     found = quantiles(depth, valid, (0.0, 0.02, 0.5, 0.98, 1.0))
     for image, mask, row in zip(depth.numpy(), valid.numpy(), found.numpy(), strict=True):
         expected = np.quantile(image[mask].astype(np.float64), (0.0, 0.02, 0.5, 0.98, 1.0))
@@ -92,7 +96,7 @@ def test_depth_is_normalised_not_disparity():
 def test_invalid_pixels_are_mapped_by_the_same_rule():
     """As published, where unknown is 0 metres: nearest. What is known but too far, and the sky, is farthest."""
     depth = torch.tensor([[[1.0, 2.0, 3.0, 0.0, NAN, 500.0, INF]]])
-    normalised = quantile_normalised(depth, valid_depth(depth, 1e-5, 65.0))
+    normalised = quantile_normalised(depth, known(depth, 1e-5, 65.0))
     torch.testing.assert_close(normalised[0, 0], torch.tensor([-1.0, 0.0, 1.0, -1.0, -1.0, 1.0, 1.0]))
 
 
@@ -100,7 +104,7 @@ def test_invalid_pixels_are_mapped_by_the_same_rule():
 def test_an_image_without_a_valid_pixel_gives_zeros_and_leaves_the_others_alone(content):
     depth = random_depth((2, 8, 8))
     depth[1] = content
-    valid = valid_depth(depth, 1e-5, 65.0)
+    valid = known(depth, 1e-5, 65.0)
     assert torch.equal(quantile_normalised(depth, valid)[1], torch.zeros(8, 8))
     assert torch.equal(clamped_to_quantiles(depth, valid)[1], torch.zeros(8, 8))
     assert torch.equal(quantile_normalised(depth, valid)[:1], quantile_normalised(depth[:1], valid[:1]))
@@ -137,11 +141,11 @@ def test_log_depth_is_hand_worked():
 
 def test_log_depth_comes_back_as_metres():
     depth = torch.logspace(math.log10(0.1), math.log10(80.0), 500)
-    torch.testing.assert_close(metres_from_log(log_metric(depth, 0.1, 80.0), 0.1, 80.0), depth, rtol=2e-6, atol=0)
+    torch.testing.assert_close(metres(log_metric(depth, 0.1, 80.0)), depth, rtol=2e-6, atol=0)
 
 
 def test_one_step_of_8_bits_is_2_6_percent_of_depth():
-    ratio = metres_from_log(torch.tensor(1 / 128), 0.1, 80.0) / metres_from_log(torch.tensor(0.0), 0.1, 80.0)
+    ratio = metres(torch.tensor(1 / 128)) / metres(torch.tensor(0.0))
     assert ratio.item() == pytest.approx(1.0265, abs=5e-5)
 
 
@@ -185,7 +189,7 @@ def test_the_mask_has_the_size_of_the_latent(size):
 
 
 def test_a_drawn_depth_map_is_read_back_by_the_network():
-    values = quantile_normalised(random_depth(), valid_depth(random_depth(), 1e-5, 65.0))
+    values = quantile_normalised(random_depth(), known(random_depth(), 1e-5, 65.0))
     picture = picture_of("depth", values)
     assert picture.shape == (3, 3, 40, 50)
     torch.testing.assert_close(read_out(picture, depth_head(disparity=False)), (values + 1) / 2, rtol=0, atol=1e-6)

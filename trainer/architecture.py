@@ -9,8 +9,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, LCMScheduler, UNet2DConditionModel
 
 from marigold_ros.config import Unusable
-from marigold_ros.family import DIFFUSION, E2E, LCM, single_step
-from marigold_ros.network import SingleStepNetwork, depth_head
+from marigold_ros.family import DIFFUSION, E2E, LCM
 from marigold_ros.sd2 import PROMPT_TOKENS, SCHEDULER
 
 CHANNELS_PER_HEAD = 32
@@ -76,14 +75,6 @@ def build_unet(
         use_linear_projection=True,
         norm_num_groups=32,
     )
-
-
-def build_network(
-    vae: AutoencoderKL, unet: UNet2DConditionModel, prompt: torch.Tensor, space: str
-) -> SingleStepNetwork:
-    """The module that is trained and run. Decoded maps are disparity-like in inverse depth, else depth-like."""
-    x0_scale, timestep = single_step(SCHEDULER, "the network being trained")
-    return SingleStepNetwork(vae, unet, prompt, x0_scale, depth_head(space == "inverse_depth"), timestep)
 
 
 def constant_prompt(width: int = 64) -> torch.Tensor:

@@ -26,9 +26,6 @@ from trainer.lidar_truth import depth_map, shrunk, true_depth
 from trainer.samples import Sample, is_sample, write_sample
 from trainer.selection import Look, Selection, TimeSplit
 
-# How far beyond the ends of /tf its nearest transform still serves.
-_TF_PATIENCE_S = 0.2
-
 
 class Collector:
     """Writes the samples of recordings into a folder, until `told_to_stop`."""
@@ -48,7 +45,7 @@ class Collector:
         state = State(self._out / "recordings" / f"{name}.json", self._facts(topics))
         if (done := state.summary()) is not None:
             return done
-        contents = contents_of(recording, topics, _TF_PATIENCE_S, self._watched)
+        contents = contents_of(recording, topics, self._watched)
         self._require_transforms(contents)
         state.begin()
         summary = self._keep(recording, topics, contents)

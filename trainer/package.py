@@ -24,13 +24,11 @@ from marigold_ros.config import Unusable, one_line
 from marigold_ros.family import DIFFUSION, E2E, LCM
 from marigold_ros.files import flush
 from marigold_ros.metric import SPACES
-from marigold_ros.network import SingleStepNetwork
 from marigold_ros.normals_frame import FIELD, RIGHT
 from marigold_ros.sd2 import SCHEDULER
 from trainer.architecture import build_scheduler
 from trainer.model_index import PIPELINES, STEPS, model_index
 
-MAX_BYTES = 20_000_000
 TINY_VAE_FOLDER = "tiny_vae"
 _TEXT_ENCODER = ("text_encoder", "tokenizer")
 _HALF = ".fp16.safetensors"
@@ -68,31 +66,18 @@ class Member:
             raise Unusable(f"metric range of a network for {self.task} in {self.space!r}: is for depth in 'log_depth'")
 
 
-def write_checkpoint(
-    folder: Path, network: SingleStepNetwork, space: str, size: tuple[int, int], card: str, onnx: bool = True
-) -> None:
-    """Write the bundled model's kind, `network`, to `folder` in float16, replacing the checkpoint that is there.
-
-    size: working size (width, height) in pixels; card: the text of README.md; onnx: also export model.onnx. Raises
-    `Unusable` as `write_member` does, and for more weights than may ship.
-    """
-    member = Member(network.unet, network.vae, network.prompt, "depth", E2E, size, space)
-    write_member(folder, member, card, max_bytes=MAX_BYTES, onnx=onnx)
-
-
 def write_member(
     folder: Path,
     member: Member,
     card: str,
     dtype: torch.dtype = torch.float16,
-    max_bytes: int | None = None,
     onnx: bool = False,
 ) -> None:
     """Write `member` to `folder`, replacing the checkpoint that is there, for our loader and for diffusers'.
 
-    card: the text of README.md; dtype: of the weights; max_bytes: of all weights; onnx: also export model.onnx (single
-    step depth and normals only). Raises `Unusable` for what cannot be written, does not fit together or is too large;
-    then what was there still is.
+    card: the text of README.md; dtype: of the weights; onnx: also export model.onnx (single
+    step depth and normals only). Raises `Unusable` for what cannot be written or does not fit together; then
+    what was there still is.
     """
     folder = Path(folder)
     with _beside(folder) as beside:
@@ -115,8 +100,6 @@ def write_member(
         if onnx:
             _export(beside)
             seal(beside)
-        if max_bytes is not None:
-            _check_size(beside, max_bytes)
         describe(beside)
         replace_folder(beside, folder)
 
@@ -217,14 +200,6 @@ def _export(folder: Path) -> None:
     done = subprocess.run([*command, "--output", str(folder / ONNX_FILE)], capture_output=True, text=True, check=False)
     if done.returncode:
         raise Unusable(f"checkpoint {folder}: cannot be exported to ONNX: {done.stderr.strip()[-2000:]}")
-
-
-def _check_size(folder: Path, max_bytes: int) -> None:
-    weights = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
-    if weights > max_bytes:
-        raise Unusable(
-            f"checkpoint {folder}: weights of {weights} bytes; at most {max_bytes} may ship, make it smaller"
-        )
 
 
 def replace_folder(beside: Path, folder: Path) -> None:

@@ -28,11 +28,6 @@ _GAMMA = 2.2
 _TINY = 1e-6
 
 
-def valid_depth(depth_m: Tensor, nearest_m: float, farthest_m: float) -> Tensor:
-    """Where depth is known and lies between the limits, both excluded: bool of the shape of `depth_m`."""
-    return (depth_m > nearest_m) & (depth_m < farthest_m)
-
-
 def quantiles(values: Tensor, valid: Tensor, shares: tuple[float, ...]) -> Tensor:
     """(N, len(shares)) quantiles of each image's valid pixels, NaN for an image without any; values, valid (N, ...).
 
@@ -81,12 +76,6 @@ def log_metric(depth_m: Tensor, d_min_m: float, d_max_m: float) -> Tensor:
     _check_range(d_min_m, d_max_m)
     share = (depth_m.float().clamp(d_min_m, d_max_m) / d_min_m).log() / math.log(d_max_m / d_min_m)
     return (share * 2.0 - 1.0).clamp(-1.0, 1.0)
-
-
-def metres_from_log(values: Tensor, d_min_m: float, d_max_m: float) -> Tensor:
-    """The inverse of `log_metric`: d_min (d_max / d_min)^((values + 1) / 2) metres, for any values."""
-    _check_range(d_min_m, d_max_m)
-    return d_min_m * ((values.float() + 1.0) * (0.5 * math.log(d_max_m / d_min_m))).exp()
 
 
 def _check_range(d_min_m: float, d_max_m: float) -> None:

@@ -146,14 +146,14 @@ def grid(xs: np.ndarray, ys: np.ndarray, height: ArrayLike, part: int = 0) -> Me
     """A height field over the grid xs × ys (metres): `height` is an array (ny, nx) of z."""
     gx, gy = np.meshgrid(np.asarray(xs, np.float32), np.asarray(ys, np.float32))
     v = np.stack([gx, gy, np.broadcast_to(height, gx.shape)], -1).reshape(-1, 3)
-    f = grid_faces(len(ys), len(xs), wrap=False)
+    f = grid_faces(len(ys), len(xs))
     return triangles(v, f, v[:, :2].copy(), None, part)
 
 
-def grid_faces(rows: int, cols: int, wrap: bool) -> np.ndarray:
-    """Faces of a grid of rows × cols points stored row by row; `wrap` joins the last column to the first."""
-    i, j = np.meshgrid(np.arange(rows - 1), np.arange(cols if wrap else cols - 1), indexing="ij")
-    a, b = i * cols + j, i * cols + (j + 1) % cols
+def grid_faces(rows: int, cols: int) -> np.ndarray:
+    """Faces of a grid of rows × cols points stored row by row."""
+    i, j = np.meshgrid(np.arange(rows - 1), np.arange(cols - 1), indexing="ij")
+    a, b = i * cols + j, i * cols + (j + 1)
     c, d = a + cols, b + cols
     return np.stack([np.stack([a, b, d], -1), np.stack([a, d, c], -1)], 2).reshape(-1, 3).astype(np.int32)
 
@@ -188,7 +188,7 @@ def tube(
     length = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(p, axis=0), axis=1))])
     turn = phi * max(float(r.mean()), 0.01)
     uv = np.stack(np.broadcast_arrays(turn[None, :], length[:, None]), -1).reshape(-1, 2)
-    f = grid_faces(len(p), segments + 1, wrap=False)[:, ::-1]
+    f = grid_faces(len(p), segments + 1)[:, ::-1]
     n = ring / np.maximum(np.linalg.norm(ring, axis=2, keepdims=True), 1e-9)
     if caps:
         axis = d[[0, -1]] * np.array([[-1], [1]])
@@ -222,7 +222,7 @@ def sphere(center: ArrayLike, radius: ArrayLike, rings: int = 8, segments: int =
     uv = np.stack(np.broadcast_arrays(ph[None] * r[0], th[:, None] * r[2]), -1).reshape(-1, 2)
     nn = n / r
     nn /= np.linalg.norm(nn, axis=1, keepdims=True)
-    f = grid_faces(rings + 1, segments + 1, wrap=False)[:, ::-1]
+    f = grid_faces(rings + 1, segments + 1)[:, ::-1]
     return triangles(n * r + np.asarray(center), f, uv, nn, part)
 
 
@@ -249,7 +249,7 @@ def lathe(profile: ArrayLike, segments: int = 12, part: int = 0) -> Mesh:
     ).reshape(-1, 3)
     length = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(pr, axis=0), axis=1))])
     uv = np.stack(np.broadcast_arrays(ph[None] * max(float(pr[:, 0].mean()), 0.01), length[:, None]), -1)
-    return triangles(v, grid_faces(len(pr), segments + 1, wrap=False), uv.reshape(-1, 2), None, part)
+    return triangles(v, grid_faces(len(pr), segments + 1), uv.reshape(-1, 2), None, part)
 
 
 def prism(outline: ArrayLike, depth: float, part: int = 0) -> Mesh:
@@ -328,7 +328,7 @@ def sheet(width: float, height: float, waves: float, amplitude: float, rng: np.r
     ph = 2 * np.pi * waves * x + phase + wob[0] * np.sin(3 * x + wob[1] * 5)
     y = amplitude * np.sin(ph)[None] * (1.15 - 0.5 * (z / height))[:, None]
     v = np.stack(np.broadcast_arrays(x[None], y, z[:, None]), -1).reshape(-1, 3)
-    f = grid_faces(len(z), len(x), wrap=False)
+    f = grid_faces(len(z), len(x))
     return triangles(v, f, v[:, [0, 2]].copy(), None, part)
 
 

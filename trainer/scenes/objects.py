@@ -210,7 +210,7 @@ def car(rng: Rng, kind: str | None = None) -> Mesh:
         np.repeat(rings[-1].mean(0, keepdims=True), 25, 0),
     ]
     v = np.stack(rings).reshape(-1, 3)
-    body = triangles(v, grid_faces(len(rings), 25, False), np.stack([v[:, 0], v[:, 2] + v[:, 1]], -1), None, 0)
+    body = triangles(v, grid_faces(len(rings), 25), np.stack([v[:, 0], v[:, 2] + v[:, 1]], -1), None, 0)
     x0, x1 = (a * length for a in bottom_x)
     t0, t1 = (a * length for a in top_x)
     wide, narrow = w * 0.94, w * (0.76 if kind not in ("bus", "truck", "van") else 0.9)

@@ -400,7 +400,7 @@ def _far_hills(stage: Stage, near: float, far: float) -> None:
         uv = np.stack([np.tile(az * r, 2), v[:, 2]], -1)
         haze = np.array([0.8, 0.95, 1.15]) * rng.uniform(0.6, 1.2)
         stage.add(
-            triangles(v, grid_faces(2, n, False)[:, ::-1], uv, None),
+            triangles(v, grid_faces(2, n)[:, ::-1], uv, None),
             stage.mat("foliage|grass|litter|concrete", tint=haze, mean=rng.uniform(0.06, 0.25), scale=25),
         )
 
@@ -519,7 +519,7 @@ def _path(stage: Stage, height: Height) -> None:
     across = np.linspace(-w / 2, w / 2, 7)
     v = np.stack([np.repeat(xs, 7), (mid[:, None] + across).ravel(), np.zeros(len(xs) * 7)], -1)
     v[:, 2] = height(v[:, 0], v[:, 1]) + 0.03
-    m = triangles(v, grid_faces(len(xs), 7, False)[:, ::-1], v[:, :2].copy())
+    m = triangles(v, grid_faces(len(xs), 7)[:, ::-1], v[:, :2].copy())
     stage.add(m, stage.mat("gravel|dirt|asphalt|paving|concrete|litter", mean=rng.uniform(0.1, 0.5)))
 
 

@@ -108,7 +108,7 @@ class Drift:
         v = v + n * bumps(v.reshape(-1, 3)).reshape(*up.shape, 1) * strength
         around = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
         uv = np.stack(np.broadcast_arrays(s[:, None], around[None]), -1)
-        faces = grid_faces(len(s), len(points), wrap=False)
+        faces = grid_faces(len(s), len(points))
         corners = v.reshape(-1, 3)[faces]
         flat = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
         flat /= np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-9)
