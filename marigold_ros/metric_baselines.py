@@ -7,6 +7,7 @@ new entry of `METHODS`.
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
@@ -95,7 +96,8 @@ def ours_with_sigma(question: Question) -> tuple[np.ndarray, np.ndarray]:
     evidence = evidence_of(fitted_m, question.anchors, fit.evidence.sigma)
     if evidence is not None:
         correction = Correction(evidence, fitted_field(evidence, limit), fresh=True)
-        depth_m = apply_corrected(fit, coarse, factor_of(correction.field, coarse_m), size, _MAX_DEPTH_M)
+        factor = factor_of(correction.field, apply_fit(fit, coarse, math.inf))
+        depth_m = apply_corrected(fit, coarse, factor, size, _MAX_DEPTH_M)
         depth_m[np.isnan(fitted_m)] = np.nan
         uncertainty.learn(evidence, limit, lambda: doubt)
     forget_far(depth_m, question.relative, far_end(question.anchors), _MAX_DEPTH_M)

@@ -190,14 +190,15 @@ class Pipeline:
             )
             fit, most_m = metres.fit or self._own, config.fit.max_depth_m
             depth_m = fitted_m = None if fit is None else apply_fit(fit, relative, most_m)
-            # What has no more detail than the network's answer is worked out at its size.
-            coarse_m = None if fit is None else apply_fit(fit, coarse, most_m)
+        # What has no more detail than the network's answer is worked out at its size.
         with _timed(stage_s, "correct"):
             limit, correction = config.fit.correction_limit, None
             if limit > 1.0 or judged:
                 correction = self._corrector(fitted_m, metres, anchors, limit, motion, scans)
             if correction is not None:
-                depth_m = apply_corrected(fit, coarse, factor_of(correction.field, coarse_m), size, most_m)
+                # Also where the fit has more than that: beside it, in the image, it may have less.
+                factor = factor_of(correction.field, apply_fit(fit, coarse, math.inf))
+                depth_m = apply_corrected(fit, coarse, factor, size, most_m)
                 np.copyto(depth_m, np.float32(np.nan), where=np.isnan(fitted_m))
                 self._seen.remember(correction.evidence)
         if depth_m is not None:
@@ -220,7 +221,7 @@ class Pipeline:
         if depth_m is None or not judged:
             return frame
         with _timed(stage_s, "sigma"):
-            doubt = cache(partial(doubt_of, coarse_m, disagreement, fit, size))
+            doubt = cache(lambda: doubt_of(apply_fit(fit, coarse, most_m), disagreement, fit, size))
             if correction is not None and correction.fresh:
                 learn = partial(self._uncertainty.learn, correction.evidence, limit, doubt)
                 if self._uncertainty.law is USUAL:
@@ -253,9 +254,11 @@ class Pipeline:
 
     def _see(self, stamp_ns: int, rgb: np.ndarray, camera: Camera) -> None:
         put_off, self._put_off = self._put_off, []
-        for work in put_off:
-            work()
-        self._seen.see(stamp_ns, rgb, camera)
+        try:
+            for work in put_off:
+                work()
+        finally:
+            self._seen.see(stamp_ns, rgb, camera)
 
     def _watched(
         self, stamp_ns: int, rgb: np.ndarray, camera: Camera, anchors: Anchors | None, config: Config

@@ -78,7 +78,8 @@ class RangeSource:
         camera_from_lidar, unmoved = self.extrinsic.camera_from_lidar(*between)
         told = found.offset_s is not None or self._type == "depth_image" or not settings.point_times
         error_s = _TIME_ERROR_S if told else _TIME_ERROR_OF_SCAN_S
-        sweep = self.extrinsic.sweep(*between, found.offset_s, error_s)
+        # Asked a moment later, tf2 may know: then the sweep would move what is moved with the picture already.
+        sweep = None if unmoved else self.extrinsic.sweep(*between, found.offset_s, error_s)
         moved = settings.fixed_frame and unmoved is None
         age_s = 0.0 if moved else (between[1] - found.stamp_ns) * 1e-9
         return Scan(found.points, camera_from_lidar, settings, sweep, age_s, found.stamp_ns), unmoved
@@ -157,6 +158,7 @@ class RangeSources:
                 self._notice_late_odometry(source, unmoved)
             except Unusable as problem:
                 problems[source] = problem
+                self._diagnostics.solved(f"{source.name} motion")  # of a scan that there is not
         if found:
             for source, problem in problems.items():
                 self._diagnostics.problem(f"{source.name} missing", f"{source.topic}: {problem}")

@@ -129,8 +129,8 @@ class TfExtrinsic:
     def camera_from_lidar(self, camera_frame: str, image_ns: int, lidar_frame: str, scan_ns: int) -> Placed:
         """(4, 4) from /tf and /tf_static.
 
-        A time that tf2 does not know may be known in the next image; where that has gone on for `_PATIENCE_S`, in
-        several images, it is a `Fault`: a publisher that died, or a clock that is off.
+        A time at which tf2 does not know the mount may be known in the next image; where that has gone on for
+        `_PATIENCE_S`, in several images, it is a `Fault`: a publisher that died, or a clock that is off.
         """
         for sensor, frame in (("image", camera_frame), (self._section, lidar_frame)):
             if not frame:

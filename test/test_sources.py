@@ -214,6 +214,7 @@ def test_a_scan_that_odometry_has_not_moved_keeps_its_age(fixed_frame, unmoved, 
     image.header.stamp.nanosec = 40_000_000
     scan, why = source.placed(source.scans.nearest(0, 1.0), image, settings)
     assert (scan.age_s, why) == (age_s, unmoved)
+    assert hasattr(place, "asked") == (unmoved is None)  # or odometry that came meanwhile would move it once more
 
 
 @pytest.mark.parametrize(
