@@ -83,7 +83,8 @@ def test_the_seed_decides(family, rgb):
     first, again, other = (
         Guided(family(), replace(QUICK, seed=seed))(rgb, ramp_anchors()).values for seed in (1, 1, 2)
     )
-    np.testing.assert_array_equal(first, again)
+    # Not to the bit: where arrays lie in memory decides how the processor sums them up.
+    np.testing.assert_allclose(first, again, rtol=1e-5)
     assert np.abs(first - other).max() > 1e-3
 
 
