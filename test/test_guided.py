@@ -83,9 +83,10 @@ def test_the_seed_decides(family, rgb):
     first, again, other = (
         Guided(family(), replace(QUICK, seed=seed))(rgb, ramp_anchors()).values for seed in (1, 1, 2)
     )
-    # Not to the bit: where arrays lie in memory decides how the processor sums them up.
-    np.testing.assert_allclose(first, again, rtol=1e-5)
-    assert np.abs(first - other).max() > 1e-3
+    # Not to the bit: where arrays lie in memory decides how the processor sums them up, and each step adds to that.
+    by_seed = np.abs(first - other).max()
+    assert by_seed > 1e-3
+    assert np.abs(first - again).max() < 0.1 * by_seed
 
 
 @pytest.mark.parametrize("space", ["depth", "inverse_depth", "log_depth"])
