@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from marigold_ros.anchors import Anchors, at_random
-from marigold_ros.metric import sample
+from marigold_ros.metric import MetricFit, apply_corrected, apply_fit, sample
 from marigold_ros.vote import CELLS, FARTHEST_LN, places_of, trust_of
 
 # Columns, rows and steps of log depth.
@@ -168,6 +168,20 @@ def corrected(depth_m: np.ndarray, anchors: Anchors, sigma: float, limit: float,
     corrected_m = factor_of(fitted_field(evidence, limit), depth_m)
     corrected_m *= depth_m
     corrected_m[corrected_m > max_depth_m] = np.nan
+    return corrected_m
+
+
+def apply_field(
+    field: Field, fit: MetricFit, coarse: np.ndarray, fitted_m: np.ndarray, max_depth_m: float
+) -> np.ndarray:
+    """(H, W) float32 metres: the fit's, (H, W) `fitted_m`, corrected. What they have beyond `max_depth_m` stays NaN.
+
+    Worked out at the size of (h, w) `coarse` relative depth: an enlarged answer has no more detail.
+    """
+    # The factor also where the fit has more than that: beside it, in the image, it may have less.
+    factor = factor_of(field, apply_fit(fit, coarse, math.inf))
+    corrected_m = apply_corrected(fit, coarse, factor, fitted_m.shape[::-1], max_depth_m)
+    np.copyto(corrected_m, np.float32(np.nan), where=np.isnan(fitted_m))
     return corrected_m
 
 

@@ -7,7 +7,6 @@ new entry of `METHODS`.
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
@@ -18,11 +17,10 @@ import numpy as np
 from marigold_ros.anchors import Anchors
 from marigold_ros.config import FitConfig, Unusable
 from marigold_ros.correction import Correction
-from marigold_ros.field import evidence_of, factor_of, fitted_field
+from marigold_ros.field import apply_field, evidence_of, fitted_field
 from marigold_ros.metric import (
     MetricFit,
     Refusal,
-    apply_corrected,
     apply_fit,
     fit_metric,
     from_space,
@@ -89,16 +87,13 @@ def ours_with_sigma(question: Question) -> tuple[np.ndarray, np.ndarray]:
     if isinstance(fit, Refusal):
         return _unknown(question), _unknown(question)
     fitted_m = apply_fit(fit, question.relative, _MAX_DEPTH_M)
-    coarse, size = question.relative if question.coarse is None else question.coarse, fitted_m.shape[::-1]
-    coarse_m = apply_fit(fit, coarse, _MAX_DEPTH_M)
+    coarse = question.relative if question.coarse is None else question.coarse
     limit, correction, depth_m = FitConfig().correction_limit, None, fitted_m.copy()
-    doubt, uncertainty = doubt_of(coarse_m, None, fit, size), Uncertainty()
+    doubt, uncertainty = doubt_of(apply_fit(fit, coarse, _MAX_DEPTH_M), None, fit, fitted_m.shape[::-1]), Uncertainty()
     evidence = evidence_of(fitted_m, question.anchors, fit.evidence.sigma)
     if evidence is not None:
         correction = Correction(evidence, fitted_field(evidence, limit), fresh=True)
-        factor = factor_of(correction.field, apply_fit(fit, coarse, math.inf))
-        depth_m = apply_corrected(fit, coarse, factor, size, _MAX_DEPTH_M)
-        depth_m[np.isnan(fitted_m)] = np.nan
+        depth_m = apply_field(correction.field, fit, coarse, fitted_m, _MAX_DEPTH_M)
         uncertainty.learn(evidence, limit, lambda: doubt)
     forget_far(depth_m, question.relative, far_end(question.anchors), _MAX_DEPTH_M)
     variance = smooth_variance(uncertainty.law, fitted_m, question.relative, fit, correction)

@@ -22,9 +22,9 @@ from marigold_ros.calibration import Calibration, CalibrationMonitor
 from marigold_ros.config import Config, Fault, Unusable
 from marigold_ros.correction import Corrector
 from marigold_ros.disagreement import confidence_of
-from marigold_ros.field import factor_of
+from marigold_ros.field import apply_field
 from marigold_ros.geometry import Camera, Rectifier, rectifier, resize
-from marigold_ros.metric import MetricFit, apply_corrected, apply_fit
+from marigold_ros.metric import MetricFit, apply_fit
 from marigold_ros.motion import FindMotion, unknown_motion
 from marigold_ros.picture_motion import PictureTrack
 from marigold_ros.seen_motion import SeenMotion
@@ -190,16 +190,12 @@ class Pipeline:
             )
             fit, most_m = metres.fit or self._own, config.fit.max_depth_m
             depth_m = fitted_m = None if fit is None else apply_fit(fit, relative, most_m)
-        # What has no more detail than the network's answer is worked out at its size.
         with _timed(stage_s, "correct"):
             limit, correction = config.fit.correction_limit, None
             if limit > 1.0 or judged:
                 correction = self._corrector(fitted_m, metres, anchors, limit, motion, scans)
             if correction is not None:
-                # Also where the fit has more than that: beside it, in the image, it may have less.
-                factor = factor_of(correction.field, apply_fit(fit, coarse, math.inf))
-                depth_m = apply_corrected(fit, coarse, factor, size, most_m)
-                np.copyto(depth_m, np.float32(np.nan), where=np.isnan(fitted_m))
+                depth_m = apply_field(correction.field, fit, coarse, fitted_m, most_m)
                 self._seen.remember(correction.evidence)
         if depth_m is not None:
             if metres.fresh and (correction is None or correction.fresh):

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+# What a robot must not miss: nearer than this, and off by this part of it.
+_NEAR_M, _OFF = 5.0, 0.25
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -64,20 +67,20 @@ def score(predicted_m: np.ndarray, truth_m: np.ndarray, valid: np.ndarray | None
     )
 
 
-def near_rates(predicted_m: np.ndarray, truth_m: np.ndarray, near_m: float = 5.0, off: float = 0.25) -> NearRates:
-    """Misses and phantoms where `truth_m` < `near_m`: depth off by more than the part `off` of the truth.
+def near_rates(predicted_m: np.ndarray, truth_m: np.ndarray) -> NearRates:
+    """Misses and phantoms where `truth_m` is less than 5 m: depth off by more than a quarter of the truth.
 
     Arrays of one shape in metres; NaN or <= 0 means unknown in both.
     """
     with np.errstate(invalid="ignore"):
-        near = (truth_m > 0) & (truth_m < near_m)
+        near = (truth_m > 0) & (truth_m < _NEAR_M)
     predicted, truth = predicted_m[near], truth_m[near]
     if len(truth) == 0:
         return NearRates(np.nan, np.nan, 0)
     with np.errstate(invalid="ignore"):
         known = np.isfinite(predicted) & (predicted > 0)
-        miss = ~known | (predicted > (1 + off) * truth)
-        phantom = known & (predicted < (1 - off) * truth)
+        miss = ~known | (predicted > (1 + _OFF) * truth)
+        phantom = known & (predicted < (1 - _OFF) * truth)
     return NearRates(float(np.mean(miss)), float(np.mean(phantom)), len(truth))
 
 
