@@ -24,6 +24,8 @@ def shared_files() -> list[tuple[str, list[str]]]:
 
 
 OPENVINO = ["openvino>=2025.0"]
+# What the node does beside the network, compiled.
+FAST = ["numba>=0.55"]
 TORCH = ["torch>=2.4", "diffusers>=0.33", "safetensors"]
 ONNX = ["onnx>=1.17", "onnxscript>=0.2"]
 TENSORRT = ["tensorrt>=10.3", "cuda-python>=12"]
@@ -52,7 +54,8 @@ setup(
         "export": TORCH + ONNX,
         "tensorrt": TENSORRT,
         "trainer": [*TORCH, *ONNX, *DATASETS, *TRAINING, "mitsuba>=3.6", "matplotlib>=3.8", "rosbags>=0.11"],
-        "demo": [*OPENVINO, *RECORDINGS, "psutil"],
+        "fast": FAST,
+        "demo": [*OPENVINO, *FAST, *RECORDINGS, "psutil"],
         "ros": ["ros-rclpy[fastrtps]==7.1.6", "ros-common-interfaces==5.3.6"],
         "dev": ["pytest", "pytest-xdist", "ruff", "colcon-common-extensions"],
     },

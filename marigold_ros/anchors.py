@@ -9,8 +9,9 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
+from marigold_ros.compiled import FloatRows, Floats, Int, Mask, compiled
 from marigold_ros.config import RangeConfig
-from marigold_ros.geometry import Camera, transformed
+from marigold_ros.geometry import Camera, in_image, transformed
 from marigold_ros.sweep import Sweep, may_be_seen, moved
 
 # Tiles over which anchors are thinned out evenly, in pixels; the field's networks are smooth at this scale.
@@ -107,7 +108,7 @@ def anchors_of(
     parts = [_in_image(scan, of, camera, unseen) for scan, of in zip(scans, limits, strict=True)]
     columns = [np.concatenate(column) for column in zip(*(part for _, part in parts), strict=True)]
     pixels, depth_m, noise_m, noise_px = columns or (np.empty((0, 2), np.float32), *np.empty((3, 0), np.float32))
-    weight = _visibility(pixels, depth_m, camera)
+    weight = _visibility(pixels, np.log(depth_m), camera.width, camera.height)
     counts = [len(part[1]) for _, part in parts]
     shares = _fair_shares([min(n, of.max_points) for n, of in zip(counts, limits, strict=True)], settings.max_points)
     if shares != counts:
@@ -116,7 +117,9 @@ def anchors_of(
             end - count + _spread_evenly(pixels[end - count : end], share, camera)
             for end, count, share in zip(ends, counts, shares, strict=True)
         ])  # fmt: skip
-        pixels, depth_m, weight, noise_m, noise_px = (a[kept] for a in (pixels, depth_m, weight, noise_m, noise_px))
+        pixels, depth_m, weight, noise_m, noise_px = (
+            a.take(kept, axis=0) for a in (pixels, depth_m, weight, noise_m, noise_px)
+        )
     return Anchors(pixels, depth_m, weight, sum(seen for seen, _ in parts), noise_m, noise_px)
 
 
@@ -138,52 +141,101 @@ def _in_image(
     scan: Scan, limits: RangeConfig, camera: Camera, unseen: np.ndarray | None
 ) -> tuple[int, tuple[np.ndarray, ...]]:
     """How many points are finite; of those in the image, pixels, depth_m, noise_m, noise_px as in `Anchors`."""
-    points, sweep = scan.points, scan.sweep
-    squared = np.einsum("ij,ij->i", points, points)
-    measured = (squared > 0) & (squared < np.inf)
-    seen = np.count_nonzero(measured)
-    if limits.min_range_m > 0:
-        measured &= squared >= limits.min_range_m**2
-    if limits.self_box_m[:3] != limits.self_box_m[3:]:
-        measured &= ~_within(points, limits.self_box_m)
-    in_camera = _in_camera(scan, squared, measured, camera)
-    # As `project`, but only of what is left: fresh memory for all points is what costs here.
-    depth_m = in_camera[:, 2]
-    ahead = np.flatnonzero((depth_m > 0) & (depth_m >= limits.min_depth_m) & (depth_m <= limits.max_depth_m))
-    depth_m = depth_m[ahead].astype(np.float32)
-    pixels = np.empty((len(ahead), 2), np.float32)
-    for axis, (focal, centre) in enumerate(((camera.fx, camera.cx), (camera.fy, camera.cy))):
-        with np.errstate(over="ignore"):
-            place = in_camera[ahead, axis] / depth_m
-            place *= np.float32(focal)
-            place += np.float32(centre + scan.shift_px[axis])
-        pixels[:, axis] = place
-    inside = camera.contains(pixels)
-    if unseen is not None:
-        column, row = np.rint(np.clip(pixels, 0, (camera.width - 1, camera.height - 1))).astype(np.intp).T
-        inside &= ~unseen[row, column]
-    if not inside.all():
-        pixels, depth_m = pixels[inside], depth_m[inside]
+    points, sweep = np.ascontiguousarray(scan.points, np.float32), scan.sweep
+    least_m, box_m = limits.min_range_m, limits.self_box_m
+    shown = (camera.fx, camera.fy, camera.cx + scan.shift_px[0], camera.cy + scan.shift_px[1])
+    lens = np.array([*shown, camera.width, camera.height, limits.min_depth_m, limits.max_depth_m], np.float32)
+    unseen = np.zeros((0, 0), np.bool_) if unseen is None else unseen
+    if sweep is None or sweep.offset_s is None or sweep.still or len(points) == 0:
+        pose = np.ascontiguousarray(scan.camera_from_lidar[:3], np.float32)
+        seen, pixels, depth_m = _projected(points, pose, _bounds(least_m, box_m), lens, unseen)
+    else:
+        seen, wanted, squared = _measured(points, _bounds(least_m, box_m))
+        with np.errstate(invalid="ignore"):
+            wanted &= may_be_seen(points, sweep.offset_s, np.sqrt(squared), sweep, camera.cone_rad)
+        in_camera = moved(points[wanted], sweep.offset_s[wanted], sweep)
+        _, pixels, depth_m = _projected(in_camera, np.eye(3, 4, dtype=np.float32), _bounds(), lens, unseen)
     return seen, (pixels, depth_m, *_noise(limits, sweep, depth_m, camera))
 
 
-def _in_camera(scan: Scan, squared_m: np.ndarray, wanted: np.ndarray, camera: Camera) -> np.ndarray:
-    """(M, 3) points of those that are `wanted`, (N,) bool, in the camera's frame; perhaps without some behind it."""
-    sweep = scan.sweep
-    if sweep is None or sweep.offset_s is None or sweep.still or len(scan.points) == 0:
-        in_camera = transformed(scan.points, scan.camera_from_lidar)
-        return in_camera[wanted & (in_camera[:, 2] > 0)]
+def _bounds(least_m: float = 0.0, box_m: tuple[float, ...] = (0.0,) * 6) -> np.ndarray:
+    """(7,) float32: the square of the least range, and the box of least x y z and greatest x y z that is left out."""
+    return np.array([least_m**2, *box_m], np.float32)
+
+
+def _measured(points: np.ndarray, bounds: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
+    """How many of (N, 3) points are finite and not zero; (N,) bool, which of them are within `_bounds`; (N,) their
+    squared ranges.
+    """
+    squared = np.einsum("ij,ij->i", points, points)
+    wanted = (squared > 0) & (squared < np.inf)
+    seen = np.count_nonzero(wanted)
+    wanted &= squared >= bounds[0]
+    least, most = bounds[1:4], bounds[4:]
+    if (least != most).any():
+        wanted &= ~((points > least) & (points < most)).all(axis=1)
+    return seen, wanted, squared
+
+
+def _projected_by_numpy(
+    points: np.ndarray, pose: np.ndarray, bounds: np.ndarray, lens: np.ndarray, unseen: np.ndarray
+) -> tuple[int, np.ndarray, np.ndarray]:
+    """How many of (N, 3) points are finite and not zero; (M, 2) pixels and (M,) depth of those in the image.
+
+    pose: (3, 4), camera from sensor. bounds: see `_bounds`. lens: fx, fy, cx, cy, width, height of the image, least and
+    greatest depth. unseen: (H, W) bool, or empty. All float32.
+    """
+    fx, fy, cx, cy, width, height, nearest_m, farthest_m = lens
+    seen, wanted, _ = _measured(points, bounds)
+    in_camera = transformed(points, pose)
+    # As `project`, but only of what is left: fresh memory for all points is what costs here.
+    depth_m = in_camera[:, 2]
     with np.errstate(invalid="ignore"):
-        chosen = wanted & may_be_seen(scan.points, sweep.offset_s, np.sqrt(squared_m), sweep, camera.cone_rad)
-    return moved(scan.points[chosen], sweep.offset_s[chosen], sweep)
+        ahead = np.flatnonzero(wanted & (depth_m > 0) & (depth_m >= nearest_m) & (depth_m <= farthest_m))
+    depth_m = depth_m[ahead]
+    pixels = np.empty((len(ahead), 2), np.float32)
+    for axis, (focal, centre) in enumerate(((fx, cx), (fy, cy))):
+        with np.errstate(over="ignore"):
+            place = in_camera[ahead, axis] / depth_m
+            place *= focal
+            place += centre
+        pixels[:, axis] = place
+    inside = in_image(pixels, width, height)
+    if unseen.size:
+        column, row = np.rint(np.clip(pixels, 0, (width - 1, height - 1))).astype(np.intp).T
+        inside &= ~unseen[row, column]
+    return seen, pixels[inside], depth_m[inside]
 
 
-def _within(points: np.ndarray, box_m: tuple[float, ...]) -> np.ndarray:
-    """(N,) bool: which points lie in the box of least x y z and greatest x y z."""
-    within = np.ones(len(points), bool)
-    for axis in range(3):
-        within &= (points[:, axis] > box_m[axis]) & (points[:, axis] < box_m[axis + 3])
-    return within
+@compiled(_projected_by_numpy)
+def _projected(
+    points: FloatRows, pose: FloatRows, bounds: Floats, lens: Floats, unseen: Mask
+) -> tuple[int, np.ndarray, np.ndarray]:
+    fx, fy, cx, cy, width, height, nearest_m, farthest_m = lens
+    pixels, depth_m = np.empty((len(points), 2), np.float32), np.empty(len(points), np.float32)
+    seen = found = 0
+    for i in range(len(points)):
+        x, y, z = points[i, 0], points[i, 1], points[i, 2]
+        squared = x * x + y * y + z * z
+        if not (squared > 0 and squared < np.inf):
+            continue
+        seen += 1
+        on_robot = bounds[1] < x < bounds[4] and bounds[2] < y < bounds[5] and bounds[3] < z < bounds[6]
+        if squared < bounds[0] or on_robot:
+            continue
+        depth = pose[2, 0] * x + pose[2, 1] * y + pose[2, 2] * z + pose[2, 3]
+        if not (depth > 0 and depth >= nearest_m and depth <= farthest_m):
+            continue
+        u = (pose[0, 0] * x + pose[0, 1] * y + pose[0, 2] * z + pose[0, 3]) / depth * fx + cx
+        v = (pose[1, 0] * x + pose[1, 1] * y + pose[1, 2] * z + pose[1, 3]) / depth * fy + cy
+        half = np.float32(0.5)
+        if not (u >= -half and u < width - half and v >= -half and v < height - half):
+            continue
+        if unseen.size and unseen[int(max(v, np.float32(0)) + half), int(max(u, np.float32(0)) + half)]:
+            continue
+        pixels[found, 0], pixels[found, 1], depth_m[found] = u, v, depth
+        found += 1
+    return seen, pixels[:found].copy(), depth_m[:found].copy()
 
 
 def _noise(
@@ -209,9 +261,9 @@ def _fair_shares(wanted: Sequence[int], budget: int) -> list[int]:
     return shares
 
 
-def _tiles(pixels: np.ndarray, camera: Camera, size_px: int) -> tuple[np.ndarray, tuple[int, int]]:
+def _tiles(pixels: np.ndarray, width: int, height: int, size_px: int) -> tuple[np.ndarray, tuple[int, int]]:
     """Number of the tile that each pixel lies in, row by row, and the number of rows and columns."""
-    shape = (camera.height + size_px - 1) // size_px, (camera.width + size_px - 1) // size_px
+    shape = (height + size_px - 1) // size_px, (width + size_px - 1) // size_px
     # Not `//`: floor division of floats takes twenty times as long, and here no pixel lies below -0.5.
     tiles = ((pixels + np.float32(0.5)) * np.float32(1.0 / size_px)).astype(np.int32)
     numbers = np.minimum(tiles[:, 1], shape[0] - 1).astype(np.intp)
@@ -220,13 +272,16 @@ def _tiles(pixels: np.ndarray, camera: Camera, size_px: int) -> tuple[np.ndarray
     return numbers, shape
 
 
-def _visibility(pixels: np.ndarray, depth_m: np.ndarray, camera: Camera) -> np.ndarray:
-    """(N,) float32 weights by a vote of the points around each one (reference: soft occlusion vote by histograms)."""
-    weight = np.ones(len(depth_m), np.float32)
-    if len(depth_m) == 0:
+def _visibility_by_numpy(pixels: np.ndarray, log_m: np.ndarray, width: int, height: int) -> np.ndarray:
+    """(N,) float32 weights by a vote of the points around each one, which have (N, 2) pixels and (N,) float32 ln m.
+
+    (Reference: soft occlusion vote by histograms.)
+    """
+    weight = np.ones(len(log_m), np.float32)
+    if len(log_m) == 0:
         return weight
-    tiles, shape = _tiles(pixels, camera, _VOTE_TILE_PX)
-    bins = np.log(depth_m) * np.float32(1.0 / np.log(_NEARER))
+    tiles, shape = _tiles(pixels, width, height, _VOTE_TILE_PX)
+    bins = log_m * np.float32(1.0 / np.log(_NEARER))
     bins -= np.floor(bins.min())
     bins = bins.astype(np.intp)
     # Two empty bins in front of the nearest, for what lies two bins nearer.
@@ -246,11 +301,59 @@ def _visibility(pixels: np.ndarray, depth_m: np.ndarray, camera: Camera) -> np.n
     return weight
 
 
+@compiled(_visibility_by_numpy)
+def _visibility(pixels: FloatRows, log_m: Floats, width: Int, height: Int) -> np.ndarray:
+    weight = np.ones(len(log_m), np.float32)
+    if len(log_m) == 0:
+        return weight
+    rows, columns = (height + _VOTE_TILE_PX - 1) // _VOTE_TILE_PX, (width + _VOTE_TILE_PX - 1) // _VOTE_TILE_PX
+    per_ln, per_px = np.float32(1.0 / np.log(_NEARER)), np.float32(1.0 / _VOTE_TILE_PX)
+    least = most = log_m[0] * per_ln
+    for i in range(len(log_m)):
+        place = log_m[i] * per_ln
+        least, most = place if place < least else least, place if place > most else most
+    least = np.floor(least)
+    count = int(most - least) + 1
+    # A tile more on every side; in each, how many points there are up to each of the bins.
+    up_to = np.zeros((rows + 2, (columns + 2) * count), np.float32)
+    tile, bin_ = np.empty(len(log_m), np.int64), np.empty(len(log_m), np.int64)
+    for i in range(len(log_m)):
+        row = min(int((pixels[i, 1] + np.float32(0.5)) * per_px), rows - 1)
+        column = min(int((pixels[i, 0] + np.float32(0.5)) * per_px), columns - 1)
+        tile[i], bin_[i] = row * columns + column, int(log_m[i] * per_ln - least)
+        up_to[row + 1, (column + 1) * count + bin_[i]] += np.float32(1)
+    for row in range(1, rows + 1):
+        line = up_to[row]
+        for column in range(1, columns + 1):
+            for k in range(column * count + 1, (column + 1) * count):
+                line[k] += line[k - 1]
+    # Of 3x3 tiles: of those above and below each other, then of those beside each other.
+    tall, around = np.empty(up_to.shape[1], np.float32), np.empty((rows, columns * count), np.float32)
+    left, middle, right = tall[: -2 * count], tall[count:-count], tall[2 * count :]
+    for row in range(rows):
+        above, here, below, into = up_to[row], up_to[row + 1], up_to[row + 2], around[row]
+        for k in range(len(tall)):
+            tall[k] = above[k] + here[k] + below[k]
+        for k in range(len(into)):
+            into[k] = left[k] + middle[k] + right[k]
+    found = around.reshape(-1, count)
+    for i in range(len(log_m)):
+        # Two bins nearer: at least the factor _NEARER whatever the position within the bins.
+        nearer = found[tile[i], bin_[i] - 2] if bin_[i] >= 2 else np.float32(0)
+        if nearer >= 3 and nearer >= np.float32(_VOTE_SHARE) * found[tile[i], -1]:
+            weight[i] = _SUSPECT_WEIGHT
+    return weight
+
+
 def _spread_evenly(pixels: np.ndarray, budget: int, camera: Camera) -> np.ndarray:
     """Indices of at most `budget` pixels, taken round-robin from the tiles of the image."""
+    return _in_turns(pixels, budget, camera.width, camera.height)
+
+
+def _in_turns_by_numpy(pixels: np.ndarray, budget: int, width: int, height: int) -> np.ndarray:
     if len(pixels) <= budget:
         return np.arange(len(pixels))
-    tile, shape = _tiles(pixels, camera, _TILE_PX)
+    tile, shape = _tiles(pixels, width, height, _TILE_PX)
     order = np.argsort(tile.astype(np.uint16) if shape[0] * shape[1] <= 65536 else tile, kind="stable")  # radix sort
     starts = np.searchsorted(tile[order], np.arange(shape[0] * shape[1]))
     turn = np.empty(len(tile), np.intp)
@@ -259,3 +362,31 @@ def _spread_evenly(pixels: np.ndarray, budget: int, camera: Camera) -> np.ndarra
     kept = np.flatnonzero(turn < full_turns)
     last = np.flatnonzero(turn == full_turns)[: budget - len(kept)]
     return np.sort(np.concatenate([kept, last]))
+
+
+@compiled(_in_turns_by_numpy)
+def _in_turns(pixels: FloatRows, budget: Int, width: Int, height: Int) -> np.ndarray:
+    if len(pixels) <= budget:
+        return np.arange(len(pixels))
+    rows, columns = (height + _TILE_PX - 1) // _TILE_PX, (width + _TILE_PX - 1) // _TILE_PX
+    # The how manieth each pixel is in its tile, and how many are the how manieth.
+    turn, in_tile = np.empty(len(pixels), np.int64), np.zeros(rows * columns, np.int64)
+    in_turn = np.zeros(len(pixels) + 1, np.int64)
+    for i in range(len(pixels)):
+        row = min(int((pixels[i, 1] + np.float32(0.5)) * np.float32(1.0 / _TILE_PX)), rows - 1)
+        column = min(int((pixels[i, 0] + np.float32(0.5)) * np.float32(1.0 / _TILE_PX)), columns - 1)
+        turn[i] = in_tile[row * columns + column]
+        in_tile[row * columns + column] += 1
+        in_turn[turn[i]] += 1
+    left, full_turns = budget, 0
+    while in_turn[full_turns] <= left:
+        left -= in_turn[full_turns]
+        full_turns += 1
+    kept, found = np.empty(budget, np.int64), 0
+    for i in range(len(pixels)):
+        last = turn[i] == full_turns and left > 0
+        if last or turn[i] < full_turns:
+            kept[found] = i
+            found += 1
+            left -= last
+    return kept

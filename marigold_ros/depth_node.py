@@ -24,7 +24,7 @@ from rclpy.logging import get_logger
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from marigold_ros import parameters
+from marigold_ros import compiled, parameters
 from marigold_ros.config import Config, ModelConfig, Unusable
 from marigold_ros.diagnostics import ERROR, Diagnostics
 from marigold_ros.frames import FrameProcessor
@@ -155,6 +155,7 @@ class DepthNode(LifecycleNode):
     def _load(self) -> None:
         start = time.perf_counter()
         self._diagnostics.reset()
+        compiled.prepare()
         self._estimator = self._load_estimator(self._config.model)
         engine, checkpoint = self._estimator.engine, self._estimator.checkpoint
         self._sources = RangeSources(self, self._config, self._diagnostics)

@@ -22,6 +22,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from marigold_ros import compiled
 from marigold_ros.checkpoints import BUNDLED, describe, find_checkpoint
 from marigold_ros.config import Unusable
 from marigold_ros.estimator import GPU_SIGNS
@@ -95,9 +98,21 @@ def libraries() -> Iterator[Finding]:
             yield Finding(OK, f"{name} {version}")
         else:
             yield Finding(NOTE, f"{name} is not installed: it {use}", _pip(name))
+    yield numba()
     if nvidia():
         yield from torch_on_gpu()
         yield tensorrt()
+
+
+def numba() -> Finding:
+    """Whether what the node does beside the network is compiled."""
+    problem = compiled.why_not()
+    if problem is None:
+        return Finding(OK, f"numba {_version('numba')}")
+    text = f"{problem}: what the node does beside the network takes about twice as long"
+    # PyPI's numba would bring another numpy than that of Ubuntu 22.04, which ROS was compiled with.
+    old = tuple(map(int, np.__version__.split(".")[:2])) < (1, 22)
+    return Finding(NOTE, text, "sudo apt-get install python3-numba" if old else _pip("--upgrade numba"))
 
 
 def nvidia() -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from marigold_ros.compiled import Mask, Pixels, compiled
+
 # Nearer and farther than all depths; stand for unknown ones, which are neither.
 _NEAREST_M, _FARTHEST_M = 1e-6, 1e9
 # An edge is where the depths of 3x3 pixels differ by this factor; its two surfaces lie within 11x11, which are so many
@@ -21,6 +23,14 @@ def edge_ln(depth_m: np.ndarray) -> np.ndarray:
 
     Half of what the nearest and farthest known depth of 3x3 pixels differ by; 0 where none is known.
     """
+    ratio = _depth_ratio(np.ascontiguousarray(depth_m, np.float32))
+    cv2.log(ratio, ratio)
+    ratio *= np.float32(0.5)
+    return ratio
+
+
+def _depth_ratio_by_numpy(depth_m: np.ndarray) -> np.ndarray:
+    """(H, W) float32: the farthest by the nearest known depth of 3x3 pixels; 1 where none is known."""
     kernel = np.ones((3, 3), np.uint8)
     filled = depth_m.copy()
     cv2.patchNaNs(filled, _FARTHEST_M)
@@ -28,9 +38,32 @@ def edge_ln(depth_m: np.ndarray) -> np.ndarray:
     np.copyto(filled, depth_m)
     cv2.patchNaNs(filled, _NEAREST_M)
     ratio = cv2.divide(cv2.dilate(filled, kernel), nearest_m)
-    np.maximum(ratio, np.float32(1.0), out=ratio)
-    cv2.log(ratio, ratio)
-    ratio *= np.float32(0.5)
+    return np.maximum(ratio, np.float32(1.0), out=ratio)
+
+
+@compiled(_depth_ratio_by_numpy)
+def _depth_ratio(depth_m: Pixels) -> np.ndarray:
+    rows, columns = depth_m.shape
+    ratio = np.empty((rows, columns), np.float32)
+    high, low = np.empty(columns + 2, np.float32), np.empty(columns + 2, np.float32)
+    high_left, high_middle, high_right = high[:-2], high[1:-1], high[2:]
+    low_left, low_middle, low_right = low[:-2], low[1:-1], low[2:]
+    for i in range(rows):
+        high_middle[:], low_middle[:] = np.float32(_NEAREST_M), np.float32(_FARTHEST_M)
+        for k in range(max(i - 1, 0), min(i + 2, rows)):
+            line = depth_m[k]
+            for j in range(columns):
+                # Comparisons with NaN are false.
+                high_middle[j] = line[j] if line[j] > high_middle[j] else high_middle[j]
+                low_middle[j] = line[j] if line[j] < low_middle[j] else low_middle[j]
+        high[0], high[-1], low[0], low[-1] = high[1], high[-2], low[1], low[-2]
+        into = ratio[i]
+        for j in range(columns):
+            most = high_left[j] if high_left[j] > high_middle[j] else high_middle[j]
+            most = most if most > high_right[j] else high_right[j]
+            least = low_left[j] if low_left[j] < low_middle[j] else low_middle[j]
+            least = least if least < low_right[j] else low_right[j]
+            into[j] = most / least if most > least else np.float32(1)
     return ratio
 
 
@@ -41,23 +74,102 @@ def floating(depth_m: np.ndarray) -> np.ndarray:
     even: a floor that is seen at a grazing angle stays, however steep its depth, and so do both surfaces of an edge
     and what is thin and nearer than all around it.
     """
+    depth_m = np.ascontiguousarray(depth_m, np.float32)
+    return _in_the_air(depth_m, *_steep(depth_m))
+
+
+def _steep_by_numpy(depth_m: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(H, W) bool: pixels at which there may be an edge; and the greatest and least inverse depth of 11x11 pixels
+    around every second pixel of every second row.
+    """
     inverse = np.reciprocal(depth_m)  # three times as fast as `cv2.divide`
     cv2.patchNaNs(inverse, 0.0)
     close = np.ones((3, 3), np.uint8)
     nearest, farthest = cv2.dilate(inverse, close), cv2.erode(inverse, close)
-    found = nearest > farthest * np.float32(_EDGE_RATIO)
-    if not found.any():
-        return found
-    # The square around is looked at for every second pixel of every second row, from their 3x3 pixels.
+    # Of every second pixel's 3x3.
     around = np.ones((_AROUND_STEPS, _AROUND_STEPS), np.uint8)
     near = cv2.dilate(np.ascontiguousarray(nearest[::2, ::2]), around)
     far = cv2.erode(np.ascontiguousarray(farthest[::2, ::2]), around)
+    return nearest > farthest * np.float32(_EDGE_RATIO), near, far
+
+
+@compiled(_steep_by_numpy)
+def _steep(depth_m: Pixels) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    # Row by row, so that what is in work stays in the cache. Slices of the same length are what makes vectors of loops.
+    rows, columns = depth_m.shape
+    steep = np.empty((rows, columns), np.bool_)
+    half_rows, half_columns = (rows + 1) // 2, (columns + 1) // 2
+    near, far = np.empty((half_rows, half_columns), np.float32), np.empty((half_rows, half_columns), np.float32)
+    inverse = np.empty((3, columns), np.float32)
+    nearest, farthest = np.empty(columns, np.float32), np.empty(columns, np.float32)
+    # With what the ends are repeated by.
+    high, low = np.empty(columns + 2, np.float32), np.empty(columns + 2, np.float32)
+    wide_high, wide_low = np.empty(half_columns + 4, np.float32), np.empty(half_columns + 4, np.float32)
+    for i in range(-1, rows):
+        if i + 1 < rows:
+            source, into = depth_m[i + 1], inverse[(i + 1) % 3]
+            for j in range(columns):
+                into[j] = np.float32(1) / source[j] if source[j] == source[j] else np.float32(0)
+        if i < 0:
+            continue
+        above, here, below = inverse[max(i - 1, 0) % 3], inverse[i % 3], inverse[min(i + 1, rows - 1) % 3]
+        left, middle, right = high[:-2], high[1:-1], high[2:]
+        for j in range(columns):
+            most = above[j] if above[j] > here[j] else here[j]
+            middle[j] = most if most > below[j] else below[j]
+        high[0], high[-1] = high[1], high[-2]
+        for j in range(columns):
+            most = left[j] if left[j] > middle[j] else middle[j]
+            nearest[j] = most if most > right[j] else right[j]
+        left, middle, right = low[:-2], low[1:-1], low[2:]
+        for j in range(columns):
+            least = above[j] if above[j] < here[j] else here[j]
+            middle[j] = least if least < below[j] else below[j]
+        low[0], low[-1] = low[1], low[-2]
+        for j in range(columns):
+            least = left[j] if left[j] < middle[j] else middle[j]
+            farthest[j] = least if least < right[j] else right[j]
+        found = steep[i]
+        for j in range(columns):
+            found[j] = nearest[j] > farthest[j] * np.float32(_EDGE_RATIO)
+        if i % 2:
+            continue
+        for j in range(half_columns):
+            wide_high[j + 2], wide_low[j + 2] = nearest[2 * j], farthest[2 * j]
+        wide_high[:2], wide_high[-2:] = wide_high[2], wide_high[-3]
+        wide_low[:2], wide_low[-2:] = wide_low[2], wide_low[-3]
+        most_of, least_of = near[i // 2], far[i // 2]
+        most_of[:], least_of[:] = wide_high[2:-2], wide_low[2:-2]
+        for step in (0, 1, 3, 4):
+            highs, lows = wide_high[step : step + half_columns], wide_low[step : step + half_columns]
+            for j in range(half_columns):
+                most_of[j] = most_of[j] if most_of[j] > highs[j] else highs[j]
+                least_of[j] = least_of[j] if least_of[j] < lows[j] else lows[j]
+    tall_near, tall_far = near.copy(), far.copy()
+    for i in range(half_rows):
+        most_of, least_of = tall_near[i], tall_far[i]
+        for k in range(max(i - 2, 0), min(i + 3, half_rows)):
+            highs, lows = near[k], far[k]
+            for j in range(half_columns):
+                most_of[j] = most_of[j] if most_of[j] > highs[j] else highs[j]
+                least_of[j] = least_of[j] if least_of[j] < lows[j] else lows[j]
+    return steep, tall_near, tall_far
+
+
+def _in_the_air_by_numpy(depth_m: np.ndarray, steep: np.ndarray, near: np.ndarray, far: np.ndarray) -> np.ndarray:
+    """(H, W) bool: which of the `steep` pixels, see `_steep_by_numpy`, lie between two surfaces."""
+    floating = np.zeros_like(steep)
     # At the border of the image planes grow to one side only.
-    found[:_BORDER_PX], found[-_BORDER_PX:], found[:, :_BORDER_PX], found[:, -_BORDER_PX:] = (False,) * 4
-    place = np.flatnonzero(found)  # ten times as fast as `np.nonzero` of rows and columns
-    row, column = np.divmod(place, found.shape[1])
-    value, growth = inverse.ravel()[place], nearest.ravel()[place] - farthest.ravel()[place]
-    # Between two of them what either sees counts, so that no side is preferred.
+    inner = slice(_BORDER_PX, -_BORDER_PX)
+    floating[inner, inner] = steep[inner, inner]
+    place = np.flatnonzero(floating)  # ten times as fast as `np.nonzero` of rows and columns
+    if len(place) == 0:
+        return floating
+    row, column = np.divmod(place, depth_m.shape[1])
+    around = [place + (i * depth_m.shape[1] + j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+    around = [np.nan_to_num(np.float32(1) / depth_m.ravel()[pixel], copy=False) for pixel in around]
+    value, growth = around[4], np.maximum.reduce(around) - np.minimum.reduce(around)
+    # Between two of those looked around what either sees counts, so that no side is preferred.
     corners = [(r, c) for r in (row >> 1, (row + 1) >> 1) for c in (column >> 1, (column + 1) >> 1)]
     near = np.maximum.reduce([near[corner] for corner in corners])
     far = np.minimum.reduce([far[corner] for corner in corners])
@@ -65,5 +177,36 @@ def floating(depth_m: np.ndarray) -> np.ndarray:
     surface = span * np.float32(_SURFACE)
     in_the_air = span < growth * np.float32(_PLANE_GROWTH)
     in_the_air &= (value < near - surface) & (value > far + surface)
-    found.ravel()[place] = in_the_air
-    return found
+    floating.ravel()[place] = in_the_air
+    return floating
+
+
+@compiled(_in_the_air_by_numpy)
+def _in_the_air(depth_m: Pixels, steep: Mask, near: Pixels, far: Pixels) -> np.ndarray:
+    rows, columns = depth_m.shape
+    floating = np.zeros((rows, columns), np.bool_)
+    # Eight pixels at once: most are not steep. What is left over at the end of the image is border.
+    eights = steep.ravel()[: rows * columns // 8 * 8].view(np.uint64)
+    for eight in range(len(eights)):
+        if eights[eight] == 0:
+            continue
+        for place in range(8 * eight, 8 * eight + 8):
+            i, j = place // columns, place % columns
+            inside = _BORDER_PX <= i < rows - _BORDER_PX and _BORDER_PX <= j < columns - _BORDER_PX
+            if not (steep[i, j] and inside):
+                continue
+            closest, remotest = np.float32(0), np.float32(np.inf)
+            for k in range(i - 1, i + 2):
+                for m in range(j - 1, j + 2):
+                    value = np.float32(1) / depth_m[k, m] if depth_m[k, m] == depth_m[k, m] else np.float32(0)
+                    closest, remotest = max(closest, value), min(remotest, value)
+            value = np.float32(1) / depth_m[i, j] if depth_m[i, j] == depth_m[i, j] else np.float32(0)
+            most, least = np.float32(0), np.float32(np.inf)
+            for k in (i >> 1, (i + 1) >> 1):
+                for m in (j >> 1, (j + 1) >> 1):
+                    most, least = max(most, near[k, m]), min(least, far[k, m])
+            span = most - least
+            surface = span * np.float32(_SURFACE)
+            plane = span >= (closest - remotest) * np.float32(_PLANE_GROWTH)
+            floating[i, j] = not plane and least + surface < value < most - surface
+    return floating

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import cv2
 import numpy as np
 
 from marigold_ros.anchors import Anchors, at_random
+from marigold_ros.compiled import Float, FloatRows, Floats, Grid, Grids, IntRows, Pixels, WrittenGrid, compiled
 from marigold_ros.metric import MetricFit, apply_corrected, apply_fit, sample
 from marigold_ros.vote import CELLS, FARTHEST_LN, places_of, trust_of
 
@@ -28,6 +29,8 @@ MOST_ANCHORS = 4096
 # Coarse to fine: how far anchors reach, in passes of a [1 2 1] / 4 filter, and the weight of anchors at which a node
 # goes half of the way.
 _LEVELS = ((100, 0.001), (16, 0.002), (3, 0.01), (1, 0.05), (1, 0.02))
+# Whether anchors agree with a field is told by so many of them.
+_ASKED = 1024
 # In the finest levels an anchor is shared by the eight nodes around it; the coarser ones do not tell the nearest from
 # all of them, which take four times as long.
 _SHARED_LEVELS = 3
@@ -52,9 +55,8 @@ class Evidence:
     """What N anchors say of a fit: `residual`, ln of measured over fitted depth, and the `weight` of each, float32.
 
     `depth_m`, (N,): what was measured. `left` and `said`, (N,): as those of `Anchors`. `trust` (N,) float32 in [0, 1]:
-    whether those around agree. `pixels` (N, 2) u, v. `index` and `share`, (8, N), are the nodes around each anchor and
-    its share in them, `node` (N,) the nearest one; nodes are counted over rows, columns, steps. `low` and `high`: ln m
-    of the end nodes.
+    whether those around agree. `pixels` (N, 2) u, v. `places` (3, N): column, row and step in the grid, `node` (N,) the
+    nearest node, counted over rows, columns, steps. `low` and `high`: ln m of the end nodes.
     """
 
     residual: np.ndarray
@@ -64,8 +66,7 @@ class Evidence:
     said: np.ndarray
     trust: np.ndarray
     pixels: np.ndarray
-    index: np.ndarray
-    share: np.ndarray
+    places: np.ndarray
     node: np.ndarray
     low: float
     high: float
@@ -75,19 +76,24 @@ class Evidence:
         """(N,) bool: those of this image."""
         return np.isnan(self.said)
 
-    def at(self, grid: np.ndarray) -> np.ndarray:
-        """(N,) values of a grid (rows, columns, steps) at the anchors, interpolated."""
-        values = grid.ravel()[self.index]
-        values *= self.share
+    def at(self, grid: np.ndarray, most: int | None = None) -> np.ndarray:
+        """(N,) values of a grid (rows, columns, steps) at the anchors, or the first of them, interpolated."""
+        index, share = self.corners if most is None else (part[:, :most] for part in self.corners)
+        values = grid.ravel()[index]
+        values *= share
         return values.sum(axis=0)
+
+    @cached_property
+    def corners(self) -> tuple[np.ndarray, np.ndarray]:
+        """The nodes around each anchor and its share in them, (8, N) each."""
+        return _corners(self.places)
 
     def of(self, chosen: np.ndarray | slice) -> Evidence:
         """The evidence of some anchors, (N,) bool or a slice, whose order is random; the nodes stay."""
         parts = (self.residual, self.weight, self.depth_m, self.left, self.said, self.trust, self.pixels)
         return Evidence(
             *(part[chosen] for part in parts),
-            self.index[:, chosen],
-            self.share[:, chosen],
+            np.ascontiguousarray(self.places[:, chosen]),
             self.node[chosen],
             self.low,
             self.high,
@@ -109,37 +115,34 @@ def evidence_of(depth_m: np.ndarray, anchors: Anchors, sigma: float) -> Evidence
     Many are thinned out. sigma: the relative error of `depth_m` at anchors that are not wrong, as its fit has it.
     """
     some = at_random(len(anchors), MOST_ANCHORS)
-    pixels, measured_m = anchors.pixels[some], anchors.depth_m[some]
+    pixels, measured_m = anchors.pixels.take(some, axis=0), anchors.depth_m.take(some)
     predicted_m = sample(depth_m, pixels).astype(np.float32)
     with np.errstate(invalid="ignore", divide="ignore"):
-        residual = np.log(measured_m / predicted_m)
-        known = np.abs(residual) < FARTHEST_LN
-    if not known.any():
+        residual = np.log(measured_m / predicted_m).astype(np.float32, copy=False)
+        known = np.flatnonzero(np.abs(residual) < FARTHEST_LN)
+    if len(known) == 0:
         return None
-    pixels, residual, measured_m = pixels[known], residual[known].astype(np.float32), measured_m[known]
-    weight, left, said = (part[some][known] for part in (anchors.weight, anchors.left, anchors.said))
-    log_m = np.log(predicted_m[known])
+    pixels, residual, measured_m = pixels.take(known, axis=0), residual.take(known), measured_m.take(known)
+    weight, left, said = (part.take(some.take(known)) for part in (anchors.weight, anchors.left, anchors.said))
+    log_m = np.log(predicted_m.take(known))
     low, high = float(log_m.min()), max(float(log_m.max()), float(log_m.min()) + 0.1)
     places = _places(pixels, depth_m.shape, (log_m - np.float32(low)) * np.float32(1 / (high - low)))
     column, row, step = (places + np.float32(0.5)).astype(np.intp)
     node = (row * _NODES[0] + column) * _NODES[2] + step
     trust = trust_of(places[:2], residual, sigma)
-    return Evidence(residual, weight, measured_m, left, said, trust, pixels, *_corners(places), node, low, high)
+    return Evidence(residual, weight, measured_m, left, said, trust, pixels, places, node, low, high)
 
 
 def fitted_field(evidence: Evidence, limit: float) -> Field:
     """The field that brings depth to the anchors. limit: the largest factor on depth, and one over it the smallest."""
     log_factor = np.zeros(_SHAPE, np.float32)
     told, trusted = evidence.residual * evidence.left, evidence.weight * evidence.trust * evidence.left
-    missing = told
-    weights = {shared: _at_nodes(evidence, trusted, shared) for shared in (False, True)}
+    nearest = evidence.node[None], np.ones((1, len(told)), np.float32)
     for level, (passes, half_weight) in enumerate(_LEVELS):
-        if level > 0:
-            missing = told - evidence.at(log_factor)
-        shared = level >= len(_LEVELS) - _SHARED_LEVELS
-        grids = np.stack([weights[shared], _at_nodes(evidence, trusted * missing, shared)], axis=2)
-        spread = _spread(grids, passes)
-        log_factor += spread[:, :, 1] / (spread[:, :, 0] + np.float32(half_weight))
+        missing = told - evidence.at(log_factor) if level > 0 else told
+        at = evidence.corners if level >= len(_LEVELS) - _SHARED_LEVELS else nearest
+        spread = _spread(_at_nodes(trusted, missing, *at), passes)
+        _add_means(log_factor, spread, np.float32(half_weight))
     bound = np.float32(math.log(limit))
     return Field(np.clip(log_factor, -bound, bound), evidence.low, evidence.high)
 
@@ -151,13 +154,8 @@ def agreement(evidence: Evidence, field: Field, error: float) -> float:
     first = np.minimum(place.astype(np.intp), _NODES[2] - 2)
     rest = (place - first).astype(np.float32)
     grid = field.log_factor[:, :, first] * (np.float32(1) - rest) + field.log_factor[:, :, first + 1] * rest
-    return float(np.count_nonzero(np.abs(evidence.residual - evidence.at(grid)) < error) / len(evidence.residual))
-
-
-def believed(evidence: Evidence) -> Evidence:
-    """The part of the evidence that is rather right than wrong; all of it, where nothing is."""
-    right = evidence.trust > 0.5
-    return evidence.of(right) if right.any() else evidence
+    asked = evidence.residual[:_ASKED]
+    return float(np.count_nonzero(np.abs(asked - evidence.at(grid, _ASKED)) < error) / len(asked))
 
 
 def corrected(depth_m: np.ndarray, anchors: Anchors, sigma: float, limit: float, max_depth_m: float) -> np.ndarray:
@@ -180,9 +178,7 @@ def apply_field(
     """
     # The factor also where the fit has more than that: beside it, in the image, it may have less.
     factor = factor_of(field, apply_fit(fit, coarse, math.inf))
-    corrected_m = apply_corrected(fit, coarse, factor, fitted_m.shape[::-1], max_depth_m)
-    np.copyto(corrected_m, np.float32(np.nan), where=np.isnan(fitted_m))
-    return corrected_m
+    return apply_corrected(fit, coarse, factor, fitted_m, max_depth_m)
 
 
 def factor_of(field: Field, depth_m: np.ndarray) -> np.ndarray:
@@ -202,58 +198,144 @@ def read_back(grid: np.ndarray, low: float, high: float, depth_m: np.ndarray) ->
     """(h, w) float32 values of a grid (rows, columns, steps) at every pixel of `depth_m`, (h, w) of any size, and how
     far each depth lies beyond the end nodes at `low` and `high`, in ln.
     """
+    log_m = cv2.log(np.ascontiguousarray(depth_m, np.float32))
+    return _interpolated(np.ascontiguousarray(grid), log_m, np.float32(low), np.float32(high))
+
+
+def _interpolated_by_numpy(
+    grid: np.ndarray, log_m: np.ndarray, low: float, high: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """`read_back` for (h, w) float32 ln m."""
     steps = grid.shape[2]
-    columns, first_row = _maps(depth_m.shape, steps)
+    columns, first_row = _maps(log_m.shape, steps)
     # A strip for each row of the image, the steps of log depth below each other: one lookup interpolates along all.
     # Not by a product of matrices: that wakes threads of BLAS, which go on spinning while the network wants the cores.
     rows = np.ascontiguousarray(grid.transpose(0, 2, 1)).reshape(_NODES[1], -1)
-    strips = cv2.resize(rows, (rows.shape[1], len(depth_m)), interpolation=cv2.INTER_LINEAR)
-    log_m = cv2.log(depth_m)
-    place = np.clip(log_m, np.float32(low), np.float32(high))
-    beyond = cv2.absdiff(log_m, place, log_m)
-    place -= np.float32(low)
+    strips = cv2.resize(rows, (rows.shape[1], len(log_m)), interpolation=cv2.INTER_LINEAR)
+    place = np.clip(log_m, low, high)
+    beyond = cv2.absdiff(log_m, place)
+    place -= low
     place *= np.float32((steps - 1) / (high - low))
     place += first_row
     values = np.empty_like(place)
-    for top in range(0, len(depth_m), _BAND_ROWS):
+    for top in range(0, len(log_m), _BAND_ROWS):
         band = slice(top, top + _BAND_ROWS)
         strip = strips[band].reshape(-1, _NODES[0])
         cv2.remap(strip, columns[band], place[band], cv2.INTER_LINEAR, values[band], cv2.BORDER_REPLICATE)
     return values, beyond
 
 
+@compiled(_interpolated_by_numpy)
+def _interpolated(grid: Grid, log_m: Pixels, low: Float, high: Float) -> tuple[np.ndarray, np.ndarray]:
+    height, width = log_m.shape
+    rows, columns, steps = grid.shape
+    values, beyond = np.empty((height, width), np.float32), np.empty((height, width), np.float32)
+    # Of each column of the image: where the node to the left of it is in a row of nodes, and how far it is away.
+    node, to_right = np.empty(width, np.uint64), np.empty(width, np.float32)
+    for j in range(width):
+        place = min(max((j + 0.5) * columns / width - 0.5, 0.0), columns - 1.0)
+        left = min(int(place), columns - 2)
+        node[j], to_right[j] = left * steps, place - left
+    per_ln, last_step = np.float32(steps - 1) / (high - low), np.float32(steps - 2)
+    next_step, next_column = np.uint64(1), np.uint64(steps)
+    line = np.empty(columns * steps, np.float32)
+    for i in range(height):
+        place = min(max((i + 0.5) * rows / height - 0.5, 0.0), rows - 1.0)
+        row = min(int(place), rows - 2)
+        down = np.float32(place - row)
+        above, below = grid[row].ravel(), grid[row + 1].ravel()
+        for k in range(len(line)):
+            line[k] = above[k] + (below[k] - above[k]) * down
+        wanted, found, away = log_m[i], values[i], beyond[i]
+        for j in range(width):
+            within = wanted[j] if wanted[j] > low else low  # NaN is not
+            within = within if within < high else high
+            away[j] = abs(wanted[j] - within)
+            along = (within - low) * per_ln
+            step = np.floor(along)
+            step = step if step < last_step else last_step
+            along -= step
+            left = node[j] + np.uint64(step)
+            right = left + next_column
+            near = line[left] + (line[left + next_step] - line[left]) * along
+            far = line[right] + (line[right + next_step] - line[right]) * along
+            found[j] = near + (far - near) * to_right[j]
+    return values, beyond
+
+
 def node_distance(evidence: Evidence) -> np.ndarray:
-    """(rows, columns, steps) float32: from each node to the nearest one with an anchor, in the widths of nodes, at most
-    `FARTHEST`.
+    """(rows, columns, steps) float32: from each node to the nearest one with an anchor that is rather right than wrong,
+    if any is, in the widths of nodes, at most `FARTHEST`.
 
     Log depth counts as well, so that a surface far behind the anchors is far from them; and so does time: an anchor of
     an earlier image is away from its place, the farther the less is left of it, in a few steps, the first one at once.
     """
-    squared = np.full((_SHAPE[2], *_SHAPE[:2]), FARTHEST**2, np.float32)
-    away = np.ceil((np.float32(1) - evidence.left) * np.float32(_AGES))
-    away[~evidence.fresh] = np.maximum(away[~evidence.fresh], 1)
-    for age in np.unique(away):
-        within = _squared_within(evidence.node[away == age])
-        np.minimum(squared, within + np.float32((age / _AGES * FARTHEST) ** 2), out=squared)
-    width = _NODES_PER_LN * (evidence.high - evidence.low) / (_SHAPE[2] - 1)
-    distance = squared.copy()
-    for apart in range(1, _SHAPE[2]):
-        across = squared + np.float32((apart * width) ** 2)
-        np.minimum(distance[apart:], across[:-apart], out=distance[apart:])
-        np.minimum(distance[:-apart], across[apart:], out=distance[:-apart])
-    return np.ascontiguousarray(cv2.sqrt(distance.reshape(_SHAPE[2], -1)).T).reshape(_SHAPE)
+    right = evidence.trust > 0.5
+    if not right.any():
+        right[:] = True
+    node, fresh = evidence.node[right], evidence.fresh[right]
+    away = np.ceil((np.float32(1) - evidence.left[right]) * np.float32(_AGES))
+    away[~fresh] = np.maximum(away[~fresh], 1)
+    squared = np.full(math.prod(_SHAPE), FARTHEST**2, np.float32)
+    for age in np.unique(away)[::-1]:
+        squared[node[away == age]] = (age / _AGES * FARTHEST) ** 2
+    step = _NODES_PER_LN * (evidence.high - evidence.low) / (_SHAPE[2] - 1)
+    return np.sqrt(_nearest(squared.reshape(_SHAPE), np.float32(step)))
 
 
-def _squared_within(node: np.ndarray) -> np.ndarray:
-    """(steps, rows, columns) float32: the squared distance from each node to the nearest of some of the same step."""
-    free = np.ones(np.prod(_SHAPE), np.uint8)
-    free[node] = 0
-    free = free.reshape(_SHAPE)
-    within = np.empty((_SHAPE[2], *_SHAPE[:2]), np.float32)
-    for step in range(_SHAPE[2]):
-        of_step = np.ascontiguousarray(free[:, :, step])
-        within[step] = FARTHEST if of_step.all() else cv2.distanceTransform(of_step, cv2.DIST_L2, cv2.DIST_MASK_5)
-    return np.square(within, out=within)
+def _nearest_by_numpy(squared: np.ndarray, step: float) -> np.ndarray:
+    """Squared distances (rows, columns, steps) at some nodes, or FARTHEST, and from there on: those at all nodes.
+
+    step: how far steps are apart, in the widths of nodes.
+    """
+    nearest = squared
+    for axis, width in enumerate((1.0, 1.0, float(step))):
+        before = nearest.swapaxes(0, axis)
+        after = before.copy()
+        for apart in range(1, min(len(before), math.ceil(FARTHEST / width))):
+            gone = before + np.float32((apart * width) ** 2)
+            np.minimum(after[apart:], gone[:-apart], out=after[apart:])
+            np.minimum(after[:-apart], gone[apart:], out=after[:-apart])
+        nearest = after.swapaxes(0, axis)
+    return np.ascontiguousarray(nearest)
+
+
+@compiled(_nearest_by_numpy)
+def _nearest(squared: Grid, step: Float) -> np.ndarray:
+    rows, columns, steps = squared.shape
+    reach = int(FARTHEST)
+    # Steps beside each other make one line of a row's nodes: a column to the side is as many numbers away.
+    down = squared.copy()
+    for row in range(rows):
+        into = down[row].ravel()
+        for other in range(max(row - reach, 0), min(row + reach + 1, rows)):
+            line, away = squared[other].ravel(), np.float32((other - row) ** 2)
+            for k in range(len(into)):
+                gone = line[k] + away
+                into[k] = gone if gone < into[k] else into[k]
+    across = down.copy()
+    for row in range(rows):
+        for apart in range(1, reach + 1):
+            away, gap = np.float32(apart**2), apart * steps
+            line, into = down[row].ravel()[gap:], across[row].ravel()[:-gap]
+            for k in range(len(into)):
+                gone = line[k] + away
+                into[k] = gone if gone < into[k] else into[k]
+            line, into = down[row].ravel()[:-gap], across[row].ravel()[gap:]
+            for k in range(len(into)):
+                gone = line[k] + away
+                into[k] = gone if gone < into[k] else into[k]
+    # Along the steps all nodes of one step are a line.
+    before = np.ascontiguousarray(across.reshape(-1, steps).T)
+    after = before.copy()
+    for of in range(steps):
+        into = after[of]
+        for other in range(steps):
+            line, away = before[other], ((other - of) * step) * ((other - of) * step)
+            for k in range(len(into)):
+                gone = line[k] + away
+                into[k] = gone if gone < into[k] else into[k]
+    return np.ascontiguousarray(after.T).reshape(rows, columns, steps)
 
 
 def squared_distance(evidence: Evidence, depth_m: np.ndarray) -> np.ndarray:
@@ -294,7 +376,7 @@ def _places(pixels: np.ndarray, shape: tuple[int, int], height: np.ndarray) -> n
     return np.concatenate([places_of(pixels, shape), steps[None]])
 
 
-def _corners(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _corners_by_numpy(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(8, N) flat numbers of the nodes around `places` (3, N), and the share of each, float32."""
     first = np.minimum(places.astype(np.intp), np.array(_NODES)[:, None] - 2)
     rest = places - first.astype(np.float32)
@@ -306,10 +388,44 @@ def _corners(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return base + offsets[:, None], share
 
 
-def _at_nodes(evidence: Evidence, values: np.ndarray, shared: bool) -> np.ndarray:
-    """(rows, columns, steps) float32: the sums of `values` (N,) by node."""
-    index, values = (evidence.index.ravel(), (evidence.share * values).ravel()) if shared else (evidence.node, values)
-    return np.bincount(index, values, np.prod(_SHAPE)).astype(np.float32).reshape(_SHAPE)
+@compiled(_corners_by_numpy)
+def _corners(places: FloatRows) -> tuple[np.ndarray, np.ndarray]:
+    count = places.shape[1]
+    index, share = np.empty((8, count), np.int64), np.empty((8, count), np.float32)
+    for i in range(count):
+        column, row = min(int(places[0, i]), _NODES[0] - 2), min(int(places[1, i]), _NODES[1] - 2)
+        step = min(int(places[2, i]), _NODES[2] - 2)
+        right, below = places[0, i] - np.float32(column), places[1, i] - np.float32(row)
+        beyond = places[2, i] - np.float32(step)
+        for k in range(8):
+            down, across, along = k >> 2, (k >> 1) & 1, k & 1
+            index[k, i] = ((row + down) * _NODES[0] + column + across) * _NODES[2] + step + along
+            part = below if down else np.float32(1) - below
+            part *= right if across else np.float32(1) - right
+            share[k, i] = part * (beyond if along else np.float32(1) - beyond)
+    return index, share
+
+
+def _at_nodes_by_numpy(weight: np.ndarray, values: np.ndarray, index: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """(rows, columns, 2, steps) float32: the sums of `weight` (N,), and of `values` (N,) times it, at the nodes `index`
+    (k, N), which have these shares (k, N) of them.
+    """
+    parts = (share * part for part in (weight, weight * values))
+    sums = [np.bincount(index.ravel(), part.ravel(), math.prod(_SHAPE)) for part in parts]
+    return np.stack([of.astype(np.float32).reshape(_SHAPE) for of in sums], axis=2)
+
+
+@compiled(_at_nodes_by_numpy)
+def _at_nodes(weight: Floats, values: Floats, index: IntRows, share: FloatRows) -> np.ndarray:
+    steps = _NODES[2]
+    sums = np.zeros((_NODES[1], _NODES[0], 2, steps), np.float32)
+    flat = sums.ravel()
+    for k in range(len(index)):
+        for i in range(len(values)):
+            place, part = index[k, i] + index[k, i] // steps * steps, share[k, i] * weight[i]
+            flat[place] += part
+            flat[place + steps] += part * values[i]
+    return sums
 
 
 def _spread(grids: np.ndarray, passes: int) -> np.ndarray:
@@ -321,6 +437,23 @@ def _spread(grids: np.ndarray, passes: int) -> np.ndarray:
     )
     # Small enough for BLAS to take one thread.
     return (smooth.reshape(-1, steps) @ _smoothing(steps, -(-passes // _STEP_PASSES))).reshape(grids.shape)
+
+
+def _add_means_by_numpy(log_factor: np.ndarray, spread: np.ndarray, half_weight: float) -> None:
+    """Add means to (rows, columns, steps): of the sums that have been spread, weights and weighted values, (rows,
+    columns, 2, steps). Each node goes as far as its weight lets it: half of the way at the `half_weight`.
+    """
+    log_factor += spread[:, :, 1] / (spread[:, :, 0] + half_weight)
+
+
+@compiled(_add_means_by_numpy)
+def _add_means(log_factor: WrittenGrid, spread: Grids, half_weight: Float) -> None:
+    rows, columns, steps = log_factor.shape
+    for row in range(rows):
+        for column in range(columns):
+            into, weight, total = log_factor[row, column], spread[row, column, 0], spread[row, column, 1]
+            for step in range(steps):
+                into[step] += total[step] / (weight[step] + half_weight)
 
 
 @lru_cache

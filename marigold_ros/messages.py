@@ -9,6 +9,7 @@ import numpy as np
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
+from marigold_ros.compiled import Colours, Floats, Pixels, WrittenGrid, compiled
 from marigold_ros.geometry import Camera, pixel_rays
 
 _NATIVE_IS_BIG = sys.byteorder == "big"
@@ -75,20 +76,14 @@ class CloudWriter:
     def __init__(self, camera: Camera) -> None:
         self.camera = camera
         rays = pixel_rays(camera)
-        self._x, self._y = rays[:1, :, 0].copy(), rays[:, :1, 1].copy()
+        self._x, self._y = rays[0, :, 0].copy(), rays[:, 0, 1].copy()
         shape = (camera.height, camera.width)
         self._organized = _cloud(Header(), *shape, np.zeros((*shape, 4), np.float32), is_dense=False)
         self._points = np.frombuffer(self._organized.data, np.float32).reshape(*shape, 4)
-        self._bgr0 = np.zeros((*shape, 4), np.uint8)
-        self._planes = np.empty((2, *shape), np.float32)
 
     def organized(self, depth_m: np.ndarray, rgb: np.ndarray, header: Header) -> PointCloud2:
         """Every pixel of the (H, W) metres and (H, W, 3) uint8 colours, in the image's order; NaN where unknown."""
-        x, y = self._planes
-        np.multiply(depth_m, self._x, out=x)
-        np.multiply(depth_m, self._y, out=y)
-        # One pass over the memory; four strided assignments take four times as long.
-        cv2.merge([x, y, depth_m, _packed(rgb, self._bgr0)], self._points)
+        _fill(self._points, depth_m, np.ascontiguousarray(rgb), self._x, self._y)
         self._organized.header = header
         return self._organized
 
@@ -96,8 +91,7 @@ class CloudWriter:
         """The known points of every `stride`-th row and column, as one row."""
         every = slice(stride // 2, None, stride)
         z, rgb = depth_m[every, every], np.ascontiguousarray(rgb[every, every])
-        colours = _packed(rgb, np.zeros((*z.shape, 4), np.uint8))
-        points = np.stack([z * self._x[:, every], z * self._y[every], z, colours], axis=-1)[np.isfinite(z)]
+        points = np.stack([z * self._x[every], z * self._y[every, None], z, _packed(rgb)], axis=-1)[np.isfinite(z)]
         return _cloud(header, 1, len(points), points, is_dense=True)
 
 
@@ -113,7 +107,29 @@ def _cloud(header: Header, height: int, width: int, points: np.ndarray, *, is_de
     return message
 
 
-def _packed(rgb: np.ndarray, bgr0: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 -> (H, W) of PCL's colours: the bytes B, G, R, 0 of `bgr0` in the place of a float."""
+def _packed(rgb: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 -> (H, W) of PCL's colours: the bytes B, G, R, 0 in the place of a float."""
+    bgr0 = np.zeros((*rgb.shape[:2], 4), np.uint8)
     cv2.mixChannels([rgb], [bgr0], [0, 2, 1, 1, 2, 0])
     return bgr0.view(np.float32)[..., 0]
+
+
+def _fill_by_numpy(points: np.ndarray, depth_m: np.ndarray, rgb: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
+    """Write x, y, z and colour of every pixel to (H, W, 4) float32 points; x, (W,), and y, (H,), are those of rays."""
+    # One pass over the memory; four strided assignments take four times as long.
+    cv2.merge([depth_m * x, depth_m * y[:, None], depth_m, _packed(rgb)], points)
+
+
+@compiled(_fill_by_numpy)
+def _fill(points: WrittenGrid, depth_m: Pixels, rgb: Colours, x: Floats, y: Floats) -> None:
+    rows, columns = depth_m.shape
+    packed = np.empty(columns, np.uint32)
+    colours = packed.view(np.float32)
+    for i in range(rows):
+        depths, pixels, into, down = depth_m[i], rgb[i], points[i], y[i]
+        for j in range(columns):
+            red, green, blue = np.uint32(pixels[j, 0]), np.uint32(pixels[j, 1]), np.uint32(pixels[j, 2])
+            packed[j] = (red << np.uint32(16)) | (green << np.uint32(8)) | blue
+        for j in range(columns):
+            into[j, 0], into[j, 1], into[j, 2] = depths[j] * x[j], depths[j] * down, depths[j]
+            into[j, 3] = colours[j]

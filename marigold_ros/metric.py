@@ -17,9 +17,10 @@ import numpy as np
 
 from marigold_ros.acceptance import relative_error, why_not
 from marigold_ros.anchors import Anchors, at_random
+from marigold_ros.compiled import Bool, Float, FloatRows, Pixels, compiled
 from marigold_ros.config import FitConfig, Unusable
 from marigold_ros.geometry import resize
-from marigold_ros.robust_fit import Base, Evidence, NoLine, Samples, gather, weigh
+from marigold_ros.robust_fit import Base, Evidence, NoLine, Samples, gather, median, weigh
 
 SPACES = ("depth", "inverse_depth", "log_depth")
 
@@ -103,11 +104,17 @@ def from_space(y: np.ndarray, space: str) -> np.ndarray:
 def log_slope(depth_m: np.ndarray, space: str) -> np.ndarray:
     """|d ln z / dy|: turns a residual in the space into a relative depth error."""
     depth_m = np.asarray(depth_m)
-    return {"depth": 1.0 / depth_m, "inverse_depth": depth_m, "log_depth": np.ones_like(depth_m)}[space]
+    if space == "depth":
+        return 1.0 / depth_m
+    return depth_m if space == "inverse_depth" else np.ones_like(depth_m)
 
 
 def sample(image: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-    """(N,) bilinear samples of the (H, W) image at (N, 2) pixels u, v; clamped at the border."""
+    """(N,) float64 bilinear samples of the (H, W) image at (N, 2) pixels u, v; clamped at the border."""
+    return _sample(np.ascontiguousarray(image, np.float32), np.ascontiguousarray(pixels, np.float32))
+
+
+def _sample_by_numpy(image: np.ndarray, pixels: np.ndarray) -> np.ndarray:
     rows, columns = image.shape
     flat = image.ravel()
     u, v = (np.minimum(np.maximum(pixels[:, i], 0), side - 1) for i, side in enumerate((columns, rows)))
@@ -118,6 +125,22 @@ def sample(image: np.ndarray, pixels: np.ndarray) -> np.ndarray:
     top = flat[first] * (1 - du) + flat[first + right] * du
     bottom = flat[first + below] * (1 - du) + flat[first + (below + right)] * du
     return top * (1 - dv) + bottom * dv
+
+
+@compiled(_sample_by_numpy)
+def _sample(image: Pixels, pixels: FloatRows) -> np.ndarray:
+    rows, columns = image.shape
+    right, below = min(columns - 1, 1), min(rows - 1, 1)
+    found = np.empty(len(pixels), np.float64)
+    for i in range(len(pixels)):
+        u = min(max(np.float64(pixels[i, 0]), 0.0), columns - 1.0)
+        v = min(max(np.float64(pixels[i, 1]), 0.0), rows - 1.0)
+        column, row = min(int(u), max(columns - 2, 0)), min(int(v), max(rows - 2, 0))
+        du, dv = u - column, v - row
+        top = image[row, column] * (1 - du) + image[row, column + right] * du
+        bottom = image[row + below, column] * (1 - du) + image[row + below, column + right] * du
+        found[i] = top * (1 - dv) + bottom * dv
+    return found
 
 
 def fit_metric(
@@ -158,20 +181,21 @@ def fit_metric(
         return Refusal(reason)
     error = relative_error(predicted_m, depth_m)
     count, inliers = len(anchors), int(np.count_nonzero(error <= tolerance))
-    return MetricFit(space, line.scale, line.shift, count, inliers, float(np.median(error)), line.covariance, evidence)
+    return MetricFit(space, line.scale, line.shift, count, inliers, median(error), line.covariance, evidence)
 
 
 def _samples(relative: np.ndarray, anchors: Anchors, p: np.ndarray, space: str) -> Samples:
     """What a line is fitted to: the anchors, or of many a part; `p` (N,) is relative depth at all of them."""
     some = at_random(len(anchors), _MOST_SAMPLES)
-    pixels, depth_m = anchors.pixels[some], anchors.depth_m[some].astype(np.float64)
+    pixels, depth_m = anchors.pixels.take(some, axis=0), anchors.depth_m.take(some).astype(np.float64)
     return Samples(
-        p=p[some],
+        p=p.take(some),
         y=to_space(depth_m, space),
         slope=log_slope(depth_m, space),
-        weight=anchors.weight[some] * _cell_balance(pixels, relative.shape),
-        noise=anchors.noise_m[some] / depth_m,
-        blur=anchors.noise_px[some] * _steepness(relative, pixels),
+        weight=anchors.weight.take(some) * _cell_balance(pixels, relative.shape),
+        noise=anchors.noise_m.take(some) / depth_m,
+        blur=anchors.noise_px.take(some).astype(np.float64)
+        * _steepness(np.ascontiguousarray(relative, np.float32), pixels),
         groups=_alike(pixels, depth_m, relative.shape),
     )
 
@@ -189,7 +213,7 @@ def _base(space: str, own: MetricFit | None, shape: MetricFit | None) -> Base:
 
 def _contradiction(own: MetricFit, scale: float, shift: float, p: np.ndarray) -> str | None:
     """What a fit to anchors at `p` has against a metric checkpoint's own: metres or a scale beyond `_OWN_FACTOR`."""
-    factor, bend = math.exp(np.median((scale - own.scale) * p + shift - own.shift)), scale / own.scale
+    factor, bend = math.exp(median((scale - own.scale) * p + shift - own.shift)), scale / own.scale
     if all(1.0 / _OWN_FACTOR <= ratio <= _OWN_FACTOR for ratio in (factor, bend)):
         return None
     return (
@@ -215,8 +239,10 @@ def _alike(pixels: np.ndarray, depth_m: np.ndarray, shape: tuple[int, int]) -> n
     return np.stack([octave - octave.min(), part[:, 1] * (_PARTS + 1) + part[:, 0]])
 
 
-def _steepness(relative: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-    """(N,) by how much (H, W) `relative` changes over a pixel at `pixels`: the larger of across and down."""
+def _steepness_by_numpy(relative: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """(N,) float32: by how much (H, W) `relative` changes over a pixel at (N, 2) `pixels`, the larger of across and
+    down.
+    """
     rows, columns = relative.shape
     flat = relative.ravel()
     u, v = (pixels + np.float32(0.5)).astype(np.int32).T
@@ -228,43 +254,80 @@ def _steepness(relative: np.ndarray, pixels: np.ndarray) -> np.ndarray:
     return np.maximum(np.abs(across), np.abs(down)) * np.float32(0.5 / _STEEP_PX)
 
 
+@compiled(_steepness_by_numpy)
+def _steepness(relative: Pixels, pixels: FloatRows) -> np.ndarray:
+    rows, columns = relative.shape
+    found = np.empty(len(pixels), np.float32)
+    for i in range(len(pixels)):
+        u, v = int(pixels[i, 0] + np.float32(0.5)), int(pixels[i, 1] + np.float32(0.5))
+        left, right = max(u - _STEEP_PX, 0), min(u + _STEEP_PX, columns - 1)
+        above, below = max(v - _STEEP_PX, 0), min(v + _STEEP_PX, rows - 1)
+        row, column = min(v, rows - 1), min(u, columns - 1)
+        across = abs(relative[row, right] - relative[row, left])
+        down = abs(relative[below, column] - relative[above, column])
+        found[i] = max(across, down) * np.float32(0.5 / _STEEP_PX)
+    return found
+
+
 def apply_fit(fit: MetricFit, relative: np.ndarray, max_depth_m: float) -> np.ndarray:
     """(H, W) relative -> (H, W) float32 metres; NaN where the depth is not positive or beyond `max_depth_m`."""
-    return _metres(_line(fit, relative), fit.space, max_depth_m)
+    return _metres(relative, fit.scale, fit.shift, fit.space, max_depth_m, relative)
 
 
 def apply_corrected(
-    fit: MetricFit, relative: np.ndarray, factor: np.ndarray, size: tuple[int, int], max_depth_m: float
+    fit: MetricFit, relative: np.ndarray, factor: np.ndarray, fitted_m: np.ndarray, max_depth_m: float
 ) -> np.ndarray:
-    """(h, w) relative, and as large a `factor` on its metres -> (H, W) float32 metres as `apply_fit`; size: (W, H).
+    """(h, w) relative, and as large a `factor` on its metres -> (H, W) float32 metres as `apply_fit`.
 
-    Resized in the space of the fit, as relative depth is, so that edges stay as sharp as the network drew them.
+    Resized in the space of the fit, as relative depth is, so that edges stay as sharp as the network drew them. What is
+    NaN in the fit's own metres, (H, W) `fitted_m`, stays so.
     """
-    y = _line(fit, relative)
+    y = relative * np.float32(fit.scale)
+    y += np.float32(fit.shift)
     if fit.space == "depth":
         y *= factor
     elif fit.space == "inverse_depth":
         y /= factor
     else:
         y += np.log(factor)
-    return _metres(resize(y, *size), fit.space, max_depth_m)
+    return _metres(resize(y, *fitted_m.shape[::-1]), 1.0, 0.0, fit.space, max_depth_m, fitted_m)
 
 
-def _line(fit: MetricFit, relative: np.ndarray) -> np.ndarray:
-    y = relative * np.float32(fit.scale)
-    y += np.float32(fit.shift)
-    return y
+def _metres(
+    p: np.ndarray, scale: float, shift: float, space: str, max_depth_m: float, besides: np.ndarray
+) -> np.ndarray:
+    """`from_space` of (H, W) `p` times `scale` and `shift`; NaN beyond `max_depth_m` and where `besides` is."""
+    low, high = (np.float32(to_space(np.float64(limit), space)) for limit in (1e-3, max_depth_m))
+    arrays = np.ascontiguousarray(p, np.float32), np.ascontiguousarray(besides, np.float32)
+    metres = _on_line(*arrays, np.float32(scale), np.float32(shift), low, high, space == "inverse_depth")
+    return np.exp(metres, out=metres) if space == "log_depth" else metres
 
 
-def _metres(y: np.ndarray, space: str, max_depth_m: float) -> np.ndarray:
-    """`from_space` in place, NaN beyond `max_depth_m`, too."""
-    low = np.float32(to_space(np.float64(1e-3), space))
-    high = np.float32(to_space(np.float64(max_depth_m), space))
+def _on_line_by_numpy(
+    p: np.ndarray, besides: np.ndarray, scale: float, shift: float, low: float, high: float, inverse: bool
+) -> np.ndarray:
+    """(H, W) float32 y = scale * p + shift, or -1 / y if `inverse`; NaN where it is not in (low, high] or no number
+    is beside it.
+    """
+    y = p * scale
+    y += shift
     known = y > low
     known &= y <= high
+    known &= besides == besides
     np.copyto(y, np.float32(np.nan), where=np.logical_not(known, out=known))
-    if space == "inverse_depth":
-        np.divide(np.float32(-1.0), y, out=y)
-    elif space == "log_depth":
-        np.exp(y, out=y)
-    return y
+    return np.divide(np.float32(-1.0), y, out=y) if inverse else y
+
+
+@compiled(_on_line_by_numpy)
+def _on_line(
+    p: Pixels, besides: Pixels, scale: Float, shift: Float, low: Float, high: Float, inverse: Bool
+) -> np.ndarray:
+    rows, columns = p.shape
+    result = np.empty((rows, columns), np.float32)
+    for i in range(rows):
+        line, beside, into = p[i], besides[i], result[i]
+        for j in range(columns):
+            y = line[j] * scale + shift
+            known = (y > low) & (y <= high) & (beside[j] == beside[j])
+            into[j] = (np.float32(-1) / y if inverse else y) if known else np.float32(np.nan)
+    return result

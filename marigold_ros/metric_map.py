@@ -15,7 +15,7 @@ import numpy as np
 
 from marigold_ros.geometry import Camera, seen_from
 from marigold_ros.metric import MetricFit, from_space, log_slope, to_space
-from marigold_ros.robust_fit import Base, NoLine, Samples, gather, weigh
+from marigold_ros.robust_fit import Base, NoLine, Samples, gather, median, weigh
 
 # The map is remembered at so many pixels across and down.
 _GRID = (32, 24)
@@ -79,7 +79,7 @@ class MetricMap:
         if noise is None:
             return None
         # Motion goes on the same way: what it adds to the deviation adds up, and not its square.
-        growth = 1.0 + speed_m_s * elapsed_s / float(np.median(depth_m)) / relative_sigma(relative, fit)
+        growth = 1.0 + speed_m_s * elapsed_s / median(depth_m) / relative_sigma(relative, fit)
         covariance = growth**2 * _matrix(fit.covariance) + (_EACH**2 + _DRIFT**2 * elapsed_s) * noise
         return replace(fit, covariance=_triple(covariance)), step
 
@@ -108,7 +108,7 @@ def relative_sigma(relative: np.ndarray, fit: MetricFit) -> float:
         return math.inf
     p, slope = p[known], log_slope(depth_m[known], fit.space)
     scale, both, shift = fit.covariance
-    return float(np.sqrt(np.median(slope**2 * (scale * p**2 + 2.0 * both * p + shift))))
+    return math.sqrt(median(slope**2 * (scale * p**2 + 2.0 * both * p + shift)))
 
 
 def _line_of_same(p: np.ndarray, y: np.ndarray, slope: np.ndarray, before: MetricFit) -> tuple[float, float] | None:
@@ -134,9 +134,10 @@ def _line_of_same(p: np.ndarray, y: np.ndarray, slope: np.ndarray, before: Metri
         if np.count_nonzero(off < _SAME) < _SAME_SHARE * len(p):
             return None
         # Without what changed more than most of the map did, by itself: somebody who comes nearer would bend the line.
-        same = off < np.clip(_SAME_MEDIANS * np.median(off), _SAME_LEAST, _SAME)
+        same = off < min(max(_SAME_MEDIANS * median(off), _SAME_LEAST), _SAME)
         weight = np.where(same, slope**2, 0.0)
-        mean_p, mean_y = np.average(p, weights=weight), np.average(y, weights=weight)
+        total = weight.sum()
+        mean_p, mean_y = weight @ p / total, weight @ y / total
         spread_p, spread_y = weight @ (p - mean_p) ** 2, weight @ (y - mean_y) ** 2
         if spread_p > 0 and spread_y > 0:  # else all that stays is at one depth: it tells the shift alone
             scale = math.sqrt(spread_y / spread_p)
@@ -155,10 +156,12 @@ def _covariance_of_whole(p: np.ndarray, fit: MetricFit) -> np.ndarray | None:
         return None
     p, squared = p[known], log_slope(depth_m[known], fit.space) ** 2
     both = (squared * p).mean()
-    information = np.array([[(squared * p**2).mean(), both], [both, squared.mean()]])
+    of_scale, of_shift = (squared * p**2).mean(), squared.mean()
     # Of two variables: the share of the variance of one that the other does not explain.
-    alone = np.linalg.det(information) / (information[0, 0] * information[1, 1])
-    return np.linalg.inv(information) / 2.0 if alone > _SINGULAR else None
+    determinant = of_scale * of_shift - both**2
+    if determinant <= _SINGULAR * of_scale * of_shift:
+        return None
+    return np.array([[of_shift, -both], [-both, of_scale]]) / (2.0 * determinant)
 
 
 @lru_cache(maxsize=2)

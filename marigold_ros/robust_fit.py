@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from marigold_ros.compiled import Double, Doubles, compiled
+
 _HYPOTHESES = 96
 _FACTORS = 16
 _JUDGES = 512
@@ -53,12 +55,17 @@ class Samples:
     def __len__(self) -> int:
         return len(self.p)
 
+    @property
+    def numbers(self) -> tuple[np.ndarray, ...]:
+        """All but the groups."""
+        return self.p, self.y, self.slope, self.weight, self.noise, self.blur
+
     def some(self, count: int, random: np.random.Generator) -> Samples:
         """At most `count` of them; of more than that some may come twice, which costs less than to avoid it."""
         if len(self) <= count:
             return self
         chosen = random.integers(len(self), size=count)
-        return Samples(*(part[..., chosen] for part in vars(self).values()))
+        return Samples(*(part.take(chosen, axis=-1) for part in vars(self).values()))
 
 
 @dataclass(frozen=True)
@@ -117,6 +124,13 @@ class Evidence:
     sigma: float
 
 
+def median(values: np.ndarray) -> float:
+    """Of (N,) numbers, N > 0; several times as fast as `np.median`."""
+    below, above = (len(values) - 1) // 2, len(values) // 2
+    ordered = np.partition(values, above if below == above else (below, above))
+    return float(ordered[below] + ordered[above]) / 2.0
+
+
 class NoLine(ValueError):
     """No line with a positive scale goes through the samples; says why."""
 
@@ -166,23 +180,20 @@ def _best_hypothesis(
     samples: Samples, base: Base, tolerance: float, random: np.random.Generator, free_scale: bool
 ) -> tuple[float, float]:
     """Of lines through two samples, and `base` moved to one, that with the least sum of squares, cut off (MSAC)."""
-    chance = samples.weight / samples.weight.sum()
+    # As `random.choice` with these chances; the sums are made once.
+    up_to = np.cumsum(samples.weight)
+    drawn = np.searchsorted(up_to, random.random(_FACTORS + 2 * _HYPOTHESES) * up_to[-1], side="right")
+    drawn = np.minimum(drawn, len(samples) - 1)
     judges = samples.some(_JUDGES, random)
-    scales, shifts = _moved(base, samples, random.choice(len(samples), _FACTORS, p=chance))
+    scales, shifts = _moved(base, samples, drawn[:_FACTORS])
     if free_scale and len(samples) > 1:
-        first, second = random.choice(len(samples), (2, _HYPOTHESES), p=chance)
+        first, second = drawn[_FACTORS:].reshape(2, _HYPOTHESES)
         apart = np.abs(samples.p[first] - samples.p[second]) > 0.02 * np.ptp(samples.p)
         first, second = first[apart], second[apart]
         through_two = (samples.y[first] - samples.y[second]) / (samples.p[first] - samples.p[second])
         scales = np.concatenate([scales, through_two])
         shifts = np.concatenate([shifts, samples.y[first] - through_two * samples.p[first]])
-    error = np.multiply.outer(scales, judges.p)  # (hypotheses, judges)
-    # In place: fresh memory for each step costs more than the arithmetic.
-    error += shifts[:, None]
-    error -= judges.y
-    error *= judges.slope
-    np.square(error, out=error)
-    cost = np.minimum(error, tolerance**2, out=error) @ judges.weight
+    cost = _costs(scales, shifts, judges.p, judges.y, judges.slope, judges.weight, tolerance**2)
     positive = scales > 0
     best, best_negative = cost[positive].min(initial=np.inf), cost[~positive].min(initial=np.inf)
     # A few samples, or a wall, lie on a line of any slope: only what no positive scale explains is a sign.
@@ -191,9 +202,43 @@ def _best_hypothesis(
         raise NoLine("the anchors ask for a negative scale: wrong extrinsic, or a checkpoint of another space")
     if not positive.any():
         # The base has no depth where the samples lie, beyond infinity or behind the lens: its scale serves.
-        return base.scale, float(np.median(judges.y - base.scale * judges.p))
+        return base.scale, median(judges.y - base.scale * judges.p)
     winner = np.flatnonzero(positive)[np.argmin(cost[positive])]
     return float(scales[winner]), float(shifts[winner])
+
+
+def _costs_by_numpy(
+    scales: np.ndarray,
+    shifts: np.ndarray,
+    p: np.ndarray,
+    y: np.ndarray,
+    slope: np.ndarray,
+    weight: np.ndarray,
+    most: float,
+) -> np.ndarray:
+    """(lines,) weighted sums of squared relative errors at (N,) samples, each at most `most`."""
+    error = np.multiply.outer(scales, p)
+    # In place: fresh memory for each step costs more than the arithmetic.
+    error += shifts[:, None]
+    error -= y
+    error *= slope
+    np.square(error, out=error)
+    return np.minimum(error, most, out=error) @ weight
+
+
+@compiled(_costs_by_numpy)
+def _costs(
+    scales: Doubles, shifts: Doubles, p: Doubles, y: Doubles, slope: Doubles, weight: Doubles, most: Double
+) -> np.ndarray:
+    costs = np.empty(len(scales))
+    for line in range(len(scales)):
+        scale, shift, cost = scales[line], shifts[line], 0.0
+        for i in range(len(p)):
+            error = (scale * p[i] + shift - y[i]) * slope[i]
+            squared = error * error
+            cost += weight[i] * (squared if squared < most else most)
+        costs[line] = cost
+    return costs
 
 
 def _moved(base: Base, samples: Samples, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -245,20 +290,10 @@ def _evidence(
 
     last: what the samples say is not to be taken for more than their groups can say.
     """
-    p, y, slope = samples.p, samples.y, samples.slope
-    blur = (scale * slope * samples.blur) ** 2
-    variance = _SIGMA**2 + samples.noise**2 + blur
-    error = slope * (scale * p + shift - y)
-    limit = kernel**2 * variance
-    agreeing = samples.weight * (limit / (limit + error**2)) ** 2
-    information = agreeing * slope**2 / variance
-    total = information.sum()
-    mean_p, mean_y = information @ p / total, information @ y / total
-    off = p - mean_p
-    spread, product = information @ off**2, (information * off) @ (y - mean_y)
-    # What of the spread of p is error: the network's, and of the pixel; not the measurement's. At one depth a flat line
-    # fits all samples, and the network's seem to be none.
-    in_p = information @ ((max(sigma, USUAL_SIGMA) ** 2 + blur) / (slope * scale) ** 2)
+    p = samples.p
+    agreeing, information, (total, mean_p, mean_y, spread, product, in_p) = _moments(
+        *samples.numbers, scale, shift, kernel**2, max(sigma, USUAL_SIGMA)
+    )
     reliability = float(1.0 - in_p / spread) if spread > 0 else -np.inf
     if product <= 0:
         reliability = 0.0  # what is nearer seems farther: these samples know nothing of the scale
@@ -294,6 +329,74 @@ def _evidence(
         reliability=reliability,
         sigma=sigma,
     )
+
+
+def _moments_by_numpy(
+    p: np.ndarray,
+    y: np.ndarray,
+    slope: np.ndarray,
+    weight: np.ndarray,
+    noise: np.ndarray,
+    blur: np.ndarray,
+    scale: float,
+    shift: float,
+    squared_kernel: float,
+    sigma: float,
+) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float, float, float, float]]:
+    """(N,) how far samples agree with a line, and their information; of the latter the total, the means of p and y,
+    the spread of p, its product with y, and what of the spread is error: the network's, and of the pixel; not the
+    measurement's. At one depth a flat line fits all samples, and the network's seem to be none: `sigma` is its.
+    """
+    blurred = np.square(scale * slope * blur)
+    variance = _SIGMA**2 + np.square(noise) + blurred
+    error = slope * (scale * p + shift - y)
+    limit = squared_kernel * variance
+    agreeing = weight * np.square(limit / (limit + np.square(error)))
+    information = agreeing * np.square(slope) / variance
+    total = information.sum()
+    mean_p, mean_y = information @ p / total, information @ y / total
+    off = p - mean_p
+    spread, product = information @ np.square(off), (information * off) @ (y - mean_y)
+    in_p = information @ ((sigma**2 + blurred) / np.square(slope * scale))
+    return agreeing, information, (total, mean_p, mean_y, spread, product, in_p)
+
+
+@compiled(_moments_by_numpy)
+def _moments(
+    p: Doubles,
+    y: Doubles,
+    slope: Doubles,
+    weight: Doubles,
+    noise: Doubles,
+    blur: Doubles,
+    scale: Double,
+    shift: Double,
+    squared_kernel: Double,
+    sigma: Double,
+) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float, float, float, float]]:
+    agreeing, information = np.empty(len(p)), np.empty(len(p))
+    total = sum_p = sum_y = in_p = 0.0
+    for i in range(len(p)):
+        steep = scale * slope[i]
+        blurred = steep * blur[i] * steep * blur[i]
+        variance = _SIGMA * _SIGMA + noise[i] * noise[i] + blurred
+        error = slope[i] * (scale * p[i] + shift - y[i])
+        limit = squared_kernel * variance
+        share = limit / (limit + error * error)
+        agreeing[i] = weight[i] * share * share
+        told = agreeing[i] * slope[i] * slope[i] / variance
+        information[i] = told
+        total += told
+        sum_p += told * p[i]
+        sum_y += told * y[i]
+        in_p += told * (sigma * sigma + blurred) / (steep * steep)
+    mean_p, mean_y = sum_p / total, sum_y / total
+    spread = product = 0.0
+    for i in range(len(p)):
+        weighted = information[i] * (p[i] - mean_p)
+        spread += weighted * (p[i] - mean_p)
+        product += weighted * (y[i] - mean_y)
+    return agreeing, information, (total, mean_p, mean_y, spread, product, in_p)
 
 
 def _scale_alone(base: Base, mean_p: float, mean_y: float, found: float, need: float) -> Belief:

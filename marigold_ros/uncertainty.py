@@ -19,9 +19,10 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
+from marigold_ros.compiled import Float, Mask, Pixels, compiled
 from marigold_ros.correction import Correction
 from marigold_ros.edges import edge_ln, floating
-from marigold_ros.field import FARTHEST, Evidence, believed, fitted_field, node_distance, squared_distance
+from marigold_ros.field import FARTHEST, Evidence, fitted_field, node_distance, squared_distance
 from marigold_ros.geometry import resize
 from marigold_ros.metric import MetricFit, log_slope
 
@@ -127,7 +128,7 @@ def left_out(evidence: Evidence, chosen: np.ndarray, limit: float, doubt: np.nda
     error = asked.residual - asked.at(field.log_factor)
     column, row = np.rint(asked.pixels).astype(np.intp).T
     doubt = doubt[np.clip(row, 0, doubt.shape[0] - 1), np.clip(column, 0, doubt.shape[1] - 1)]
-    return Errors(error, asked.at(node_distance(believed(others))), doubt)
+    return Errors(error, asked.at(node_distance(others)), doubt)
 
 
 def law_of(errors: Sequence[Errors]) -> Law:
@@ -174,7 +175,7 @@ def smooth_variance(
     if correction is None:
         variance = law.smooth_variance(np.full(small_m.shape, FARTHEST**2, np.float32)) + of_fit
     else:
-        distance = squared_distance(believed(correction.evidence), small_m)
+        distance = squared_distance(correction.evidence, small_m)
         variance = law.smooth_variance(distance)
         if correction.fresh:
             of_fit *= np.minimum(distance * np.float32(1.0 / FARTHEST**2), 1)
@@ -210,17 +211,49 @@ def doubt_of(
 
 def sigma_of(depth_m: np.ndarray, variance: np.ndarray, doubt: np.ndarray, law: Law) -> np.ndarray:
     """(H, W) float32 metres: the deviation of `depth_m` by `smooth_variance` and doubt; NaN stays NaN."""
-    deviation = cv2.multiply(doubt, doubt, scale=law.doubtful**2)
+    return _sigma(depth_m, variance, doubt, np.float32(law.doubtful**2))
+
+
+def _sigma_by_numpy(depth_m: np.ndarray, variance: np.ndarray, doubt: np.ndarray, weight: float) -> np.ndarray:
+    """(H, W) float32: depth times the root of variance and doubt squared, times its weight."""
+    deviation = cv2.multiply(doubt, doubt, scale=float(weight))
     deviation = cv2.sqrt(cv2.add(deviation, variance, deviation), deviation)
     return cv2.multiply(deviation, depth_m, deviation)
 
 
+@compiled(_sigma_by_numpy)
+def _sigma(depth_m: Pixels, variance: Pixels, doubt: Pixels, weight: Float) -> np.ndarray:
+    rows, columns = depth_m.shape
+    sigma_m = np.empty((rows, columns), np.float32)
+    for i in range(rows):
+        depths, variances, doubts, into = depth_m[i], variance[i], doubt[i], sigma_m[i]
+        for j in range(columns):
+            into[j] = np.sqrt(variances[j] + weight * doubts[j] * doubts[j]) * depths[j]
+    return sigma_m
+
+
 def confidence_from(depth_m: np.ndarray, sigma_m: np.ndarray) -> np.ndarray:
     """(H, W) float32 in [0, 1]: 1 - 2 sigma / depth, at least 0; 0 where depth is unknown."""
+    return _confidence(depth_m, sigma_m)
+
+
+def _confidence_by_numpy(depth_m: np.ndarray, sigma_m: np.ndarray) -> np.ndarray:
     confidence = cv2.divide(sigma_m, depth_m, scale=-1.0 / _NO_CONFIDENCE)
     confidence += np.float32(1.0)
     cv2.patchNaNs(confidence, 0.0)
     return np.clip(confidence, np.float32(0), np.float32(1), out=confidence)
+
+
+@compiled(_confidence_by_numpy)
+def _confidence(depth_m: Pixels, sigma_m: Pixels) -> np.ndarray:
+    rows, columns = depth_m.shape
+    confidence = np.empty((rows, columns), np.float32)
+    for i in range(rows):
+        depths, sigmas, into = depth_m[i], sigma_m[i], confidence[i]
+        for j in range(columns):
+            sure = np.float32(1) - np.float32(1 / _NO_CONFIDENCE) * sigmas[j] / depths[j]
+            into[j] = sure if sure > 0 else np.float32(0)  # NaN is not
+    return confidence
 
 
 def solid_part(depth_m: np.ndarray, variance: np.ndarray, min_confidence: float) -> np.ndarray:
@@ -228,10 +261,22 @@ def solid_part(depth_m: np.ndarray, variance: np.ndarray, min_confidence: float)
 
     Without the doubt about single pixels: a thin pole is nothing but edges, and must not go for it.
     """
-    unwanted = floating(depth_m)
-    unwanted |= variance > np.float32((_NO_CONFIDENCE * (1.0 - min_confidence)) ** 2)
-    solid_m = depth_m.copy()
-    np.copyto(solid_m, np.float32(np.nan), where=unwanted)
+    return _solid(depth_m, floating(depth_m), variance, np.float32((_NO_CONFIDENCE * (1.0 - min_confidence)) ** 2))
+
+
+def _solid_by_numpy(depth_m: np.ndarray, unwanted: np.ndarray, variance: np.ndarray, most: float) -> np.ndarray:
+    """(H, W) float32: depth, NaN where it is unwanted or its variance is larger than `most`."""
+    return np.where(unwanted | (variance > most), np.float32(np.nan), depth_m)
+
+
+@compiled(_solid_by_numpy)
+def _solid(depth_m: Pixels, unwanted: Mask, variance: Pixels, most: Float) -> np.ndarray:
+    rows, columns = depth_m.shape
+    solid_m = np.empty((rows, columns), np.float32)
+    for i in range(rows):
+        depths, mask, variances, into = depth_m[i], unwanted[i], variance[i], solid_m[i]
+        for j in range(columns):
+            into[j] = np.float32(np.nan) if mask[j] | (variances[j] > most) else depths[j]
     return solid_m
 
 

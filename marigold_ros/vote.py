@@ -9,11 +9,15 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from marigold_ros.compiled import FloatRows, Floats, compiled
+
 # The image's cells across and down, of which the parts below are made.
 CELLS = (61, 46)
 # Anchors agree if their residuals, in ln, lie in neighbouring bins of this width; beyond the outermost they are wrong.
 _BIN_LN, _BINS = 0.15, 17
 FARTHEST_LN = 0.5 * _BINS * _BIN_LN
+# One more at either end, and their sum.
+_ENTRIES = _BINS + 3
 # Parts of the image in which anchors vote, in cells, and as how many votes what the larger part says counts.
 _PARTS, _INHERITED = (8, 4, 2), 6.0
 # Before any vote, residuals are taken to be normal with so many of the fit's own sigmas, but at least the other.
@@ -49,6 +53,11 @@ def trust_of(places: np.ndarray, residual: np.ndarray, sigma: float) -> np.ndarr
     """
     deviation = np.float32(max(PRIOR_LN, _PRIOR_SIGMAS * sigma))
     share = np.exp(np.float32(-0.5) * np.square(residual / deviation))
+    return _voted(np.ascontiguousarray(places, np.float32), np.ascontiguousarray(residual, np.float32), share)
+
+
+def _voted_by_numpy(places: np.ndarray, residual: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """`trust_of` by what each anchor has before any vote, (N,) float32 in [0, 1]."""
     # A bin more at either end, so that all have neighbours.
     bins = _BINS + 2
     bin_ = np.minimum((residual * np.float32(1 / _BIN_LN) + np.float32(0.5 * bins)).astype(np.intp), _BINS)
@@ -69,3 +78,49 @@ def trust_of(places: np.ndarray, residual: np.ndarray, sigma: float) -> np.ndarr
         agree = np.maximum(agree - chance - np.float32(_BY_CHANCE) * np.sqrt(chance), np.float32(0))
         share = (agree + np.float32(_INHERITED) * share) / (others + np.float32(_INHERITED))
     return np.clip((share - np.float32(_WRONG)) * np.float32(1 / (_RIGHT - _WRONG)), np.float32(0), np.float32(1))
+
+
+@compiled(_voted_by_numpy)
+def _voted(places: FloatRows, residual: Floats, share: Floats) -> np.ndarray:
+    count = len(residual)
+    share, by_chance, bin_ = share.copy(), np.empty(count, np.float32), np.empty(count, np.int64)
+    everywhere = np.zeros(_BINS + 2, np.int64)
+    for i in range(count):
+        bin_[i] = min(int(residual[i] * np.float32(1 / _BIN_LN) + np.float32(0.5 * (_BINS + 2))), _BINS)
+        everywhere[bin_[i]] += 1
+    for i in range(count):
+        agree = everywhere[bin_[i] - 1] + everywhere[bin_[i]] + everywhere[bin_[i] + 1] - 1
+        most = min(np.float32(agree) / np.float32(max(count - 1, 1)), np.float32(_MOST_BY_CHANCE))
+        by_chance[i] = most * (np.float32(1) - share[i])
+    for size in _PARTS:
+        rows, columns = -(-CELLS[1] // size), -(-CELLS[0] // size)
+        # Parts beyond the border are empty; the last entry of a part is the sum of its bins.
+        votes = np.zeros((rows + 2, (columns + 2) * _ENTRIES), np.float32)
+        for i in range(count):
+            row, column = int(places[1, i] * np.float32(1 / size)) + 1, int(places[0, i] * np.float32(1 / size)) + 1
+            first = column * _ENTRIES
+            votes[row, first + bin_[i]] += np.float32(1)
+            votes[row, first + _ENTRIES - 1] += np.float32(1)
+        # Of 3x3 parts: of those above and below each other, then of those beside each other.
+        tall, around = np.empty(votes.shape[1], np.float32), np.empty((rows, columns * _ENTRIES), np.float32)
+        left, middle, right = tall[: -2 * _ENTRIES], tall[_ENTRIES:-_ENTRIES], tall[2 * _ENTRIES :]
+        for row in range(rows):
+            above, here, below, into = votes[row], votes[row + 1], votes[row + 2], around[row]
+            for k in range(len(tall)):
+                tall[k] = above[k] + here[k] + below[k]
+            for k in range(len(into)):
+                into[k] = left[k] + middle[k] + right[k]
+        for i in range(count):
+            row, column = int(places[1, i] * np.float32(1 / size)), int(places[0, i] * np.float32(1 / size))
+            first = column * _ENTRIES
+            found, others = first + bin_[i], around[row, first + _ENTRIES - 1] - np.float32(1)
+            agree = around[row, found - 1] + around[row, found] + around[row, found + 1] - np.float32(1)
+            chance = by_chance[i] * others
+            agree = max(agree - chance - np.float32(_BY_CHANCE) * np.sqrt(chance), np.float32(0))
+            share[i] = (agree + np.float32(_INHERITED) * share[i]) / (others + np.float32(_INHERITED))
+    trust = share
+    for i in range(count):
+        trust[i] = min(
+            max((share[i] - np.float32(_WRONG)) * np.float32(1 / (_RIGHT - _WRONG)), np.float32(0)), np.float32(1)
+        )
+    return trust

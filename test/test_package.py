@@ -62,6 +62,7 @@ FROM_PIP = {
     "cuda",
     "diffusers",
     "huggingface_hub",
+    "numba",
     "onnx",
     "onnxruntime",
     "onnxscript",

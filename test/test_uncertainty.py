@@ -161,7 +161,7 @@ def test_what_is_left_out_does_not_help():
     errors = left_out(evidence, chosen, 2.0, np.zeros_like(FLAT_M))
     far = evidence.pixels[chosen][:, 0] > 550
     np.testing.assert_allclose(errors.error[far], np.log(1.2), atol=0.02)
-    assert errors.distance[far].min() == FARTHEST
+    assert errors.distance[far].min() == pytest.approx(FARTHEST)
     wrong = replace(evidence, trust=np.where(np.arange(len(chosen)) % 2, evidence.trust, np.float32(0)))
     assert len(left_out(wrong, chosen, 2.0, np.zeros_like(FLAT_M)).error) == pytest.approx(len(far) / 2, abs=30)
     assert left_out(evidence, np.zeros_like(chosen), 2.0, np.zeros_like(FLAT_M)) is None

@@ -1,0 +1,132 @@
+"""Loops over points and pixels as machine code, where numba is installed; numpy does the same where it is not.
+
+Nothing needs numba: Ubuntu 24.04 has no package of it, and one that is older than numpy does not load. So every loop
+has a function of numpy beside it, the `instead`, which it is also tested against. Numba's vectors need comparisons that
+are spelled out, since `min` and `max` look for NaN, and slices of the same length, whose places need no check.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Annotated, Any, get_args, get_type_hints
+
+import numpy as np
+
+# Arguments of loops, as numba spells them: (N,) or (H, W), in the order of C.
+IntRows = Annotated[np.ndarray, "int64[:,::1]"]
+Floats = Annotated[np.ndarray, "float32[::1]"]
+Doubles = Annotated[np.ndarray, "float64[::1]"]
+FloatRows = Annotated[np.ndarray, "float32[:,::1]"]
+Pixels = Annotated[np.ndarray, "float32[:,::1]"]
+WrittenPixels = Annotated[np.ndarray, "float32[:,::1]", "written"]
+Colours = Annotated[np.ndarray, "uint8[:,:,::1]"]
+Mask = Annotated[np.ndarray, "boolean[:,::1]"]
+Grid = Annotated[np.ndarray, "float32[:,:,::1]"]
+Grids = Annotated[np.ndarray, "float32[:,:,:,::1]"]
+WrittenGrid = Annotated[np.ndarray, "float32[:,:,::1]", "written"]
+Float = Annotated[float, "float32"]
+Double = Annotated[float, "float64"]
+Int = Annotated[int, "int64"]
+Bool = Annotated[bool, "boolean"]
+
+_log = logging.getLogger(__name__)
+# All loops of the modules that were imported.
+LOOPS: list[Loop] = []
+
+
+class Loop:
+    """A function of arrays and numbers; numba's machine code once that is there.
+
+    It is compiled when it is first called, which takes about a second and is kept on disk for the next time, or by
+    `prepare`; as long as that is at work, and where there is no numba, `instead` answers.
+    """
+
+    def __init__(self, loop: Callable[..., Any], instead: Callable[..., Any]) -> None:
+        self.loop, self.instead = loop, instead
+        self._answer: Callable[..., Any] | None = None
+        self._lock = threading.Lock()
+
+    def __call__(self, *arguments: Any) -> Any:
+        """What `instead` says of the same arguments."""
+        answer = self._answer
+        if answer is None:
+            answer = self.instead if _preparing.is_set() else self.compile()
+        return answer(*arguments)
+
+    def compile(self) -> Callable[..., Any]:
+        """The machine code, or `instead` where there is none."""
+        with self._lock:
+            if self._answer is None:
+                self._answer = self.instead if why_not() else self._machine_code()
+            return self._answer
+
+    def _machine_code(self) -> Callable[..., Any]:
+        try:
+            return _compiled(self.loop)
+        except Exception as problem:  # of whatever kind: a version of numba that does not know what the loop needs
+            _log.warning("%s is slower than it could be, numba fails: %s", self.loop.__name__, problem)
+            return self.instead
+
+
+_preparing = threading.Event()
+
+
+def compiled(instead: Callable[..., Any]) -> Callable[[Callable[..., Any]], Loop]:
+    """Decorates a loop whose arguments have the types above, with a function of numpy that says the same."""
+
+    def decorate(loop: Callable[..., Any]) -> Loop:
+        made = Loop(loop, instead)
+        LOOPS.append(made)
+        return made
+
+    return decorate
+
+
+def prepare() -> threading.Thread:
+    """Compile all loops in a thread of its own, for programs that may not wait; `instead` answers meanwhile."""
+
+    def work() -> None:
+        try:
+            for loop in LOOPS:
+                loop.compile()
+        finally:
+            _preparing.clear()
+
+    _preparing.set()
+    thread = threading.Thread(target=work, name="compile loops", daemon=True)
+    thread.start()
+    return thread
+
+
+def why_not() -> str | None:
+    """Why loops are not compiled; None where they are."""
+    try:
+        import numba  # noqa: F401
+    except ModuleNotFoundError:
+        return "numba is not installed"
+    except Exception as problem:  # one that is older than numpy says so in many ways
+        return f"numba cannot be loaded: {problem}"
+    return None
+
+
+def _compiled(loop: Callable[..., Any]) -> Callable[..., Any]:
+    import numba
+    from numba.core.sigutils import normalize_signature
+
+    hints = get_type_hints(loop, include_extras=True)
+    hints.pop("return", None)
+    spelled = [get_args(hint)[1:] for hint in hints.values()]
+    types, _ = normalize_signature(f"({', '.join(name for name, *_ in spelled)},)")
+    # What may be written to is taken for what is only read, but not the other way round.
+    types = tuple(
+        of.copy(readonly=True) if isinstance(of, numba.types.Array) and not written else of
+        for of, (_, *written) in zip(types, spelled, strict=True)
+    )
+    # Sums may be put together in another order, and division by zero is as numpy's; NaN stays NaN.
+    options = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
+    try:
+        return numba.njit(types, cache=True, **options)(loop)
+    except RuntimeError:  # no folder for it can be written to
+        return numba.njit(types, **options)(loop)

@@ -1,0 +1,236 @@
+"""Loops in machine code say what numpy says, on a recording's frames and at the ends of what they are given."""
+
+import logging
+import sys
+import threading
+
+import numpy as np
+import pytest
+from std_msgs.msg import Header
+
+from marigold_ros import anchors, compiled, doctor, edges, field, messages, metric, vote
+from marigold_ros.anchors import Scan
+from marigold_ros.compiled import LOOPS, Floats, Loop
+from marigold_ros.config import Config, RangeConfig
+from marigold_ros.geometry import resize
+from marigold_ros.metric_sequences import read_sequence
+from marigold_ros.pipeline import Pipeline
+from marigold_ros.places import shared
+
+needs_numba = pytest.mark.skipif(compiled.why_not() is not None, reason="numba is not installed")
+CONFIG = Config(range=RangeConfig(max_points=1000))  # fewer than there are
+OUTPUTS = ("depth_m", "sigma_m", "confidence", "solid_m")
+
+
+class Answers:
+    """Instead of a network: the truth's inverse depth at half the size, bent, and under another scale and shift."""
+
+    space = "inverse_depth"
+
+    def __init__(self):
+        self.left = []
+
+    def source(self, frame):
+        inverse = np.nan_to_num(np.float32(-1) / frame.depth_m)
+        height, width = inverse.shape
+        bent = np.linspace(0.9, 1.1, width, dtype=np.float32) * resize(inverse, width, height)
+        self.left.append(resize(0.4 + bent, width // 2, height // 2))
+        return self.left[-1], None
+
+    def coarse(self, rgb, focal_px=None):
+        return self.left.pop(0)
+
+    def fit_of(self, camera):
+        return None
+
+
+@pytest.fixture(scope="module")
+def sequence():
+    return read_sequence(shared("recordings/warehouse"), Answers().source, "inverse_depth", 3)
+
+
+def frames_of(sequence):
+    """What the node makes of the frames, and the bytes of their clouds."""
+    answers = Answers()
+    answers.left = list(sequence.coarse)
+    pipeline, cloud = Pipeline(answers), messages.CloudWriter(sequence.camera)
+    for rgb, stamp_ns, points in zip(sequence.rgb, sequence.stamps_ns, sequence.scans, strict=True):
+        scan = Scan(points, sequence.camera_from_lidar, stamp_ns=stamp_ns)
+        frame = pipeline(
+            rgb, sequence.camera, stamp_ns, lambda scan=scan: scan, CONFIG, confidence=True, sigma=True, solid=True
+        )
+        yield frame, np.array(cloud.organized(frame.solid_m, frame.rgb, Header()).data)
+
+
+def assert_same(found, expected, where):
+    """Up to rounding; a pixel at the very limit of a comparison may go to either side of it."""
+    for one, other in zip(parts(found), parts(expected), strict=True):
+        assert one.shape == other.shape, where
+        assert one.dtype == other.dtype, where
+        # OpenCV's remap looks places up to a 32nd of a node only.
+        least = 0.03 * np.nanmax(np.abs(other)) if where == "_interpolated" else 2e-5
+        close = np.isclose(one, other, rtol=2e-4, atol=least, equal_nan=True)
+        assert np.count_nonzero(~close) <= 1e-4 * close.size, where
+
+
+def parts(answer):
+    return [leaf for part in answer for leaf in parts(part)] if isinstance(answer, tuple) else [np.asarray(answer)]
+
+
+@needs_numba
+def test_every_loop_says_what_numpy_says_on_a_recording(sequence, monkeypatch):
+    asked = {}
+
+    def listening(self, *arguments):
+        before = [part.copy() if isinstance(part, np.ndarray) else part for part in arguments]
+        asked.setdefault(self, []).append(before)
+        return self.compile()(*arguments)
+
+    monkeypatch.setattr(Loop, "__call__", listening)
+    for _ in frames_of(sequence):
+        pass
+    assert {loop.loop.__name__ for loop in asked} == {loop.loop.__name__ for loop in LOOPS}
+    for loop, calls in asked.items():
+        assert loop.compile() is not loop.instead
+        for call in calls[:: max(1, len(calls) // 20)]:
+            answers = []
+            for way in (loop.compile(), loop.instead):
+                given = [part.copy() if isinstance(part, np.ndarray) else part for part in call]
+                # What it answers, or else what it wrote to.
+                answers.append((way(*given), *(part for part in given if isinstance(part, np.ndarray))))
+            answers = [answer[1:] if answer[0] is None else answer for answer in answers]
+            assert_same(*answers, loop.loop.__name__)
+
+
+def test_without_numba_frames_are_the_same(sequence, monkeypatch):
+    usual = list(frames_of(sequence))
+    monkeypatch.setattr(Loop, "__call__", lambda self, *arguments: self.instead(*arguments))
+    for (frame, cloud), (other, other_cloud) in zip(usual, frames_of(sequence), strict=True):
+        assert frame.fit.scale == pytest.approx(other.fit.scale, rel=1e-4)
+        for name in OUTPUTS:
+            one, two = getattr(frame, name), getattr(other, name)
+            close = np.isclose(one, two, rtol=0.02, atol=1e-3, equal_nan=True)
+            assert np.count_nonzero(~close) <= 5e-3 * close.size, name
+        assert len(cloud) == len(other_cloud)
+
+
+@needs_numba
+@pytest.mark.parametrize("count", [0, 1, 2, 40, 3000])
+def test_few_points_and_many(count):
+    random = np.random.default_rng(count)
+    points = random.normal(0, 10, (count, 3)).astype(np.float32)
+    points[::7], points[3::7] = np.nan, 0
+    pose, unseen = np.eye(3, 4, dtype=np.float32), np.zeros((480, 640), bool)
+    unseen[:100] = True
+    lens = np.float32([400, 400, 320, 240, 640, 480, 0.5, 30])
+    for bounds in (anchors._bounds(), anchors._bounds(2.0, (-5, -5, -5, 5, 5, 5))):
+        for hidden in (unseen, unseen[:0, :0]):
+            given = points, pose, bounds, lens, hidden
+            assert_same(anchors._projected(*given), anchors._projected.instead(*given), "projected")
+    pixels = (random.random((count, 2)) * (639, 479)).astype(np.float32)
+    log_m = random.normal(2, 0.5, count).astype(np.float32)
+    given = pixels, log_m, 640, 480
+    assert_same(anchors._visibility(*given), anchors._visibility.instead(*given), "visibility")
+    for budget in (1, 17, 5000):
+        given = pixels, budget, 640, 480
+        np.testing.assert_array_equal(anchors._in_turns(*given), anchors._in_turns.instead(*given))
+    places = np.stack([*(pixels.T * np.float32([[0.09], [0.09]])), random.random(count) * 5]).astype(np.float32)
+    residual = random.uniform(-1.2, 1.2, count).astype(np.float32)
+    given = places[:2].copy(), residual, np.abs(residual) / 2
+    assert_same(vote._voted(*given), vote._voted.instead(*given), "voted")
+    assert_same(field._corners(places), field._corners.instead(places), "corners")
+
+
+@needs_numba
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (11, 13), (37, 52)])
+def test_small_images(shape):
+    random = np.random.default_rng(0)
+    image = random.choice(np.float32([2.0, 2.1, 4.0, 30.0, np.nan]), shape)
+    np.testing.assert_allclose(edges._depth_ratio(image), edges._depth_ratio.instead(image), rtol=1e-5)
+    if min(shape) > 1:
+        assert_same(edges._steep(image), edges._steep.instead(image), "steep")
+        steep = edges._steep(image)
+        assert_same(edges._in_the_air(image, *steep), edges._in_the_air.instead(image, *steep), "in the air")
+    pixels = (random.random((50, 2)) * (shape[1], shape[0]) - 0.5).astype(np.float32)
+    assert_same(metric._sample(image, pixels), metric._sample.instead(image, pixels), "sample")
+    image, pixels = np.nan_to_num(image), np.maximum(pixels, 0)
+    assert_same(metric._steepness(image, pixels), metric._steepness.instead(image, pixels), "steepness")
+
+
+# What becomes of a loop.
+
+
+def twice_by_numpy(values):
+    return 2 * values
+
+
+def twice(values: Floats) -> np.ndarray:
+    return values + values
+
+
+VALUES = np.arange(3, dtype=np.float32)
+
+
+@needs_numba
+def test_a_loop_takes_what_must_not_be_written_to():
+    loop, fixed = Loop(twice, twice_by_numpy), VALUES.copy()
+    fixed.flags.writeable = False
+    np.testing.assert_array_equal(loop(fixed), 2 * VALUES)
+    assert loop.compile() is not twice_by_numpy
+
+
+def test_without_numba_numpy_answers_and_doctor_says_what_mends_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "numba", None)
+    loop = Loop(twice, twice_by_numpy)
+    np.testing.assert_array_equal(loop(VALUES), 2 * VALUES)
+    assert loop.compile() is twice_by_numpy
+    finding = doctor.numba()
+    assert finding.level == doctor.NOTE
+    assert "numba is not installed" in finding.text
+    assert "install" in finding.mend
+
+
+def test_what_numba_cannot_compile_numpy_answers_and_says_so_once(caplog):
+    def unknown(values: Floats) -> np.ndarray:
+        return values.no_such_thing()
+
+    loop = Loop(unknown, twice_by_numpy)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            np.testing.assert_array_equal(loop(VALUES), 2 * VALUES)
+    assert [record.args[0] for record in caplog.records] == (["unknown"] if compiled.why_not() is None else [])
+
+
+@needs_numba
+def test_a_loop_that_cannot_be_kept_on_disk_is_compiled_nevertheless():
+    made = {"Floats": Floats, "np": np}
+    exec("def nowhere(values: Floats) -> np.ndarray:\n    return values + values\n", made)  # in no file
+    loop = Loop(made["nowhere"], lambda values: pytest.fail("numpy was asked"))
+    np.testing.assert_array_equal(loop(VALUES), 2 * VALUES)
+
+
+@needs_numba
+def test_numpy_answers_while_loops_are_being_compiled(monkeypatch):
+    """A node that starts for the first time does not wait for the compiler."""
+    begun, goes_on, answered = threading.Event(), threading.Event(), []
+
+    def slow(loop):
+        begun.set()
+        assert goes_on.wait(10)
+        return twice
+
+    def instead(values):
+        answered.append(len(values))
+        return 2 * values
+
+    loop = Loop(twice, instead)
+    monkeypatch.setattr(compiled, "LOOPS", [loop])
+    monkeypatch.setattr(compiled, "_compiled", slow)
+    thread = compiled.prepare()
+    assert begun.wait(10)
+    np.testing.assert_array_equal(loop(VALUES), 2 * VALUES)
+    assert answered == [3]
+    goes_on.set()
+    thread.join(10)
+    np.testing.assert_array_equal(loop(VALUES), 2 * VALUES)
+    assert answered == [3]
