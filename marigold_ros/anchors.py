@@ -9,7 +9,7 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-from marigold_ros.compiled import FloatRows, Floats, Int, Mask, compiled
+from marigold_ros.compiled import Float, FloatRows, Floats, Int, Mask, compiled
 from marigold_ros.config import RangeConfig
 from marigold_ros.geometry import Camera, in_image, transformed
 from marigold_ros.sweep import Sweep, may_be_seen, moved
@@ -150,10 +150,10 @@ def _in_image(
         pose = np.ascontiguousarray(scan.camera_from_lidar[:3], np.float32)
         seen, pixels, depth_m = _projected(points, pose, _bounds(least_m, box_m), lens, unseen)
     else:
-        seen, wanted, squared = _measured(points, _bounds(least_m, box_m))
-        with np.errstate(invalid="ignore"):
-            wanted &= may_be_seen(points, sweep.offset_s, np.sqrt(squared), sweep, camera.cone_rad)
-        in_camera = moved(points[wanted], sweep.offset_s[wanted], sweep)
+        share, slack_m = may_be_seen(sweep.offset_s, sweep, camera.cone_rad)
+        first = np.ascontiguousarray(sweep.camera_from_sensor[0][:3], np.float32)
+        seen, wanted = _worth_moving(points, first, _bounds(least_m, box_m), np.float32(share), np.float32(slack_m))
+        in_camera = moved(points.take(wanted, axis=0), sweep.offset_s.take(wanted), sweep)
         _, pixels, depth_m = _projected(in_camera, np.eye(3, 4, dtype=np.float32), _bounds(), lens, unseen)
     return seen, (pixels, depth_m, *_noise(limits, sweep, depth_m, camera))
 
@@ -175,6 +175,44 @@ def _measured(points: np.ndarray, bounds: np.ndarray) -> tuple[int, np.ndarray, 
     if (least != most).any():
         wanted &= ~((points > least) & (points < most)).all(axis=1)
     return seen, wanted, squared
+
+
+def _worth_moving_by_numpy(
+    points: np.ndarray, first: np.ndarray, bounds: np.ndarray, share: float, slack_m: float
+) -> tuple[int, np.ndarray]:
+    """How many of (N, 3) points are finite and not zero; the numbers of those within `_bounds` that may be seen.
+
+    first: (3, 4) camera from sensor at the first of the times. share, slack_m: see `may_be_seen`.
+    """
+    seen, wanted, _ = _measured(points, bounds)
+    in_camera = transformed(points, first)
+    with np.errstate(invalid="ignore"):
+        distance_m = np.sqrt(np.einsum("ij,ij->i", in_camera, in_camera))
+        wanted &= in_camera[:, 2] >= share * distance_m - slack_m
+    return seen, np.flatnonzero(wanted)
+
+
+@compiled(_worth_moving_by_numpy)
+def _worth_moving(
+    points: FloatRows, first: FloatRows, bounds: Floats, share: Float, slack_m: Float
+) -> tuple[int, np.ndarray]:
+    wanted = np.empty(len(points), np.int64)
+    seen = found = 0
+    for i in range(len(points)):
+        x, y, z = points[i, 0], points[i, 1], points[i, 2]
+        squared = x * x + y * y + z * z
+        if not (squared > 0 and squared < np.inf):
+            continue
+        seen += 1
+        on_robot = bounds[1] < x < bounds[4] and bounds[2] < y < bounds[5] and bounds[3] < z < bounds[6]
+        right = first[0, 0] * x + first[0, 1] * y + first[0, 2] * z + first[0, 3]
+        down = first[1, 0] * x + first[1, 1] * y + first[1, 2] * z + first[1, 3]
+        ahead = first[2, 0] * x + first[2, 1] * y + first[2, 2] * z + first[2, 3]
+        distance_m = np.sqrt(right * right + down * down + ahead * ahead)
+        if squared >= bounds[0] and not on_robot and ahead >= share * distance_m - slack_m:
+            wanted[found] = i
+            found += 1
+    return seen, wanted[:found].copy()
 
 
 def _projected_by_numpy(

@@ -15,6 +15,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 import numpy as np
 
 # Arguments of loops, as numba spells them: (N,) or (H, W), in the order of C.
+Ints = Annotated[np.ndarray, "int64[::1]"]
 IntRows = Annotated[np.ndarray, "int64[:,::1]"]
 Floats = Annotated[np.ndarray, "float32[::1]"]
 Doubles = Annotated[np.ndarray, "float64[::1]"]
@@ -43,17 +44,27 @@ class Loop:
     `prepare`; as long as that is at work, and where there is no numba, `instead` answers.
     """
 
+    # Whether `prepare` is at work.
+    preparing = False
+
     def __init__(self, loop: Callable[..., Any], instead: Callable[..., Any]) -> None:
         self.loop, self.instead = loop, instead
         self._answer: Callable[..., Any] | None = None
+        self._complained = False
         self._lock = threading.Lock()
 
     def __call__(self, *arguments: Any) -> Any:
         """What `instead` says of the same arguments."""
         answer = self._answer
         if answer is None:
-            answer = self.instead if _preparing.is_set() else self.compile()
-        return answer(*arguments)
+            answer = self.instead if Loop.preparing else self.compile()
+        try:
+            return answer(*arguments)
+        except TypeError as problem:  # arrays of another kind than it was compiled for
+            if answer is self.instead:
+                raise
+            self._complain(problem)
+            return self.instead(*arguments)
 
     def compile(self) -> Callable[..., Any]:
         """The machine code, or `instead` where there is none."""
@@ -66,11 +77,13 @@ class Loop:
         try:
             return _compiled(self.loop)
         except Exception as problem:  # of whatever kind: a version of numba that does not know what the loop needs
-            _log.warning("%s is slower than it could be, numba fails: %s", self.loop.__name__, problem)
+            self._complain(problem)
             return self.instead
 
-
-_preparing = threading.Event()
+    def _complain(self, problem: Exception) -> None:
+        if not self._complained:
+            self._complained = True
+            _log.warning("%s is slower than it could be, numba fails: %s", self.loop.__name__, problem)
 
 
 def compiled(instead: Callable[..., Any]) -> Callable[[Callable[..., Any]], Loop]:
@@ -92,9 +105,9 @@ def prepare() -> threading.Thread:
             for loop in LOOPS:
                 loop.compile()
         finally:
-            _preparing.clear()
+            Loop.preparing = False
 
-    _preparing.set()
+    Loop.preparing = True
     thread = threading.Thread(target=work, name="compile loops", daemon=True)
     thread.start()
     return thread

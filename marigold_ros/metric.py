@@ -298,9 +298,9 @@ def _metres(
 ) -> np.ndarray:
     """`from_space` of (H, W) `p` times `scale` and `shift`; NaN beyond `max_depth_m` and where `besides` is."""
     low, high = (np.float32(to_space(np.float64(limit), space)) for limit in (1e-3, max_depth_m))
-    arrays = np.ascontiguousarray(p, np.float32), np.ascontiguousarray(besides, np.float32)
+    arrays = (np.atleast_2d(np.ascontiguousarray(part, np.float32)) for part in (p, besides))
     metres = _on_line(*arrays, np.float32(scale), np.float32(shift), low, high, space == "inverse_depth")
-    return np.exp(metres, out=metres) if space == "log_depth" else metres
+    return (np.exp(metres, out=metres) if space == "log_depth" else metres).reshape(np.shape(p))
 
 
 def _on_line_by_numpy(

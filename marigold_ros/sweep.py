@@ -6,6 +6,7 @@ last point lie six degrees apart of where they would have been seen at one time.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -13,7 +14,7 @@ from itertools import pairwise
 import cv2
 import numpy as np
 
-from marigold_ros.geometry import transformed
+from marigold_ros.compiled import FloatRows, Ints, compiled
 
 # Poses between which points do not move any more: of 0.1 s, 0.4 ms each.
 _STEPS = 256
@@ -64,20 +65,17 @@ class Sweep:
         return (focal_px * self.time_error_s) ** 2 * (turn_rad_s**2 + np.square(speed_m_s / depth_m))
 
 
-def may_be_seen(
-    points: np.ndarray, offset_s: np.ndarray, distance_m: np.ndarray, sweep: Sweep, cone_rad: float
-) -> np.ndarray:
-    """(N,) bool: False for points that cannot lie within `cone_rad` of the optical axis, wherever they were moved.
+def may_be_seen(offset_s: np.ndarray, sweep: Sweep, cone_rad: float) -> tuple[float, float]:
+    """A share and a slack in metres, for a cheap look at all points of a spinning LiDAR, most of which no camera sees.
 
-    A cheap look at all points of a spinning LiDAR, most of which no camera sees. By at most theta and m between the
-    first of the times and any other, z >= r cos(cone + theta) - 2 m at the first for what is in the cone at another.
+    What is within `cone_rad` of the camera's optical axis has, if it had been measured at the first of the times, at
+    least this share of its distance to the camera as depth, less the slack. (By at most theta and m between the first
+    of the times and any other: z >= r cos(cone + theta) - 2 m.)
     """
     lasted_s = sweep.times_s[-1] - sweep.times_s[0]
     farthest_s = max(abs(float(offset_s.min()) - sweep.times_s[0]), abs(float(offset_s.max()) - sweep.times_s[0]))
     beyond = max(1.0, farthest_s / lasted_s)
-    depth_m = transformed(points, sweep.camera_from_sensor[0])[:, 2]
-    widest_rad = min(cone_rad + beyond * sweep.turned_rad, np.pi)
-    return depth_m >= distance_m * np.float32(np.cos(widest_rad)) - np.float32(2 * beyond * sweep.moved_m)
+    return math.cos(min(cone_rad + beyond * sweep.turned_rad, math.pi)), 2 * beyond * sweep.moved_m
 
 
 def moved(points: np.ndarray, offset_s: np.ndarray, sweep: Sweep) -> np.ndarray:
@@ -87,13 +85,18 @@ def moved(points: np.ndarray, offset_s: np.ndarray, sweep: Sweep) -> np.ndarray:
     begin_s, end_s = float(offset_s.min()), float(offset_s.max())
     if end_s <= begin_s:
         end_s = begin_s + 1e-6
-    poses = poses_at(np.linspace(begin_s, end_s, _STEPS), sweep).astype(np.float32)
-    step = ((offset_s - np.float32(begin_s)) * np.float32((_STEPS - 1) / (end_s - begin_s)) + 0.5).astype(np.intp)
+    poses = poses_at(np.linspace(begin_s, end_s, _STEPS), sweep).astype(np.float32).reshape(_STEPS, 12)
+    step = ((offset_s - np.float32(begin_s)) * np.float32((_STEPS - 1) / (end_s - begin_s)) + 0.5).astype(np.int64)
+    return _in_poses(np.ascontiguousarray(points), step, poses)
+
+
+def _in_poses_by_numpy(points: np.ndarray, step: np.ndarray, poses: np.ndarray) -> np.ndarray:
+    """(N, 3) float32 points, each moved by one of the poses (S, 12), rows of three by four: that which `step` names."""
     x, y, z = points.T
     result = np.empty_like(points)
     # Number by number: (N, 3, 4) at once would be a megabyte of fresh memory per scan, which costs more than the sums.
     for axis in range(3):
-        a, b, c, d = (np.ascontiguousarray(numbers)[step] for numbers in poses[:, axis].T)
+        a, b, c, d = (np.ascontiguousarray(poses[:, 4 * axis + i])[step] for i in range(4))
         a *= x
         b *= y
         c *= z
@@ -101,6 +104,17 @@ def moved(points: np.ndarray, offset_s: np.ndarray, sweep: Sweep) -> np.ndarray:
         a += c
         a += d
         result[:, axis] = a
+    return result
+
+
+@compiled(_in_poses_by_numpy)
+def _in_poses(points: FloatRows, step: Ints, poses: FloatRows) -> np.ndarray:
+    result = np.empty((len(points), 3), np.float32)
+    for i in range(len(points)):
+        pose, x, y, z = poses[step[i]], points[i, 0], points[i, 1], points[i, 2]
+        for axis in range(3):
+            first = 4 * axis
+            result[i, axis] = pose[first] * x + pose[first + 1] * y + pose[first + 2] * z + pose[first + 3]
     return result
 
 

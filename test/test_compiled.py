@@ -16,6 +16,7 @@ from marigold_ros.geometry import resize
 from marigold_ros.metric_sequences import read_sequence
 from marigold_ros.pipeline import Pipeline
 from marigold_ros.places import shared
+from marigold_ros.sweep import Sweep
 
 needs_numba = pytest.mark.skipif(compiled.why_not() is not None, reason="numba is not installed")
 CONFIG = Config(range=RangeConfig(max_points=1000))  # fewer than there are
@@ -55,7 +56,11 @@ def frames_of(sequence):
     answers.left = list(sequence.coarse)
     pipeline, cloud = Pipeline(answers), messages.CloudWriter(sequence.camera)
     for rgb, stamp_ns, points in zip(sequence.rgb, sequence.stamps_ns, sequence.scans, strict=True):
-        scan = Scan(points, sequence.camera_from_lidar, stamp_ns=stamp_ns)
+        poses = np.stack([sequence.camera_from_lidar, sequence.camera_from_lidar])
+        poses[0, :3, 3] -= 0.1  # what the LiDAR moved by while it measured
+        sweep = Sweep(np.array([0.0, 0.1]), poses, np.linspace(0.0, 0.1, len(points), dtype=np.float32), 0.001)
+        moved = sweep if stamp_ns == sequence.stamps_ns[-1] else None
+        scan = Scan(points, sequence.camera_from_lidar, sweep=moved, stamp_ns=stamp_ns)
         frame = pipeline(
             rgb, sequence.camera, stamp_ns, lambda scan=scan: scan, CONFIG, confidence=True, sigma=True, solid=True
         )
@@ -199,6 +204,17 @@ def test_what_numba_cannot_compile_numpy_answers_and_says_so_once(caplog):
         for _ in range(2):
             np.testing.assert_array_equal(loop(VALUES), 2 * VALUES)
     assert [record.args[0] for record in caplog.records] == (["unknown"] if compiled.why_not() is None else [])
+
+
+@needs_numba
+def test_arrays_that_a_loop_was_not_compiled_for_are_numpys_business(caplog):
+    loop = Loop(twice, twice_by_numpy)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            np.testing.assert_array_equal(loop(VALUES[::2]), 2 * VALUES[::2])
+    assert len(caplog.records) == 1
+    with pytest.raises(TypeError):
+        loop(object())  # which numpy takes no more than numba
 
 
 @needs_numba

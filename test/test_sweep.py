@@ -96,17 +96,20 @@ def test_what_is_not_known_of_the_time_is_pixels_of_motion():
 
 
 @pytest.mark.parametrize("known_s", [(-0.1, -0.05, 0.0), (-0.1, -0.08), (-0.02, 0.0)])
-def test_no_point_is_overlooked_that_the_camera_sees(known_s):
-    """Points all around, many of them near, before a robot that turns and drives fast."""
+@pytest.mark.parametrize(("turn_rad_s", "speed_m_s"), [(3.0, 10.0), (0.01, 0.01)])
+def test_no_point_is_overlooked_that_the_camera_sees(known_s, turn_rad_s, speed_m_s):
+    """Points all around, many of them near, before a robot that turns and drives, fast and next to not at all."""
     rng = np.random.default_rng(1)
     world = rng.normal(size=(20000, 3)) * rng.choice([0.3, 2.0, 20.0], (20000, 1))
     offset_s = rng.uniform(-0.1, 0.0, 20000).astype(np.float32)
-    points = measured(world, offset_s, 3.0, 10.0)
-    sweep = sweep_of(known_s, offset_s, 3.0, 10.0)
+    points = measured(world, offset_s, turn_rad_s, speed_m_s)
+    sweep = sweep_of(known_s, offset_s, turn_rad_s, speed_m_s)
     cone_rad = 0.7
     then = moved(points, offset_s, sweep)
     seen = then[:, 2] > np.linalg.norm(then, axis=1) * math.cos(cone_rad)
-    kept = may_be_seen(points, offset_s, np.linalg.norm(points, axis=1), sweep, cone_rad)
+    share, slack_m = may_be_seen(offset_s, sweep, cone_rad)
+    first = transformed(points, sweep.camera_from_sensor[0])
+    kept = first[:, 2] >= share * np.linalg.norm(first, axis=1) - slack_m
     assert kept[seen].all()
     assert seen.mean() < kept.mean() < 0.75
 
