@@ -269,8 +269,10 @@ def _projected(
         half = np.float32(0.5)
         if not (u >= -half and u < width - half and v >= -half and v < height - half):
             continue
-        if unseen.size and unseen[int(max(v, np.float32(0)) + half), int(max(u, np.float32(0)) + half)]:
-            continue
+        if unseen.size:
+            row, column = int(max(v, np.float32(0)) + half), int(max(u, np.float32(0)) + half)
+            if unseen[min(row, unseen.shape[0] - 1), min(column, unseen.shape[1] - 1)]:
+                continue
         pixels[found, 0], pixels[found, 1], depth_m[found] = u, v, depth
         found += 1
     return seen, pixels[:found].copy(), depth_m[:found].copy()

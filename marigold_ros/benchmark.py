@@ -28,7 +28,7 @@ import numpy as np
 from rclpy.utilities import remove_ros_args
 from std_msgs.msg import Header
 
-from marigold_ros import comparison, decoding, messages
+from marigold_ros import comparison, compiled, decoding, messages
 from marigold_ros.anchors import Scan
 from marigold_ros.config import Config, ModelConfig, Unusable
 from marigold_ros.driver import Driver, cloud_message, driven_node
@@ -99,6 +99,7 @@ def hardware() -> dict[str, str]:
         "Python": platform.python_version(),
         "numpy": np.__version__,
         "OpenCV": cv2.__version__,
+        "loops": compiled.description(),
     }
 
 

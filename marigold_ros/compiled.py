@@ -7,9 +7,15 @@ are spelled out, since `min` and `max` look for NaN, and slices of the same leng
 
 from __future__ import annotations
 
+import atexit
+import importlib
 import logging
+import os
+import subprocess
+import sys
 import threading
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, get_args, get_type_hints
 
 import numpy as np
@@ -32,6 +38,8 @@ Double = Annotated[float, "float64"]
 Int = Annotated[int, "int64"]
 Bool = Annotated[bool, "boolean"]
 
+# Sums may be put together in another order; NaN stays NaN.
+_FASTMATH = ("reassoc", "contract", "nsz")
 _log = logging.getLogger(__name__)
 # All loops of the modules that were imported.
 LOOPS: list[Loop] = []
@@ -98,10 +106,16 @@ def compiled(instead: Callable[..., Any]) -> Callable[[Callable[..., Any]], Loop
 
 
 def prepare() -> threading.Thread:
-    """Compile all loops in a thread of its own, for programs that may not wait; `instead` answers meanwhile."""
+    """Compile all loops in a thread of its own, for programs that may not wait; `instead` answers meanwhile.
+
+    The compiler would not let other threads go on, so what is not on disk yet is compiled by another process first.
+    """
 
     def work() -> None:
         try:
+            first = LOOPS[0].compile()
+            if first is not LOOPS[0].instead and sum(first.stats.cache_misses.values()):
+                _compile_elsewhere({loop.loop.__module__ for loop in LOOPS})
             for loop in LOOPS:
                 loop.compile()
         finally:
@@ -113,15 +127,42 @@ def prepare() -> threading.Thread:
     return thread
 
 
+def compile_all(modules: Iterable[str]) -> None:
+    """Compile the loops of these modules."""
+    for module in modules:
+        importlib.import_module(module)
+    for loop in LOOPS:
+        loop.compile()
+
+
+def _compile_elsewhere(modules: Iterable[str]) -> None:
+    program = f"import os; os.nice(10); from marigold_ros.compiled import compile_all; compile_all({sorted(modules)})"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=quiet, stderr=quiet) as process:
+        atexit.register(process.kill)
+        process.wait()
+        atexit.unregister(process.kill)
+
+
 def why_not() -> str | None:
     """Why loops are not compiled; None where they are."""
     try:
-        import numba  # noqa: F401
-    except ModuleNotFoundError:
-        return "numba is not installed"
+        import numba
     except Exception as problem:  # one that is older than numpy says so in many ways
-        return f"numba cannot be loaded: {problem}"
-    return None
+        missing = isinstance(problem, ModuleNotFoundError) and problem.name == "numba"
+        return "numba is not installed" if missing else f"numba cannot be loaded: {problem}"
+    return "NUMBA_DISABLE_JIT is set" if numba.config.DISABLE_JIT else None
+
+
+def description() -> str:
+    """What runs the loops, in words."""
+    problem = why_not()
+    if problem is not None:
+        return f"numpy ({problem})"
+    import numba
+
+    return f"numba {numba.__version__}"
 
 
 def _compiled(loop: Callable[..., Any]) -> Callable[..., Any]:
@@ -137,9 +178,13 @@ def _compiled(loop: Callable[..., Any]) -> Callable[..., Any]:
         of.copy(readonly=True) if isinstance(of, numba.types.Array) and not written else of
         for of, (_, *written) in zip(types, spelled, strict=True)
     )
-    # Sums may be put together in another order, and division by zero is as numpy's; NaN stays NaN.
-    options = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
+    # Numba keeps code on disk by the loop's name and file. What else it is made of goes into the name.
+    constants = {name: loop.__globals__.get(name) for name in loop.__code__.co_names}
+    constants = {name: value for name, value in constants.items() if isinstance(value, (int, float, tuple))}
+    made_of = repr((sorted(_FASTMATH), sorted(constants.items())))
+    loop.__qualname__ = f"{loop.__name__}_{zlib.crc32(made_of.encode()):08x}"
+    options = {"nogil": True, "error_model": "numpy", "fastmath": set(_FASTMATH)}
     try:
         return numba.njit(types, cache=True, **options)(loop)
-    except RuntimeError:  # no folder for it can be written to
+    except Exception:  # what was kept is damaged, nothing can be written, or the loop's own mistake, raised again
         return numba.njit(types, **options)(loop)

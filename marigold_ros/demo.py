@@ -27,7 +27,7 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.utilities import remove_ros_args
 from sensor_msgs.msg import CompressedImage, Image
 
-from marigold_ros import processes, shots
+from marigold_ros import compiled, processes, shots
 from marigold_ros.config import Unusable
 from marigold_ros.geometry import quaternion_from_rotation
 from marigold_ros.pictures import draw
@@ -249,6 +249,9 @@ def _play(
     arguments: argparse.Namespace, watcher: Watcher, start: _Starter, camera_from_lidar: np.ndarray, length_s: float
 ) -> _Problem | None:
     """Play the recording to the node, show and record what it answers; returns what went wrong."""
+    if compiled.why_not() is None:
+        print("Compiling, the first time for ten seconds ...", flush=True)
+        compiled.compile_all(["marigold_ros.pipeline", "marigold_ros.messages"])
     print("Starting the node ...", flush=True)
     remappings = {"image": IMAGE, "camera_info": CAMERA_INFO, "range": RANGE}
     parameters = node_parameters(camera_from_lidar, arguments.checkpoint)

@@ -163,7 +163,7 @@ class DepthNode(LifecycleNode):
         self._frames = FrameProcessor(
             self, lambda: self._config, self._estimator, self._sources, self._outputs, self._diagnostics
         )
-        self._diagnostics.describe(engine=str(engine), checkpoint=str(checkpoint))
+        self._diagnostics.describe(engine=str(engine), checkpoint=str(checkpoint), loops=compiled.description())
         self.get_logger().info(f"{checkpoint} on {engine}, ready after {time.perf_counter() - start:.1f} s")
 
     def _unload(self) -> None:

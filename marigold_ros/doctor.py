@@ -108,7 +108,11 @@ def numba() -> Finding:
     """Whether what the node does beside the network is compiled."""
     problem = compiled.why_not()
     if problem is None:
-        return Finding(OK, f"numba {_version('numba')}")
+        compiled.compile_all(["marigold_ros.pipeline"])
+        failing = [loop.loop.__name__ for loop in compiled.LOOPS if loop.compile() is loop.instead]
+        if not failing:
+            return Finding(OK, compiled.description())
+        problem = f"{compiled.description()} cannot compile {', '.join(failing)}"
     text = f"{problem}: what the node does beside the network takes about twice as long"
     # PyPI's numba would bring another numpy than that of Ubuntu 22.04, which ROS was compiled with.
     old = tuple(map(int, np.__version__.split(".")[:2])) < (1, 22)

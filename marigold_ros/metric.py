@@ -135,7 +135,7 @@ def _sample(image: Pixels, pixels: FloatRows) -> np.ndarray:
     for i in range(len(pixels)):
         u = min(max(np.float64(pixels[i, 0]), 0.0), columns - 1.0)
         v = min(max(np.float64(pixels[i, 1]), 0.0), rows - 1.0)
-        column, row = min(int(u), max(columns - 2, 0)), min(int(v), max(rows - 2, 0))
+        column, row = max(min(int(u), columns - 2), 0), max(min(int(v), rows - 2), 0)
         du, dv = u - column, v - row
         top = image[row, column] * (1 - du) + image[row, column + right] * du
         bottom = image[row + below, column] * (1 - du) + image[row + below, column + right] * du
@@ -246,10 +246,10 @@ def _steepness_by_numpy(relative: np.ndarray, pixels: np.ndarray) -> np.ndarray:
     rows, columns = relative.shape
     flat = relative.ravel()
     u, v = (pixels + np.float32(0.5)).astype(np.int32).T
+    u, v = np.minimum(u, columns - 1), np.minimum(v, rows - 1)
     left, right = np.maximum(u - _STEEP_PX, 0), np.minimum(u + _STEEP_PX, columns - 1)
     above, below = np.maximum(v - _STEEP_PX, 0), np.minimum(v + _STEEP_PX, rows - 1)
-    row, u = np.minimum(v, rows - 1) * columns, np.minimum(u, columns - 1)
-    across = flat[row + right] - flat[row + left]
+    across = flat[v * columns + right] - flat[v * columns + left]
     down = flat[below * columns + u] - flat[above * columns + u]
     return np.maximum(np.abs(across), np.abs(down)) * np.float32(0.5 / _STEEP_PX)
 
@@ -260,9 +260,9 @@ def _steepness(relative: Pixels, pixels: FloatRows) -> np.ndarray:
     found = np.empty(len(pixels), np.float32)
     for i in range(len(pixels)):
         u, v = int(pixels[i, 0] + np.float32(0.5)), int(pixels[i, 1] + np.float32(0.5))
-        left, right = max(u - _STEEP_PX, 0), min(u + _STEEP_PX, columns - 1)
-        above, below = max(v - _STEEP_PX, 0), min(v + _STEEP_PX, rows - 1)
-        row, column = min(v, rows - 1), min(u, columns - 1)
+        row, column = max(min(v, rows - 1), 0), max(min(u, columns - 1), 0)
+        left, right = max(column - _STEEP_PX, 0), min(column + _STEEP_PX, columns - 1)
+        above, below = max(row - _STEEP_PX, 0), min(row + _STEEP_PX, rows - 1)
         across = abs(relative[row, right] - relative[row, left])
         down = abs(relative[below, column] - relative[above, column])
         found[i] = max(across, down) * np.float32(0.5 / _STEEP_PX)

@@ -111,7 +111,7 @@ def _in_poses_by_numpy(points: np.ndarray, step: np.ndarray, poses: np.ndarray) 
 def _in_poses(points: FloatRows, step: Ints, poses: FloatRows) -> np.ndarray:
     result = np.empty((len(points), 3), np.float32)
     for i in range(len(points)):
-        pose, x, y, z = poses[step[i]], points[i, 0], points[i, 1], points[i, 2]
+        pose, x, y, z = poses[max(min(step[i], len(poses) - 1), 0)], points[i, 0], points[i, 1], points[i, 2]
         for axis in range(3):
             first = 4 * axis
             result[i, axis] = pose[first] * x + pose[first + 1] * y + pose[first + 2] * z + pose[first + 3]

@@ -1,14 +1,17 @@
 """Loops in machine code say what numpy says, on a recording's frames and at the ends of what they are given."""
 
 import logging
+import os
+import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from std_msgs.msg import Header
 
-from marigold_ros import anchors, compiled, doctor, edges, field, messages, metric, vote
+from marigold_ros import anchors, compiled, doctor, edges, field, messages, metric, unknown, vote
 from marigold_ros.anchors import Scan
 from marigold_ros.compiled import LOOPS, Floats, Loop
 from marigold_ros.config import Config, RangeConfig
@@ -126,7 +129,7 @@ def test_few_points_and_many(count):
     points = random.normal(0, 10, (count, 3)).astype(np.float32)
     points[::7], points[3::7] = np.nan, 0
     pose, unseen = np.eye(3, 4, dtype=np.float32), np.zeros((480, 640), bool)
-    unseen[:100] = True
+    unseen[random.random(unseen.shape) < 0.5] = True
     lens = np.float32([400, 400, 320, 240, 640, 480, 0.5, 30])
     for bounds in (anchors._bounds(), anchors._bounds(2.0, (-5, -5, -5, 5, 5, 5))):
         for hidden in (unseen, unseen[:0, :0]):
@@ -152,14 +155,25 @@ def test_small_images(shape):
     random = np.random.default_rng(0)
     image = random.choice(np.float32([2.0, 2.1, 4.0, 30.0, np.nan]), shape)
     np.testing.assert_allclose(edges._depth_ratio(image), edges._depth_ratio.instead(image), rtol=1e-5)
-    if min(shape) > 1:
-        assert_same(edges._steep(image), edges._steep.instead(image), "steep")
-        steep = edges._steep(image)
-        assert_same(edges._in_the_air(image, *steep), edges._in_the_air.instead(image, *steep), "in the air")
+    steep = edges._steep(image)
+    assert_same(steep, edges._steep.instead(image), "steep")
+    assert_same(edges._in_the_air(image, *steep), edges._in_the_air.instead(image, *steep), "in the air")
     pixels = (random.random((50, 2)) * (shape[1], shape[0]) - 0.5).astype(np.float32)
     assert_same(metric._sample(image, pixels), metric._sample.instead(image, pixels), "sample")
     image, pixels = np.nan_to_num(image), np.maximum(pixels, 0)
     assert_same(metric._steepness(image, pixels), metric._steepness.instead(image, pixels), "steepness")
+
+
+@needs_numba
+@pytest.mark.parametrize(("most_m", "most_sky_m"), [(20.0, 12.0), (12.0, 20.0)])
+def test_what_is_forgotten(most_m, most_sky_m):
+    random = np.random.default_rng(0)
+    depth_m, relative = random.uniform(1, 30, (20, 30)).astype(np.float32), random.random((20, 30)).astype(np.float32)
+    relative[::2] = 1.0
+    found, expected = depth_m.copy(), depth_m.copy()
+    unknown._forget(found, relative, most_m, most_sky_m)
+    unknown._forget.instead(expected, relative, most_m, most_sky_m)
+    np.testing.assert_array_equal(found, expected)
 
 
 # What becomes of a loop.
@@ -192,9 +206,11 @@ def test_without_numba_numpy_answers_and_doctor_says_what_mends_it(monkeypatch):
     finding = doctor.numba()
     assert finding.level == doctor.NOTE
     assert "numba is not installed" in finding.text
+    assert compiled.description() == "numpy (numba is not installed)"
     assert "install" in finding.mend
 
 
+@pytest.mark.loops_may_fail
 def test_what_numba_cannot_compile_numpy_answers_and_says_so_once(caplog):
     def unknown(values: Floats) -> np.ndarray:
         return values.no_such_thing()
@@ -207,6 +223,7 @@ def test_what_numba_cannot_compile_numpy_answers_and_says_so_once(caplog):
 
 
 @needs_numba
+@pytest.mark.loops_may_fail
 def test_arrays_that_a_loop_was_not_compiled_for_are_numpys_business(caplog):
     loop = Loop(twice, twice_by_numpy)
     with caplog.at_level(logging.WARNING):
@@ -226,14 +243,60 @@ def test_a_loop_that_cannot_be_kept_on_disk_is_compiled_nevertheless():
 
 
 @needs_numba
+def test_what_is_not_on_disk_is_compiled_by_another_process(tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    compiled._compile_elsewhere({"marigold_ros.unknown"})
+    assert any("_forget" in path.name for path in tmp_path.rglob("*.nbc"))
+
+
+SOURCE = """
+import numpy as np
+from marigold_ros.compiled import Floats, compiled
+FACTOR = {factor}
+def by_numpy(values): return FACTOR * values
+@compiled(by_numpy)
+def times(values: Floats) -> np.ndarray:
+    return np.float32(FACTOR) * values
+"""
+ASK = "import numpy, sys; from kept import times; x = times(numpy.ones(1, 'f4'))[0]; code = times.compile()"
+ASK += "; print(x, code is not times.instead and sum(code.stats.cache_hits.values()))"
+
+
+@needs_numba
+def test_what_is_kept_on_disk_is_used_again_unless_it_is_damaged_or_a_constant_has_changed(tmp_path):
+    module, environment = tmp_path / "kept.py", os.environ | {"PYTHONPATH": f"{tmp_path}:{':'.join(sys.path)}"}
+    module.write_text(SOURCE.format(factor=2))
+    written = module.stat()
+
+    def answer():
+        run = [sys.executable, "-c", ASK]
+        done = subprocess.run(run, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert done.stderr == ""
+        return done.stdout.split()
+
+    assert answer() == ["2.0", "0"]
+    assert answer() == ["2.0", "1"]
+    # As if the constant came from another module: to numba, the file is what it was.
+    module.write_text(SOURCE.format(factor=3))
+    os.utime(module, ns=(written.st_atime_ns, written.st_mtime_ns))
+    assert answer() == ["3.0", "0"]
+    for index in (tmp_path / "__pycache__").glob("*.nbi"):
+        index.write_bytes(b"")
+    assert answer() in (["3.0", "0"], ["3.0", "1"])  # in machine code
+
+
+@needs_numba
 def test_numpy_answers_while_loops_are_being_compiled(monkeypatch):
     """A node that starts for the first time does not wait for the compiler."""
     begun, goes_on, answered = threading.Event(), threading.Event(), []
 
+    def slow_code(values):
+        return values + values
+
     def slow(loop):
         begun.set()
         assert goes_on.wait(10)
-        return twice
+        return slow_code
 
     def instead(values):
         answered.append(len(values))
@@ -242,6 +305,8 @@ def test_numpy_answers_while_loops_are_being_compiled(monkeypatch):
     loop = Loop(twice, instead)
     monkeypatch.setattr(compiled, "LOOPS", [loop])
     monkeypatch.setattr(compiled, "_compiled", slow)
+    monkeypatch.setattr(compiled, "_compile_elsewhere", lambda modules: pytest.fail("nothing is on disk"))
+    slow_code.stats = SimpleNamespace(cache_misses={})
     thread = compiled.prepare()
     assert begun.wait(10)
     np.testing.assert_array_equal(loop(VALUES), 2 * VALUES)
