@@ -36,7 +36,9 @@ class _Held:
 
     def of(self, chosen: np.ndarray) -> _Held:
         """Some of them, (N,) bool."""
-        return _Held(*(part[chosen] for part in (self.pixels, self.depth_m, self.weight, self.age, self.said)))
+        places = np.flatnonzero(chosen)  # taking them is several times as fast as choosing them
+        parts = (self.pixels, self.depth_m, self.weight, self.age, self.said)
+        return _Held(*(part.take(places, axis=0) for part in parts))
 
     @property
     def left(self) -> np.ndarray:

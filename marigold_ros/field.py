@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from marigold_ros.anchors import Anchors, at_random
-from marigold_ros.compiled import Float, FloatRows, Floats, Grid, Grids, IntRows, Pixels, WrittenGrid, compiled
+from marigold_ros.compiled import Float, FloatRows, Floats, Grid, Grids, Int, IntRows, Pixels, WrittenGrid, compiled
 from marigold_ros.metric import MetricFit, apply_corrected, apply_fit, sample
 from marigold_ros.vote import CELLS, FARTHEST_LN, places_of, trust_of
 
@@ -78,10 +78,8 @@ class Evidence:
 
     def at(self, grid: np.ndarray, most: int | None = None) -> np.ndarray:
         """(N,) values of a grid (rows, columns, steps) at the anchors, or the first of them, interpolated."""
-        index, share = self.corners if most is None else (part[:, :most] for part in self.corners)
-        values = grid.ravel()[index]
-        values *= share
-        return values.sum(axis=0)
+        count = len(self.residual) if most is None else min(most, len(self.residual))
+        return _gathered(np.ascontiguousarray(grid).ravel(), *self.corners, count)
 
     @cached_property
     def corners(self) -> tuple[np.ndarray, np.ndarray]:
@@ -153,7 +151,10 @@ def agreement(evidence: Evidence, field: Field, error: float) -> float:
     place = np.clip((nodes - field.low) * (_NODES[2] - 1) / (field.high - field.low), 0, _NODES[2] - 1)
     first = np.minimum(place.astype(np.intp), _NODES[2] - 2)
     rest = (place - first).astype(np.float32)
-    grid = field.log_factor[:, :, first] * (np.float32(1) - rest) + field.log_factor[:, :, first + 1] * rest
+    between = np.zeros((_NODES[2], _NODES[2]), np.float32)
+    between[first, np.arange(_NODES[2])] = np.float32(1) - rest
+    between[first + 1, np.arange(_NODES[2])] = rest
+    grid = field.log_factor @ between
     asked = evidence.residual[:_ASKED]
     return float(np.count_nonzero(np.abs(asked - evidence.at(grid, _ASKED)) < error) / len(asked))
 
@@ -426,6 +427,22 @@ def _at_nodes(weight: Floats, values: Floats, index: IntRows, share: FloatRows) 
             flat[place] += part
             flat[place + steps] += part * values[i]
     return sums
+
+
+def _gathered_by_numpy(grid: np.ndarray, index: np.ndarray, share: np.ndarray, count: int) -> np.ndarray:
+    """(count,) float32: the sums of the shares (k, N) of what a grid, (nodes,), has at the places `index` (k, N)."""
+    values = grid[index[:, :count]]
+    values *= share[:, :count]
+    return values.sum(axis=0)
+
+
+@compiled(_gathered_by_numpy)
+def _gathered(grid: Floats, index: IntRows, share: FloatRows, count: Int) -> np.ndarray:
+    values = np.zeros(count, np.float32)
+    for k in range(len(index)):
+        for i in range(count):
+            values[i] += share[k, i] * grid[index[k, i]]
+    return values
 
 
 def _spread(grids: np.ndarray, passes: int) -> np.ndarray:

@@ -28,7 +28,7 @@ from marigold_ros.metric import (
     sample,
     to_space,
 )
-from marigold_ros.uncertainty import Uncertainty, doubt_of, judged, smooth_variance
+from marigold_ros.uncertainty import Uncertainty, doubt_of, sigma_of, smooth_variance
 from marigold_ros.unknown import far_end, forget_far
 
 OURS, GLOBAL = "ours", "ours, no correction"
@@ -97,7 +97,7 @@ def ours_with_sigma(question: Question) -> tuple[np.ndarray, np.ndarray]:
         uncertainty.learn(evidence, limit, lambda: doubt)
     forget_far(depth_m, question.relative, far_end(question.anchors), _MAX_DEPTH_M)
     variance = smooth_variance(uncertainty.law, fitted_m, question.relative, fit, correction)
-    sigma_m, _ = judged(depth_m, variance, doubt, uncertainty.law)
+    sigma_m = sigma_of(depth_m, variance, doubt, uncertainty.law)
     u, v = question.pixels.T
     return depth_m[v, u], sigma_m[v, u]
 

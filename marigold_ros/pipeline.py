@@ -32,8 +32,9 @@ from marigold_ros.tracker import DEGRADED, OK, RELATIVE, Metres, MetricTracker
 from marigold_ros.uncertainty import (
     USUAL,
     Uncertainty,
+    confidence_from,
     doubt_of,
-    judged,
+    sigma_of,
     smooth_variance,
     solid_part,
 )
@@ -155,7 +156,7 @@ class Pipeline:
         stage_s: dict[str, float] = {}
         with _timed(stage_s, "rectify"):
             rgb, camera = self._rectified(rgb, camera)
-        judge = confidence or (metric and (sigma or solid))
+        judged = confidence or (metric and (sigma or solid))
         with self._seeing(stamp_ns, rgb, camera, metric, stage_s), _timed(stage_s, "network"):
             second = config.model.confidence if confidence or (metric and sigma) else "none"
             coarse, disagreement = self._look(rgb, camera, second)
@@ -191,7 +192,7 @@ class Pipeline:
             depth_m = fitted_m = None if fit is None else apply_fit(fit, relative, most_m)
         with _timed(stage_s, "correct"):
             limit, correction = config.fit.correction_limit, None
-            if limit > 1.0 or judge:
+            if limit > 1.0 or judged:
                 correction = self._corrector(fitted_m, metres, anchors, limit, motion, scans)
             if correction is not None:
                 depth_m = apply_field(correction.field, fit, coarse, fitted_m, most_m)
@@ -213,7 +214,7 @@ class Pipeline:
             metres=metres,
             calibration=calibration,
         )
-        if depth_m is None or not judge:
+        if depth_m is None or not judged:
             return frame
         with _timed(stage_s, "sigma"):
             doubt = cache(lambda: doubt_of(apply_fit(fit, coarse, most_m), disagreement, fit, size))
@@ -226,11 +227,11 @@ class Pipeline:
             law = self._uncertainty.law
             variance = smooth_variance(law, fitted_m, relative, fit, correction)
             min_confidence = config.output.points_min_confidence
-            sigma_m, sure = judged(depth_m, variance, doubt(), law) if sigma or confidence else (None, None)
+            sigma_m = sigma_of(depth_m, variance, doubt(), law) if sigma or confidence else None
             return replace(
                 frame,
                 sigma_m=sigma_m,
-                confidence=sure if confidence else None,
+                confidence=confidence_from(depth_m, sigma_m) if confidence else None,
                 solid_m=solid_part(depth_m, variance, min_confidence) if solid else None,
             )
 

@@ -209,39 +209,51 @@ def doubt_of(
     return resize(doubt, *size)
 
 
-def judged(depth_m: np.ndarray, variance: np.ndarray, doubt: np.ndarray, law: Law) -> tuple[np.ndarray, np.ndarray]:
-    """How far to trust (H, W) `depth_m` by `smooth_variance` and doubt: sigma and confidence, (H, W) float32 each.
-
-    Sigma is one standard deviation in metres, NaN where depth is. Confidence, in [0, 1], is 1 - 2 sigma / depth, at
-    least 0; 0 where depth is unknown.
-    """
-    return _judged(depth_m, variance, doubt, np.float32(law.doubtful**2))
+def sigma_of(depth_m: np.ndarray, variance: np.ndarray, doubt: np.ndarray, law: Law) -> np.ndarray:
+    """(H, W) float32 metres: the deviation of `depth_m` by `smooth_variance` and doubt; NaN stays NaN."""
+    return _sigma(depth_m, variance, doubt, np.float32(law.doubtful**2))
 
 
-def _judged_by_numpy(
-    depth_m: np.ndarray, variance: np.ndarray, doubt: np.ndarray, weight: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """`judged`, with the weight of the square of doubt."""
+def _sigma_by_numpy(depth_m: np.ndarray, variance: np.ndarray, doubt: np.ndarray, weight: float) -> np.ndarray:
+    """(H, W) float32: depth times the root of variance and doubt squared, times its weight."""
     deviation = cv2.multiply(doubt, doubt, scale=float(weight))
     deviation = cv2.sqrt(cv2.add(deviation, variance, deviation), deviation)
-    confidence = deviation * np.float32(-1.0 / _NO_CONFIDENCE)
-    confidence += np.float32(1.0)
-    np.copyto(confidence, np.float32(0), where=np.isnan(depth_m))
-    return cv2.multiply(deviation, depth_m, deviation), np.maximum(confidence, np.float32(0), out=confidence)
+    return cv2.multiply(deviation, depth_m, deviation)
 
 
-@compiled(_judged_by_numpy)
-def _judged(depth_m: Pixels, variance: Pixels, doubt: Pixels, weight: Float) -> tuple[np.ndarray, np.ndarray]:
+@compiled(_sigma_by_numpy)
+def _sigma(depth_m: Pixels, variance: Pixels, doubt: Pixels, weight: Float) -> np.ndarray:
     rows, columns = depth_m.shape
-    sigma_m, confidence = np.empty((rows, columns), np.float32), np.empty((rows, columns), np.float32)
+    sigma_m = np.empty((rows, columns), np.float32)
     for i in range(rows):
-        depths, variances, doubts, sigmas, sure = depth_m[i], variance[i], doubt[i], sigma_m[i], confidence[i]
+        depths, variances, doubts, into = depth_m[i], variance[i], doubt[i], sigma_m[i]
         for j in range(columns):
-            deviation = np.sqrt(variances[j] + weight * doubts[j] * doubts[j])
-            sigmas[j] = deviation * depths[j]
-            left = np.float32(1) - np.float32(1 / _NO_CONFIDENCE) * deviation
-            sure[j] = left if (left > 0) & (depths[j] == depths[j]) else np.float32(0)
-    return sigma_m, confidence
+            into[j] = np.sqrt(variances[j] + weight * doubts[j] * doubts[j]) * depths[j]
+    return sigma_m
+
+
+def confidence_from(depth_m: np.ndarray, sigma_m: np.ndarray) -> np.ndarray:
+    """(H, W) float32 in [0, 1]: 1 - 2 sigma / depth, at least 0; 0 where depth is unknown."""
+    return _confidence(depth_m, sigma_m)
+
+
+def _confidence_by_numpy(depth_m: np.ndarray, sigma_m: np.ndarray) -> np.ndarray:
+    confidence = cv2.divide(sigma_m, depth_m, scale=-1.0 / _NO_CONFIDENCE)
+    confidence += np.float32(1.0)
+    cv2.patchNaNs(confidence, 0.0)
+    return np.clip(confidence, np.float32(0), np.float32(1), out=confidence)
+
+
+@compiled(_confidence_by_numpy)
+def _confidence(depth_m: Pixels, sigma_m: Pixels) -> np.ndarray:
+    rows, columns = depth_m.shape
+    confidence = np.empty((rows, columns), np.float32)
+    for i in range(rows):
+        depths, sigmas, into = depth_m[i], sigma_m[i], confidence[i]
+        for j in range(columns):
+            sure = np.float32(1) - np.float32(1 / _NO_CONFIDENCE) * sigmas[j] / depths[j]
+            into[j] = sure if sure > 0 else np.float32(0)  # NaN is not
+    return confidence
 
 
 def solid_part(depth_m: np.ndarray, variance: np.ndarray, min_confidence: float) -> np.ndarray:

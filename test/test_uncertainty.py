@@ -22,11 +22,12 @@ from marigold_ros.uncertainty import (
     Errors,
     Law,
     Uncertainty,
+    confidence_from,
     doubt_of,
     fit_variance,
-    judged,
     law_of,
     left_out,
+    sigma_of,
     smooth_variance,
     solid_part,
 )
@@ -74,10 +75,9 @@ def test_the_law_by_hand():
 
 def test_sigma_and_confidence_by_hand():
     depth_m = np.float32([[10.0, 2.0, np.nan, 1.0]])
-    doubt = np.float32([[0.06, 0, 0, 1.0]])
-    sigma_m, confidence = judged(depth_m, np.full((1, 4), 0.0016, np.float32), doubt, Law(0, 0, 0.5))
+    sigma_m = sigma_of(depth_m, np.full((1, 4), 0.0016, np.float32), np.float32([[0.06, 0, 0, 1.0]]), Law(0, 0, 0.5))
     np.testing.assert_allclose(sigma_m, [[0.5, 0.08, np.nan, np.hypot(0.04, 0.5)]], rtol=1e-5)
-    np.testing.assert_allclose(confidence, [[0.9, 0.92, 0.0, 0.0]], atol=1e-5)
+    np.testing.assert_allclose(confidence_from(depth_m, sigma_m), [[0.9, 0.92, 0.0, 0.0]], atol=1e-5)
 
 
 @pytest.mark.parametrize(("space", "slope"), [("depth", 1 / 4), ("inverse_depth", 4.0), ("log_depth", 1.0)])
