@@ -113,8 +113,9 @@ def prepare() -> threading.Thread:
 
     def work() -> None:
         try:
-            first = LOOPS[0].compile()
-            if first is not LOOPS[0].instead and sum(first.stats.cache_misses.values()):
+            shortest = min(LOOPS, key=lambda loop: len(loop.loop.__code__.co_code))
+            code = shortest.compile()
+            if code is not shortest.instead and sum(code.stats.cache_misses.values()):
                 _compile_elsewhere({loop.loop.__module__ for loop in LOOPS})
             for loop in LOOPS:
                 loop.compile()
