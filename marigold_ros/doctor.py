@@ -113,7 +113,7 @@ def numba() -> Finding:
         if not failing:
             return Finding(OK, compiled.description())
         problem = f"{compiled.description()} cannot compile {', '.join(failing)}"
-    text = f"{problem}: what the node does beside the network takes about twice as long"
+    text = f"{problem}: what the node does beside the network takes about 1.6 times as long"
     # PyPI's numba would bring another numpy than that of Ubuntu 22.04, which ROS was compiled with.
     old = tuple(map(int, np.__version__.split(".")[:2])) < (1, 22)
     return Finding(NOTE, text, "sudo apt-get install python3-numba" if old else _pip("--upgrade numba"))
