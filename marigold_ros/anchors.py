@@ -163,10 +163,8 @@ def _bounds(least_m: float = 0.0, box_m: tuple[float, ...] = (0.0,) * 6) -> np.n
     return np.array([least_m**2, *box_m], np.float32)
 
 
-def _measured(points: np.ndarray, bounds: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
-    """How many of (N, 3) points are finite and not zero; (N,) bool, which of them are within `_bounds`; (N,) their
-    squared ranges.
-    """
+def _measured(points: np.ndarray, bounds: np.ndarray) -> tuple[int, np.ndarray]:
+    """How many of (N, 3) points are finite and not zero; (N,) bool, which of these are within `_bounds`."""
     squared = np.einsum("ij,ij->i", points, points)
     wanted = (squared > 0) & (squared < np.inf)
     seen = np.count_nonzero(wanted)
@@ -174,7 +172,7 @@ def _measured(points: np.ndarray, bounds: np.ndarray) -> tuple[int, np.ndarray, 
     least, most = bounds[1:4], bounds[4:]
     if (least != most).any():
         wanted &= ~((points > least) & (points < most)).all(axis=1)
-    return seen, wanted, squared
+    return seen, wanted
 
 
 def _worth_moving_by_numpy(
@@ -184,7 +182,7 @@ def _worth_moving_by_numpy(
 
     first: (3, 4) camera from sensor at the first of the times. share, slack_m: see `may_be_seen`.
     """
-    seen, wanted, _ = _measured(points, bounds)
+    seen, wanted = _measured(points, bounds)
     in_camera = transformed(points, first)
     with np.errstate(invalid="ignore"):
         distance_m = np.sqrt(np.einsum("ij,ij->i", in_camera, in_camera))
@@ -224,7 +222,7 @@ def _projected_by_numpy(
     greatest depth. unseen: (H, W) bool, or empty. All float32.
     """
     fx, fy, cx, cy, width, height, nearest_m, farthest_m = lens
-    seen, wanted, _ = _measured(points, bounds)
+    seen, wanted = _measured(points, bounds)
     in_camera = transformed(points, pose)
     # As `project`, but only of what is left: fresh memory for all points is what costs here.
     depth_m = in_camera[:, 2]
