@@ -23,17 +23,11 @@ _OF_CONFIRMED = 2 / 3
 _ASKED = 4096
 
 
-def relative_error(predicted_m: np.ndarray, depth_m: np.ndarray) -> np.ndarray:
-    """(N,) how far off metres are, relative; infinite where there are none (NaN)."""
-    error = np.abs(predicted_m - depth_m) / depth_m
-    np.copyto(error, np.inf, where=np.isnan(error))  # a fifth of what `np.nan_to_num` takes
-    return error
-
-
 def why_not(
     anchors: Anchors,
     image: tuple[int, int],
     predicted_m: np.ndarray,
+    error: np.ndarray,
     tolerance: float,
     sigma: float,
     config: FitConfig,
@@ -41,11 +35,11 @@ def why_not(
 ) -> str | None:
     """Why not to believe a line that gives the N anchors of an image (H, W) `predicted_m`; None where it may be.
 
-    Anchors agree with it up to a relative error of `tolerance`. sigma: the fit's relative error at anchors that are not
-    wrong. cold: nothing is known from the frames before, which wrong metres would have to contradict.
+    error: (N,) that of the metres, relative. Anchors agree with the line up to a relative error of `tolerance`.
+    sigma: the fit's relative error at anchors that are not wrong. cold: nothing is known from the frames before, which
+    wrong metres would have to contradict.
     """
-    depth_m = anchors.depth_m.astype(np.float64)
-    agree = relative_error(predicted_m, depth_m) <= tolerance
+    depth_m, agree = anchors.depth_m.astype(np.float64), error <= tolerance
     count, agreeing = len(agree), int(np.count_nonzero(agree))
     few = agreeing < config.min_inliers * count
     by_chance = cold and agreeing < _MOST * count and agreeing < _BETTER * _on_one_depth(depth_m, tolerance)

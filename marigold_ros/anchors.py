@@ -123,6 +123,7 @@ def anchors_of(
     return Anchors(pixels, depth_m, weight, sum(seen for seen, _ in parts), noise_m, noise_px)
 
 
+@lru_cache(maxsize=4)
 def at_random(count: int, most: int) -> np.ndarray:
     """At most `most` of the numbers below `count`, at random but always the same, and in an order that is random, too.
 

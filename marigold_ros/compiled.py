@@ -16,6 +16,7 @@ import sys
 import threading
 import zlib
 from collections.abc import Callable, Iterable
+from types import FunctionType
 from typing import Annotated, Any, get_args, get_type_hints
 
 import numpy as np
@@ -94,11 +95,15 @@ class Loop:
             _log.warning("%s is slower than it could be, numba fails: %s", self.loop.__name__, problem)
 
 
-def compiled(instead: Callable[..., Any]) -> Callable[[Callable[..., Any]], Loop]:
-    """Decorates a loop whose arguments have the types above, with a function of numpy that says the same."""
+def compiled(instead: Callable[..., Any] | None = None) -> Callable[[Callable[..., Any]], Loop]:
+    """Decorates a loop whose arguments have the types above, with a function of numpy that says the same.
+
+    It may call other loops, and functions of Python that numba knows how to compile. Where all work is in those, it
+    needs no `instead`: without numba it runs as it is.
+    """
 
     def decorate(loop: Callable[..., Any]) -> Loop:
-        made = Loop(loop, instead)
+        made = Loop(loop, instead or loop)
         LOOPS.append(made)
         return made
 
@@ -166,6 +171,25 @@ def description() -> str:
     return f"numba {numba.__version__}"
 
 
+def _with_helpers(function: FunctionType, options: dict[str, Any]) -> tuple[FunctionType, list]:
+    """A copy of the function that calls the machine code of what it calls of this package; and all it is made of."""
+    import numba
+
+    code = function.__code__
+    plain = int, float, tuple
+    named = {name: function.__globals__.get(name) for name in code.co_names}
+    made_of = [code.co_code.hex(), [value for value in code.co_consts if isinstance(value, plain)]]
+    made_of += sorted((name, value) for name, value in named.items() if isinstance(value, plain))
+    helpers = {}
+    for name, value in named.items():
+        value = value.loop if isinstance(value, Loop) else value
+        if isinstance(value, FunctionType) and value.__module__.startswith(f"{__package__}."):
+            helper, of_helper = _with_helpers(value, options)
+            helpers[name] = numba.njit(**options)(helper)
+            made_of.append((name, of_helper))
+    return FunctionType(code, function.__globals__ | helpers, function.__name__), made_of
+
+
 def _compiled(loop: Callable[..., Any]) -> Callable[..., Any]:
     import numba
     from numba.core.sigutils import normalize_signature
@@ -179,12 +203,10 @@ def _compiled(loop: Callable[..., Any]) -> Callable[..., Any]:
         of.copy(readonly=True) if isinstance(of, numba.types.Array) and not written else of
         for of, (_, *written) in zip(types, spelled, strict=True)
     )
-    # Numba keeps code on disk by the loop's name and file. What else it is made of goes into the name.
-    constants = {name: loop.__globals__.get(name) for name in loop.__code__.co_names}
-    constants = {name: value for name, value in constants.items() if isinstance(value, (int, float, tuple))}
-    made_of = repr((sorted(_FASTMATH), sorted(constants.items())))
-    loop.__qualname__ = f"{loop.__name__}_{zlib.crc32(made_of.encode()):08x}"
     options = {"nogil": True, "error_model": "numpy", "fastmath": set(_FASTMATH)}
+    loop, made_of = _with_helpers(loop, options)
+    # Numba keeps code on disk by the loop's name and its file's date. What else it is made of goes into the name.
+    loop.__qualname__ = f"{loop.__name__}_{zlib.crc32(repr((sorted(_FASTMATH), made_of)).encode()):08x}"
     try:
         return numba.njit(types, cache=True, **options)(loop)
     except Exception:  # what was kept is damaged, nothing can be written, or the loop's own mistake, raised again

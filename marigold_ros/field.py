@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 import cv2
 import numpy as np
 
 from marigold_ros.anchors import Anchors, at_random
-from marigold_ros.compiled import Float, FloatRows, Floats, Grid, Grids, Int, IntRows, Pixels, WrittenGrid, compiled
-from marigold_ros.metric import MetricFit, apply_corrected, apply_fit, sample
+from marigold_ros.compiled import Float, FloatRows, Floats, Grid, Grids, Int, Ints, Pixels, WrittenGrid, compiled
+from marigold_ros.metric import MetricFit, apply_corrected, apply_fit, bilinear, sample
 from marigold_ros.vote import CELLS, FARTHEST_LN, places_of, trust_of
 
 # Columns, rows and steps of log depth.
@@ -29,6 +29,8 @@ MOST_ANCHORS = 4096
 # Coarse to fine: how far anchors reach, in passes of a [1 2 1] / 4 filter, and the weight of anchors at which a node
 # goes half of the way.
 _LEVELS = ((100, 0.001), (16, 0.002), (3, 0.01), (1, 0.05), (1, 0.02))
+# The end nodes are at least so far apart, in ln m.
+_LEAST_LN = 0.1
 # Whether anchors agree with a field is told by so many of them.
 _ASKED = 1024
 # In the finest levels an anchor is shared by the eight nodes around it; the coarser ones do not tell the nearest from
@@ -79,12 +81,7 @@ class Evidence:
     def at(self, grid: np.ndarray, most: int | None = None) -> np.ndarray:
         """(N,) values of a grid (rows, columns, steps) at the anchors, or the first of them, interpolated."""
         count = len(self.residual) if most is None else min(most, len(self.residual))
-        return _gathered(np.ascontiguousarray(grid).ravel(), *self.corners, count)
-
-    @cached_property
-    def corners(self) -> tuple[np.ndarray, np.ndarray]:
-        """The nodes around each anchor and its share in them, (8, N) each."""
-        return _corners(self.places)
+        return _read(np.ascontiguousarray(grid), self.places, count)
 
     def of(self, chosen: np.ndarray | slice) -> Evidence:
         """The evidence of some anchors, (N,) bool or a slice, whose order is random; the nodes stay."""
@@ -113,36 +110,81 @@ def evidence_of(depth_m: np.ndarray, anchors: Anchors, sigma: float) -> Evidence
     Many are thinned out. sigma: the relative error of `depth_m` at anchors that are not wrong, as its fit has it.
     """
     some = at_random(len(anchors), MOST_ANCHORS)
-    pixels, measured_m = anchors.pixels.take(some, axis=0), anchors.depth_m.take(some)
-    predicted_m = sample(depth_m, pixels).astype(np.float32)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        residual = np.log(measured_m / predicted_m).astype(np.float32, copy=False)
-        known = np.flatnonzero(np.abs(residual) < FARTHEST_LN)
+    floats = (np.ascontiguousarray(part, np.float32) for part in (depth_m, anchors.pixels, anchors.depth_m))
+    known, residual, places, node, low, high = _placed(*floats, some)
     if len(known) == 0:
         return None
-    pixels, residual, measured_m = pixels.take(known, axis=0), residual.take(known), measured_m.take(known)
-    weight, left, said = (part.take(some.take(known)) for part in (anchors.weight, anchors.left, anchors.said))
-    log_m = np.log(predicted_m.take(known))
-    low, high = float(log_m.min()), max(float(log_m.max()), float(log_m.min()) + 0.1)
-    places = _places(pixels, depth_m.shape, (log_m - np.float32(low)) * np.float32(1 / (high - low)))
-    column, row, step = (places + np.float32(0.5)).astype(np.intp)
-    node = (row * _NODES[0] + column) * _NODES[2] + step
-    trust = trust_of(places[:2], residual, sigma)
+    parts = (anchors.weight, anchors.depth_m, anchors.left, anchors.said)
+    weight, measured_m, left, said = (part.take(known) for part in parts)
+    trust, pixels = trust_of(places[:2], residual, sigma), anchors.pixels.take(known, axis=0)
     return Evidence(residual, weight, measured_m, left, said, trust, pixels, places, node, low, high)
+
+
+def _placed_by_numpy(
+    depth_m: np.ndarray, pixels: np.ndarray, measured_m: np.ndarray, some: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float, float]:
+    """Of `some` (M,) anchors with (N, 2) pixels and (N,) measured depth: those near known (H, W) `depth_m`, and their
+    residual, places, nodes, low and high, see `Evidence`.
+    """
+    predicted_m = sample(depth_m, pixels.take(some, axis=0)).astype(np.float32)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        residual = np.log(measured_m.take(some) / predicted_m)
+        near = np.flatnonzero(np.abs(residual) < FARTHEST_LN)
+    known, log_m = some.take(near), np.log(predicted_m.take(near))
+    low, high = (float(log_m.min()), float(log_m.max())) if len(near) > 0 else (0.0, 0.0)
+    high = max(high, low + _LEAST_LN)
+    # The nodes are the centres of equal cells of the image, as `cv2.resize` has them.
+    steps = np.minimum(
+        (log_m - np.float32(low)) * np.float32((_NODES[2] - 1) / (high - low)), np.float32(_NODES[2] - 1)
+    )
+    places = np.concatenate([places_of(pixels.take(known, axis=0), depth_m.shape), steps[None]])
+    column, row, step = (places + np.float32(0.5)).astype(np.intp)
+    return known, residual.take(near), places, (row * _NODES[0] + column) * _NODES[2] + step, low, high
+
+
+@compiled(_placed_by_numpy)
+def _placed(
+    depth_m: Pixels, pixels: FloatRows, measured_m: Floats, some: Ints
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float, float]:
+    height, width = depth_m.shape
+    last_column, last_row = np.float32(_NODES[0] - 1), np.float32(_NODES[1] - 1)
+    known, residual, places = np.empty_like(some), np.empty(len(some), np.float32), np.empty((3, len(some)), np.float32)
+    found, low, high = 0, np.float32(np.inf), np.float32(-np.inf)
+    for i in some:
+        predicted = np.float32(bilinear(depth_m, pixels[i, 0], pixels[i, 1]))
+        off = np.log(measured_m[i] / predicted)
+        if not abs(off) < np.float32(FARTHEST_LN):  # NaN is not
+            continue
+        column = (pixels[i, 0] + np.float32(0.5)) * np.float32(_NODES[0] / width) - np.float32(0.5)
+        row = (pixels[i, 1] + np.float32(0.5)) * np.float32(_NODES[1] / height) - np.float32(0.5)
+        places[0, found] = min(max(column, np.float32(0)), last_column)
+        places[1, found] = min(max(row, np.float32(0)), last_row)
+        places[2, found] = np.log(predicted)
+        low, high = min(low, places[2, found]), max(high, places[2, found])
+        known[found], residual[found] = i, off
+        found += 1
+    if found == 0:
+        low = high = np.float32(0)
+    ends = np.float64(low), max(np.float64(high), np.float64(low) + _LEAST_LN)
+    per_ln, half = np.float32((_NODES[2] - 1) / (ends[1] - ends[0])), np.float32(0.5)
+    node = np.empty(found, np.int64)
+    for i in range(found):
+        places[2, i] = min((places[2, i] - low) * per_ln, np.float32(_NODES[2] - 1))
+        at = int(places[1, i] + half) * _NODES[0] + int(places[0, i] + half)
+        node[i] = at * _NODES[2] + int(places[2, i] + half)
+    return known[:found].copy(), residual[:found].copy(), places[:, :found].copy(), node, ends[0], ends[1]
 
 
 def fitted_field(evidence: Evidence, limit: float) -> Field:
     """The field that brings depth to the anchors. limit: the largest factor on depth, and one over it the smallest."""
     log_factor = np.zeros(_SHAPE, np.float32)
     told, trusted = evidence.residual * evidence.left, evidence.weight * evidence.trust * evidence.left
-    nearest = evidence.node[None], np.ones((1, len(told)), np.float32)
     for level, (passes, half_weight) in enumerate(_LEVELS):
         missing = told - evidence.at(log_factor) if level > 0 else told
-        at = evidence.corners if level >= len(_LEVELS) - _SHARED_LEVELS else nearest
-        spread = _spread(_at_nodes(trusted, missing, *at), passes)
-        _add_means(log_factor, spread, np.float32(half_weight))
+        put = _at_corners if level >= len(_LEVELS) - _SHARED_LEVELS else _at_nearest
+        _add_means(log_factor, _spread(put(trusted, missing, evidence.places), passes), np.float32(half_weight))
     bound = np.float32(math.log(limit))
-    return Field(np.clip(log_factor, -bound, bound), evidence.low, evidence.high)
+    return Field(np.clip(log_factor, -bound, bound, out=log_factor), evidence.low, evidence.high)
 
 
 def agreement(evidence: Evidence, field: Field, error: float) -> float:
@@ -368,16 +410,7 @@ def _part(pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return row.astype(np.intp) * _NODES[0] + column.astype(np.intp)
 
 
-def _places(pixels: np.ndarray, shape: tuple[int, int], height: np.ndarray) -> np.ndarray:
-    """(3, N) float32: where pixels (N, 2) lie in the grid, in nodes; `height` in [0, 1] along the third axis.
-
-    The nodes are the centres of equal cells of the image, as `cv2.resize` has them.
-    """
-    steps = np.minimum(height * np.float32(_NODES[2] - 1), np.float32(_NODES[2] - 1))
-    return np.concatenate([places_of(pixels, shape), steps[None]])
-
-
-def _corners_by_numpy(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _corners_of(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(8, N) flat numbers of the nodes around `places` (3, N), and the share of each, float32."""
     first = np.minimum(places.astype(np.intp), np.array(_NODES)[:, None] - 2)
     rest = places - first.astype(np.float32)
@@ -389,25 +422,32 @@ def _corners_by_numpy(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return base + offsets[:, None], share
 
 
-@compiled(_corners_by_numpy)
-def _corners(places: FloatRows) -> tuple[np.ndarray, np.ndarray]:
-    count = places.shape[1]
-    index, share = np.empty((8, count), np.int64), np.empty((8, count), np.float32)
+def _read_by_numpy(grid: np.ndarray, places: np.ndarray, count: int) -> np.ndarray:
+    """(count,) float32: values of a grid (rows, columns, steps) at the first of `places` (3, N), interpolated."""
+    index, share = _corners_of(places[:, :count])
+    return (grid.ravel()[index] * share).sum(axis=0)
+
+
+@compiled(_read_by_numpy)
+def _read(grid: Grid, places: FloatRows, count: Int) -> np.ndarray:
+    rows, columns, steps = grid.shape
+    found = np.empty(count, np.float32)
     for i in range(count):
-        column, row = min(int(places[0, i]), _NODES[0] - 2), min(int(places[1, i]), _NODES[1] - 2)
-        step = min(int(places[2, i]), _NODES[2] - 2)
+        column, row = min(int(places[0, i]), columns - 2), min(int(places[1, i]), rows - 2)
+        step = min(int(places[2, i]), steps - 2)
         right, below = places[0, i] - np.float32(column), places[1, i] - np.float32(row)
-        beyond = places[2, i] - np.float32(step)
-        for k in range(8):
-            down, across, along = k >> 2, (k >> 1) & 1, k & 1
-            index[k, i] = ((row + down) * _NODES[0] + column + across) * _NODES[2] + step + along
-            part = below if down else np.float32(1) - below
-            part *= right if across else np.float32(1) - right
-            share[k, i] = part * (beyond if along else np.float32(1) - beyond)
-    return index, share
+        beyond, value = places[2, i] - np.float32(step), np.float32(0)
+        for down in range(2):
+            near, far = grid[row + down, column], grid[row + down, column + 1]
+            left_value = near[step] + (near[step + 1] - near[step]) * beyond
+            right_value = far[step] + (far[step + 1] - far[step]) * beyond
+            here = left_value + (right_value - left_value) * right
+            value += here * below if down else here * (np.float32(1) - below)
+        found[i] = value
+    return found
 
 
-def _at_nodes_by_numpy(weight: np.ndarray, values: np.ndarray, index: np.ndarray, share: np.ndarray) -> np.ndarray:
+def _sums_at(index: np.ndarray, share: np.ndarray, weight: np.ndarray, values: np.ndarray) -> np.ndarray:
     """(rows, columns, 2, steps) float32: the sums of `weight` (N,), and of `values` (N,) times it, at the nodes `index`
     (k, N), which have these shares (k, N) of them.
     """
@@ -416,44 +456,59 @@ def _at_nodes_by_numpy(weight: np.ndarray, values: np.ndarray, index: np.ndarray
     return np.stack([of.astype(np.float32).reshape(_SHAPE) for of in sums], axis=2)
 
 
-@compiled(_at_nodes_by_numpy)
-def _at_nodes(weight: Floats, values: Floats, index: IntRows, share: FloatRows) -> np.ndarray:
-    steps = _NODES[2]
-    sums = np.zeros((_NODES[1], _NODES[0], 2, steps), np.float32)
-    flat = sums.ravel()
-    for k in range(len(index)):
-        for i in range(len(values)):
-            place, part = index[k, i] + index[k, i] // steps * steps, share[k, i] * weight[i]
-            flat[place] += part
-            flat[place + steps] += part * values[i]
+def _at_nearest_by_numpy(weight: np.ndarray, values: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """`_sums_at` the nodes that are nearest to `places` (3, N)."""
+    column, row, step = (places + np.float32(0.5)).astype(np.intp)
+    index = (row * _NODES[0] + column) * _NODES[2] + step
+    return _sums_at(index[None], np.ones((1, len(index)), np.float32), weight, values)
+
+
+@compiled(_at_nearest_by_numpy)
+def _at_nearest(weight: Floats, values: Floats, places: FloatRows) -> np.ndarray:
+    sums, half = np.zeros((_NODES[1], _NODES[0], 2, _NODES[2]), np.float32), np.float32(0.5)
+    for i in range(len(values)):
+        into = sums[int(places[1, i] + half), int(places[0, i] + half)]
+        step = int(places[2, i] + half)
+        into[0, step] += weight[i]
+        into[1, step] += weight[i] * values[i]
     return sums
 
 
-def _gathered_by_numpy(grid: np.ndarray, index: np.ndarray, share: np.ndarray, count: int) -> np.ndarray:
-    """(count,) float32: the sums of the shares (k, N) of what a grid, (nodes,), has at the places `index` (k, N)."""
-    values = grid[index[:, :count]]
-    values *= share[:, :count]
-    return values.sum(axis=0)
+def _at_corners_by_numpy(weight: np.ndarray, values: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """`_sums_at` the eight nodes around `places` (3, N)."""
+    return _sums_at(*_corners_of(places), weight, values)
 
 
-@compiled(_gathered_by_numpy)
-def _gathered(grid: Floats, index: IntRows, share: FloatRows, count: Int) -> np.ndarray:
-    values = np.zeros(count, np.float32)
-    for k in range(len(index)):
-        for i in range(count):
-            values[i] += share[k, i] * grid[index[k, i]]
-    return values
+@compiled(_at_corners_by_numpy)
+def _at_corners(weight: Floats, values: Floats, places: FloatRows) -> np.ndarray:
+    columns, rows, steps = _NODES
+    sums = np.zeros((rows, columns, 2, steps), np.float32)
+    for i in range(len(values)):
+        column, row = min(int(places[0, i]), columns - 2), min(int(places[1, i]), rows - 2)
+        step = min(int(places[2, i]), steps - 2)
+        right, below = places[0, i] - np.float32(column), places[1, i] - np.float32(row)
+        beyond = places[2, i] - np.float32(step)
+        for down in range(2):
+            of_row = weight[i] * below if down else weight[i] * (np.float32(1) - below)
+            for across in range(2):
+                share = of_row * right if across else of_row * (np.float32(1) - right)
+                into = sums[row + down, column + across]
+                farther = share * beyond
+                into[0, step] += share - farther
+                into[0, step + 1] += farther
+                into[1, step] += (share - farther) * values[i]
+                into[1, step + 1] += farther * values[i]
+    return sums
 
 
-def _spread(grids: np.ndarray, passes: int) -> np.ndarray:
-    """Grids (rows, columns, n, steps) smoothed along all axes but n."""
-    rows, columns, count, steps = grids.shape
+def _spread(sums: np.ndarray, passes: int) -> np.ndarray:
+    """(rows, columns, n, steps) smoothed along all axes but n, the ends reflected."""
+    rows, columns, count, steps = sums.shape
     kernel = _kernel(passes)
-    smooth = cv2.sepFilter2D(
-        grids.reshape(rows, columns, count * steps), cv2.CV_32F, kernel, kernel, borderType=cv2.BORDER_REFLECT
-    )
+    flat = sums.reshape(rows, columns, count * steps)
+    smooth = cv2.sepFilter2D(flat, cv2.CV_32F, kernel, kernel, borderType=cv2.BORDER_REFLECT)
     # Small enough for BLAS to take one thread.
-    return (smooth.reshape(-1, steps) @ _smoothing(steps, -(-passes // _STEP_PASSES))).reshape(grids.shape)
+    return (smooth.reshape(-1, steps) @ _smoothing(steps, -(-passes // _STEP_PASSES))).reshape(sums.shape)
 
 
 def _add_means_by_numpy(log_factor: np.ndarray, spread: np.ndarray, half_weight: float) -> None:

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from marigold_ros.acceptance import relative_error, why_not
+from marigold_ros.acceptance import why_not
 from marigold_ros.anchors import Anchors, at_random
-from marigold_ros.compiled import Bool, Float, FloatRows, Pixels, compiled
+from marigold_ros.compiled import Bool, Double, Doubles, Float, FloatRows, Floats, Int, Ints, Pixels, compiled
 from marigold_ros.config import FitConfig, Unusable
 from marigold_ros.geometry import resize
 from marigold_ros.robust_fit import Base, Evidence, NoLine, Samples, gather, median, weigh
@@ -129,18 +129,22 @@ def _sample_by_numpy(image: np.ndarray, pixels: np.ndarray) -> np.ndarray:
 
 @compiled(_sample_by_numpy)
 def _sample(image: Pixels, pixels: FloatRows) -> np.ndarray:
-    rows, columns = image.shape
-    right, below = min(columns - 1, 1), min(rows - 1, 1)
     found = np.empty(len(pixels), np.float64)
     for i in range(len(pixels)):
-        u = min(max(np.float64(pixels[i, 0]), 0.0), columns - 1.0)
-        v = min(max(np.float64(pixels[i, 1]), 0.0), rows - 1.0)
-        column, row = max(min(int(u), columns - 2), 0), max(min(int(v), rows - 2), 0)
-        du, dv = u - column, v - row
-        top = image[row, column] * (1 - du) + image[row, column + right] * du
-        bottom = image[row + below, column] * (1 - du) + image[row + below, column + right] * du
-        found[i] = top * (1 - dv) + bottom * dv
+        found[i] = bilinear(image, pixels[i, 0], pixels[i, 1])
     return found
+
+
+def bilinear(image: np.ndarray, u: float, v: float) -> float:
+    """For loops: what `sample` gives of one pixel."""
+    rows, columns = image.shape
+    right, below = min(columns - 1, 1), min(rows - 1, 1)
+    u, v = min(max(np.float64(u), 0.0), columns - 1.0), min(max(np.float64(v), 0.0), rows - 1.0)
+    column, row = max(min(int(u), columns - 2), 0), max(min(int(v), rows - 2), 0)
+    du, dv = u - column, v - row
+    top = image[row, column] * (1 - du) + image[row, column + right] * du
+    bottom = image[row + below, column] * (1 - du) + image[row + below, column + right] * du
+    return top * (1 - dv) + bottom * dv
 
 
 def fit_metric(
@@ -162,8 +166,10 @@ def fit_metric(
     """
     if len(anchors) == 0:
         return Refusal("no anchor lies in the image: check the extrinsic, and that both sensors look the same way")
-    p = sample(relative, anchors.pixels).astype(np.float64)
-    if not np.isfinite(p).all() or (own is None and np.ptp(relative[::_GLANCE_PX, ::_GLANCE_PX]) < 1e-6):
+    relative = np.ascontiguousarray(relative, np.float32)
+    p = sample(relative, anchors.pixels)
+    constant = own is None and np.ptp(p) < 1e-6 and np.ptp(relative[::_GLANCE_PX, ::_GLANCE_PX]) < 1e-6
+    if constant or not np.isfinite(p).all():
         return Refusal("the network's answer is constant or not finite: its engine or checkpoint is broken", fault=True)
     try:
         samples = _samples(relative, anchors, p, space)
@@ -173,13 +179,13 @@ def fit_metric(
         return Refusal(str(problem), fault=True)
     if own is not None and (contradiction := _contradiction(own, line.scale, line.shift, p)):
         return Refusal(contradiction)
-    depth_m, predicted_m = anchors.depth_m.astype(np.float64), from_space(line.scale * p + line.shift, space)
+    depth_m = np.ascontiguousarray(anchors.depth_m, np.float32)
+    predicted_m, error = _predicted(p, depth_m, line.scale, line.shift, SPACES.index(space))
     # Of a weak network the right anchors, too, are farther off.
     tolerance = max(config.inlier_error, _WEAK_SIGMAS * evidence.sigma)
-    reason = why_not(anchors, relative.shape, predicted_m, tolerance, evidence.sigma, config, cold=shape is None)
+    reason = why_not(anchors, relative.shape, predicted_m, error, tolerance, evidence.sigma, config, shape is None)
     if reason is not None:
         return Refusal(reason)
-    error = relative_error(predicted_m, depth_m)
     count, inliers = len(anchors), int(np.count_nonzero(error <= tolerance))
     return MetricFit(space, line.scale, line.shift, count, inliers, median(error), line.covariance, evidence)
 
@@ -187,17 +193,103 @@ def fit_metric(
 def _samples(relative: np.ndarray, anchors: Anchors, p: np.ndarray, space: str) -> Samples:
     """What a line is fitted to: the anchors, or of many a part; `p` (N,) is relative depth at all of them."""
     some = at_random(len(anchors), _MOST_SAMPLES)
-    pixels, depth_m = anchors.pixels.take(some, axis=0), anchors.depth_m.take(some).astype(np.float64)
-    return Samples(
-        p=p.take(some),
-        y=to_space(depth_m, space),
-        slope=log_slope(depth_m, space),
-        weight=anchors.weight.take(some) * _cell_balance(pixels, relative.shape),
-        noise=anchors.noise_m.take(some) / depth_m,
-        blur=anchors.noise_px.take(some).astype(np.float64)
-        * _steepness(np.ascontiguousarray(relative, np.float32), pixels),
-        groups=_alike(pixels, depth_m, relative.shape),
-    )
+    measured = (anchors.depth_m, anchors.weight, anchors.noise_m, anchors.noise_px)
+    floats = (np.ascontiguousarray(part, np.float32) for part in (anchors.pixels, *measured))
+    return Samples(*_measured(relative, *floats, p, some, SPACES.index(space)))
+
+
+def _measured_by_numpy(
+    relative: np.ndarray,
+    pixels: np.ndarray,
+    depth_m: np.ndarray,
+    weight: np.ndarray,
+    noise_m: np.ndarray,
+    noise_px: np.ndarray,
+    p: np.ndarray,
+    some: np.ndarray,
+    space: int,
+) -> tuple[np.ndarray, ...]:
+    """The parts of `Samples`, of `some` (M,) of N anchors, with what `Anchors` has of them, and (N,) `p`, in (H, W)
+    `relative` depth that is affine in `SPACES[space]`.
+    """
+    pixels, depth_m, p = pixels[some], depth_m[some].astype(np.float64), p[some]
+    # Neighbouring anchors count as at most `_CELL_CAP` together.
+    cells = (np.maximum(pixels, 0) * np.float32(_CELLS / max(relative.shape))).astype(np.intp)
+    cell = cells[:, 1] * (_CELLS + 1) + cells[:, 0]
+    balance = np.minimum(1.0, _CELL_CAP / np.bincount(cell)[cell])
+    # A network's answer bends over depth, and is off over whole parts of the image.
+    octave = np.floor(np.log(depth_m) * (1.0 / math.log(_ALIKE_FACTOR))).astype(np.int64)
+    part = (np.maximum(pixels, 0) * np.float32(_PARTS / max(relative.shape))).astype(np.int64)
+    groups = np.stack([octave - octave.min(), part[:, 1] * (_PARTS + 1) + part[:, 0]])
+    y, slope = to_space(depth_m, SPACES[space]), log_slope(depth_m, SPACES[space])
+    blur = noise_px[some].astype(np.float64) * _steepness_by_numpy(relative, pixels)
+    return p, np.ascontiguousarray(y), slope, weight[some] * balance, noise_m[some] / depth_m, blur, groups
+
+
+@compiled(_measured_by_numpy)
+def _measured(
+    relative: Pixels,
+    pixels: FloatRows,
+    depth_m: Floats,
+    weight: Floats,
+    noise_m: Floats,
+    noise_px: Floats,
+    p: Doubles,
+    some: Ints,
+    space: Int,
+) -> tuple[np.ndarray, ...]:
+    count, longer = len(some), max(relative.shape)
+    of_p, y, slope, weights = np.empty(count), np.empty(count), np.empty(count), np.empty(count)
+    noise, blur, groups = np.empty(count), np.empty(count), np.empty((2, count), np.int64)
+    cell, in_cell = np.empty(count, np.int64), np.zeros((_CELLS + 1) ** 2)
+    for i in range(count):
+        u, v = max(pixels[some[i], 0], np.float32(0)), max(pixels[some[i], 1], np.float32(0))
+        per_px = np.float32(_CELLS / longer)
+        cell[i] = int(v * per_px) * (_CELLS + 1) + int(u * per_px)
+        in_cell[cell[i]] += 1.0
+        per_px = np.float32(_PARTS / longer)
+        groups[1, i] = int(v * per_px) * (_PARTS + 1) + int(u * per_px)
+        groups[0, i] = int(np.floor(np.log(np.float64(depth_m[some[i]])) * (1.0 / math.log(_ALIKE_FACTOR))))
+    nearest = groups[0].min()
+    for i in range(count):
+        of, z = some[i], np.float64(depth_m[some[i]])
+        groups[0, i] -= nearest
+        of_p[i], weights[i] = p[of], weight[of] * min(1.0, _CELL_CAP / in_cell[cell[i]])
+        noise[i], blur[i] = noise_m[of] / z, noise_px[of] * _steepness(relative, pixels[of, 0], pixels[of, 1])
+        if space == 0:
+            y[i], slope[i] = z, 1.0 / z
+        elif space == 1:
+            y[i], slope[i] = -1.0 / z, z
+        else:
+            y[i], slope[i] = np.log(z), 1.0
+    return of_p, y, slope, weights, noise, blur, groups
+
+
+def _predicted_by_numpy(
+    p: np.ndarray, depth_m: np.ndarray, scale: float, shift: float, space: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) metres by a line over (N,) `p`, NaN where there are none; how far off (N,) measured ones they are, relative,
+    infinite where there are none.
+    """
+    predicted_m = from_space(scale * p + shift, SPACES[space])
+    error = np.abs(predicted_m - depth_m) / depth_m
+    return predicted_m, np.where(np.isnan(error), np.inf, error)
+
+
+@compiled(_predicted_by_numpy)
+def _predicted(p: Doubles, depth_m: Floats, scale: Double, shift: Double, space: Int) -> tuple[np.ndarray, np.ndarray]:
+    predicted_m, error = np.empty(len(p)), np.empty(len(p))
+    for i in range(len(p)):
+        y = scale * p[i] + shift
+        if space == 2:
+            z = np.exp(y)
+        elif space == 0:
+            z = y if y > 0 else np.nan
+        else:
+            z = -1.0 / y if y < 0 else np.nan
+        predicted_m[i] = z
+        error[i] = abs(z - depth_m[i]) / depth_m[i] if z == z else np.inf
+    return predicted_m, error
 
 
 def _base(space: str, own: MetricFit | None, shape: MetricFit | None) -> Base:
@@ -222,23 +314,6 @@ def _contradiction(own: MetricFit, scale: float, shift: float, p: np.ndarray) ->
     )
 
 
-def _cell_balance(pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """(N,) factors that let the anchors of one cell of the (H, W) image count as at most `_CELL_CAP` together."""
-    cells = (np.maximum(pixels, 0) * np.float32(_CELLS / max(shape))).astype(np.intp)
-    index = cells[:, 1] * (_CELLS + 1) + cells[:, 0]
-    return np.minimum(1.0, _CELL_CAP / np.bincount(index)[index])
-
-
-def _alike(pixels: np.ndarray, depth_m: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """(2, N) the same number for anchors at about the same depth, and in the same part of the (H, W) image.
-
-    A network's answer bends over depth, and is off over whole parts of the image.
-    """
-    octave = np.floor(np.log(depth_m) * (1.0 / math.log(_ALIKE_FACTOR))).astype(np.intp)
-    part = (np.maximum(pixels, 0) * np.float32(_PARTS / max(shape))).astype(np.intp)
-    return np.stack([octave - octave.min(), part[:, 1] * (_PARTS + 1) + part[:, 0]])
-
-
 def _steepness_by_numpy(relative: np.ndarray, pixels: np.ndarray) -> np.ndarray:
     """(N,) float32: by how much (H, W) `relative` changes over a pixel at (N, 2) `pixels`, the larger of across and
     down.
@@ -254,19 +329,15 @@ def _steepness_by_numpy(relative: np.ndarray, pixels: np.ndarray) -> np.ndarray:
     return np.maximum(np.abs(across), np.abs(down)) * np.float32(0.5 / _STEEP_PX)
 
 
-@compiled(_steepness_by_numpy)
-def _steepness(relative: Pixels, pixels: FloatRows) -> np.ndarray:
+def _steepness(relative: np.ndarray, u: float, v: float) -> float:
+    """For loops: what `_steepness_by_numpy` gives of one pixel."""
     rows, columns = relative.shape
-    found = np.empty(len(pixels), np.float32)
-    for i in range(len(pixels)):
-        u, v = int(pixels[i, 0] + np.float32(0.5)), int(pixels[i, 1] + np.float32(0.5))
-        row, column = max(min(v, rows - 1), 0), max(min(u, columns - 1), 0)
-        left, right = max(column - _STEEP_PX, 0), min(column + _STEEP_PX, columns - 1)
-        above, below = max(row - _STEEP_PX, 0), min(row + _STEEP_PX, rows - 1)
-        across = abs(relative[row, right] - relative[row, left])
-        down = abs(relative[below, column] - relative[above, column])
-        found[i] = max(across, down) * np.float32(0.5 / _STEEP_PX)
-    return found
+    row = max(min(int(v + np.float32(0.5)), rows - 1), 0)
+    column = max(min(int(u + np.float32(0.5)), columns - 1), 0)
+    left, right = max(column - _STEEP_PX, 0), min(column + _STEEP_PX, columns - 1)
+    above, below = max(row - _STEEP_PX, 0), min(row + _STEEP_PX, rows - 1)
+    across, down = relative[row, right] - relative[row, left], relative[below, column] - relative[above, column]
+    return max(abs(across), abs(down)) * np.float32(0.5 / _STEEP_PX)
 
 
 def apply_fit(fit: MetricFit, relative: np.ndarray, max_depth_m: float) -> np.ndarray:

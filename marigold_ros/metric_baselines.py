@@ -18,6 +18,7 @@ from marigold_ros.anchors import Anchors
 from marigold_ros.config import FitConfig, Unusable
 from marigold_ros.correction import Correction
 from marigold_ros.field import apply_field, evidence_of, fitted_field
+from marigold_ros.geometry import resize
 from marigold_ros.metric import (
     MetricFit,
     Refusal,
@@ -28,7 +29,7 @@ from marigold_ros.metric import (
     sample,
     to_space,
 )
-from marigold_ros.uncertainty import Uncertainty, doubt_of, sigma_of, smooth_variance
+from marigold_ros.uncertainty import Uncertainty, doubt_of, judged, smooth_variance
 from marigold_ros.unknown import far_end, forget_far
 
 OURS, GLOBAL = "ours", "ours, no correction"
@@ -89,15 +90,16 @@ def ours_with_sigma(question: Question) -> tuple[np.ndarray, np.ndarray]:
     fitted_m = apply_fit(fit, question.relative, _MAX_DEPTH_M)
     coarse = question.relative if question.coarse is None else question.coarse
     limit, correction, depth_m = FitConfig().correction_limit, None, fitted_m.copy()
-    doubt, uncertainty = doubt_of(apply_fit(fit, coarse, _MAX_DEPTH_M), None, fit, fitted_m.shape[::-1]), Uncertainty()
+    doubt = doubt_of(apply_fit(fit, coarse, _MAX_DEPTH_M), None, fit, fitted_m.shape[1])
+    uncertainty = Uncertainty()
     evidence = evidence_of(fitted_m, question.anchors, fit.evidence.sigma)
     if evidence is not None:
         correction = Correction(evidence, fitted_field(evidence, limit), fresh=True)
         depth_m = apply_field(correction.field, fit, coarse, fitted_m, _MAX_DEPTH_M)
-        uncertainty.learn(evidence, limit, lambda: doubt)
+        uncertainty.learn(evidence, limit, lambda: resize(doubt, *fitted_m.shape[::-1]))
     forget_far(depth_m, question.relative, far_end(question.anchors), _MAX_DEPTH_M)
     variance = smooth_variance(uncertainty.law, fitted_m, question.relative, fit, correction)
-    sigma_m = sigma_of(depth_m, variance, doubt, uncertainty.law)
+    sigma_m, _, _ = judged(depth_m, variance, doubt, uncertainty.law, sigma=True)
     u, v = question.pixels.T
     return depth_m[v, u], sigma_m[v, u]
 

@@ -13,8 +13,9 @@ from functools import lru_cache
 
 import numpy as np
 
+from marigold_ros.compiled import Double, Doubles, Int, compiled
 from marigold_ros.geometry import Camera, seen_from
-from marigold_ros.metric import MetricFit, from_space, log_slope, to_space
+from marigold_ros.metric import SPACES, MetricFit, from_space, log_slope, to_space
 from marigold_ros.robust_fit import Base, NoLine, Samples, gather, median, weigh
 
 # The map is remembered at so many pixels across and down.
@@ -42,8 +43,7 @@ class MetricMap:
     @staticmethod
     def of(fit: MetricFit, relative: np.ndarray) -> MetricMap:
         """The map of (H, W) float32 `relative`."""
-        pixels = _grid(relative.shape)
-        return MetricMap(fit, pixels, _at(relative, pixels))
+        return MetricMap(fit, _grid(relative.shape), glance(relative))
 
     def carried_to(
         self,
@@ -75,11 +75,12 @@ class MetricMap:
             return None
         step = Carried(line[0] / self.fit.scale, (line[1] - self.fit.shift) / self.fit.scale)
         fit = step(self.fit)
-        noise = _covariance_of_whole(_at(relative, self.pixels), fit)
+        whole = glance(relative)
+        noise = _covariance_of_whole(whole, fit)
         if noise is None:
             return None
         # Motion goes on the same way: what it adds to the deviation adds up, and not its square.
-        growth = 1.0 + speed_m_s * elapsed_s / median(depth_m) / relative_sigma(relative, fit)
+        growth = 1.0 + speed_m_s * elapsed_s / median(depth_m) / relative_sigma(whole, fit)
         covariance = growth**2 * _matrix(fit.covariance) + (_EACH**2 + _DRIFT**2 * elapsed_s) * noise
         return replace(fit, covariance=_triple(covariance)), step
 
@@ -99,16 +100,49 @@ class Carried:
         return replace(fit, scale=scale, shift=shift, covariance=covariance)
 
 
-def relative_sigma(relative: np.ndarray, fit: MetricFit) -> float:
-    """The standard deviation of ln z by the fit's covariance alone, the median over (H, W) `relative`."""
-    p = _at(relative, _grid(relative.shape))
-    depth_m = _depth(p, fit)
+def glance(relative: np.ndarray) -> np.ndarray:
+    """(K,) float64: (H, W) relative depth at the pixels that the map is remembered at."""
+    return _at(relative, _grid(relative.shape))
+
+
+def relative_sigma(p: np.ndarray, fit: MetricFit) -> float:
+    """The standard deviation of ln z by the fit's covariance alone, the median over relative depths (K,), see `glance`;
+    infinite where none of them is a depth.
+    """
+    return _sigma(p, fit.scale, fit.shift, *fit.covariance, SPACES.index(fit.space))
+
+
+def _sigma_by_numpy(
+    p: np.ndarray, scale: float, shift: float, of_scale: float, both: float, of_shift: float, space: int
+) -> float:
+    depth_m = from_space(scale * p + shift, SPACES[space])
     known = np.isfinite(depth_m)
     if not known.any():
         return math.inf
-    p, slope = p[known], log_slope(depth_m[known], fit.space)
-    scale, both, shift = fit.covariance
-    return math.sqrt(median(slope**2 * (scale * p**2 + 2.0 * both * p + shift)))
+    p, slope = p[known], log_slope(depth_m[known], SPACES[space])
+    return math.sqrt(median(slope**2 * (of_scale * p**2 + 2.0 * both * p + of_shift)))
+
+
+@compiled(_sigma_by_numpy)
+def _sigma(
+    p: Doubles, scale: Double, shift: Double, of_scale: Double, both: Double, of_shift: Double, space: Int
+) -> float:
+    variance, found = np.empty(len(p)), 0
+    for i in range(len(p)):
+        slope = _log_slope(scale * p[i] + shift, space)
+        if slope < np.inf:
+            variance[found] = slope * slope * ((of_scale * p[i] + 2.0 * both) * p[i] + of_shift)
+            found += 1
+    return math.sqrt(np.median(variance[:found])) if found > 0 else np.inf
+
+
+def _log_slope(y: float, space: int) -> float:
+    """`log_slope` at the depth whose g is y; infinite where there is none."""
+    if space == 2:
+        return 1.0
+    if space == 0:
+        return 1.0 / y if y > 0 else np.inf
+    return -1.0 / y if y < 0 else np.inf
 
 
 def _line_of_same(p: np.ndarray, y: np.ndarray, slope: np.ndarray, before: MetricFit) -> tuple[float, float] | None:
@@ -120,19 +154,27 @@ def _line_of_same(p: np.ndarray, y: np.ndarray, slope: np.ndarray, before: Metri
     scale, shift = before.scale, before.shift
     if np.count_nonzero(np.abs(slope * (scale * p + shift - y)) < _UNCHANGED) < _SAME_SHARE * len(p):
         nothing, one = np.zeros_like(p), np.ones_like(p)
-        samples = Samples(p, y, slope, one, nothing, nothing, groups=np.empty((0, len(p)), np.intp))
+        samples = Samples(p, y, slope, one, nothing, nothing, groups=np.empty((0, len(p)), np.int64))
         try:
             line = weigh(gather(samples, Base(scale, shift, True, 1.0), _SAME, seed=0))
         except NoLine:
             return None
         scale, shift = line.scale, line.shift
+    same, scale, shift = _reduced_major_axis(p, y, scale, shift, SPACES.index(before.space))
+    return (scale, shift) if same else None
+
+
+def _reduced_major_axis_by_numpy(
+    p: np.ndarray, y: np.ndarray, scale: float, shift: float, space: int
+) -> tuple[bool, float, float]:
+    """Whether enough of y over p, (K,), agrees; scale and shift of what does, from where they are looked for."""
     for _ in range(_ROUNDS):
         # What is the same, and what it weighs, is told from the middle between the two: either alone would take sides.
-        middle_m = from_space((y + scale * p + shift) / 2.0, before.space)
-        slope = log_slope(np.where(np.isfinite(middle_m), middle_m, 1.0), before.space)
+        middle_m = from_space((y + scale * p + shift) / 2.0, SPACES[space])
+        slope = log_slope(np.where(np.isfinite(middle_m), middle_m, 1.0), SPACES[space])
         off = np.where(np.isfinite(middle_m), np.abs(slope * (scale * p + shift - y)), np.inf)
         if np.count_nonzero(off < _SAME) < _SAME_SHARE * len(p):
-            return None
+            return False, scale, shift
         # Without what changed more than most of the map did, by itself: somebody who comes nearer would bend the line.
         same = off < min(max(_SAME_MEDIANS * median(off), _SAME_LEAST), _SAME)
         weight = np.where(same, slope**2, 0.0)
@@ -142,11 +184,42 @@ def _line_of_same(p: np.ndarray, y: np.ndarray, slope: np.ndarray, before: Metri
         if spread_p > 0 and spread_y > 0:  # else all that stays is at one depth: it tells the shift alone
             scale = math.sqrt(spread_y / spread_p)
         shift = float(mean_y - scale * mean_p)
-    return scale, shift
+    return True, scale, shift
+
+
+@compiled(_reduced_major_axis_by_numpy)
+def _reduced_major_axis(p: Doubles, y: Doubles, scale: Double, shift: Double, space: Int) -> tuple[bool, float, float]:
+    off, squared = np.empty(len(p)), np.empty(len(p))
+    for _ in range(_ROUNDS):
+        agreeing = 0
+        for i in range(len(p)):
+            slope = _log_slope((y[i] + scale * p[i] + shift) / 2.0, space)
+            squared[i] = slope * slope
+            off[i] = abs(slope * (scale * p[i] + shift - y[i])) if slope < np.inf else np.inf
+            agreeing += off[i] < _SAME
+        if agreeing < _SAME_SHARE * len(p):
+            return False, scale, shift
+        most = min(max(_SAME_MEDIANS * np.median(off), _SAME_LEAST), _SAME)
+        total = mean_p = mean_y = spread_p = spread_y = 0.0
+        for i in range(len(p)):
+            if off[i] < most:
+                total += squared[i]
+                mean_p += squared[i] * p[i]
+                mean_y += squared[i] * y[i]
+        mean_p /= total
+        mean_y /= total
+        for i in range(len(p)):
+            if off[i] < most:
+                spread_p += squared[i] * (p[i] - mean_p) ** 2
+                spread_y += squared[i] * (y[i] - mean_y) ** 2
+        if spread_p > 0 and spread_y > 0:
+            scale = math.sqrt(spread_y / spread_p)
+        shift = mean_y - scale * mean_p
+    return True, scale, shift
 
 
 def _covariance_of_whole(p: np.ndarray, fit: MetricFit) -> np.ndarray | None:
-    """(2, 2) covariance of (scale, shift) for which the relative variance is 1, on average over the map.
+    """(2, 2) covariance of (scale, shift) for which the relative variance is 1, on average over the map (K,).
 
     None where there is next to no map.
     """

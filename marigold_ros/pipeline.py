@@ -29,15 +29,7 @@ from marigold_ros.motion import FindMotion, unknown_motion
 from marigold_ros.picture_motion import PictureTrack
 from marigold_ros.seen_motion import SeenMotion
 from marigold_ros.tracker import DEGRADED, OK, RELATIVE, Metres, MetricTracker
-from marigold_ros.uncertainty import (
-    USUAL,
-    Uncertainty,
-    confidence_from,
-    doubt_of,
-    sigma_of,
-    smooth_variance,
-    solid_part,
-)
+from marigold_ros.uncertainty import USUAL, Uncertainty, doubt_of, judged, smooth_variance
 from marigold_ros.unknown import far_end, forget_far
 
 # Relative depth beyond this is 1 but for the rounding of a resize.
@@ -156,7 +148,7 @@ class Pipeline:
         stage_s: dict[str, float] = {}
         with _timed(stage_s, "rectify"):
             rgb, camera = self._rectified(rgb, camera)
-        judged = confidence or (metric and (sigma or solid))
+        rated = confidence or (metric and (sigma or solid))
         with self._seeing(stamp_ns, rgb, camera, metric, stage_s), _timed(stage_s, "network"):
             second = config.model.confidence if confidence or (metric and sigma) else "none"
             coarse, disagreement = self._look(rgb, camera, second)
@@ -192,7 +184,7 @@ class Pipeline:
             depth_m = fitted_m = None if fit is None else apply_fit(fit, relative, most_m)
         with _timed(stage_s, "correct"):
             limit, correction = config.fit.correction_limit, None
-            if limit > 1.0 or judged:
+            if limit > 1.0 or rated:
                 correction = self._corrector(fitted_m, metres, anchors, limit, motion, scans)
             if correction is not None:
                 depth_m = apply_field(correction.field, fit, coarse, fitted_m, most_m)
@@ -214,26 +206,28 @@ class Pipeline:
             metres=metres,
             calibration=calibration,
         )
-        if depth_m is None or not judged:
+        if depth_m is None or not rated:
             return frame
         with _timed(stage_s, "sigma"):
-            doubt = cache(lambda: doubt_of(apply_fit(fit, coarse, most_m), disagreement, fit, size))
+            doubt = cache(lambda: doubt_of(apply_fit(fit, coarse, most_m), disagreement, fit, camera.width))
             if correction is not None and correction.fresh:
-                learn = partial(self._uncertainty.learn, correction.evidence, limit, doubt)
+                learn = partial(self._uncertainty.learn, correction.evidence, limit, lambda: resize(doubt(), *size))
                 if self._uncertainty.law is USUAL:
                     learn()
                 else:
                     self._put_off.append(learn)
             law = self._uncertainty.law
             variance = smooth_variance(law, fitted_m, relative, fit, correction)
-            min_confidence = config.output.points_min_confidence
-            sigma_m = sigma_of(depth_m, variance, doubt(), law) if sigma or confidence else None
-            return replace(
-                frame,
-                sigma_m=sigma_m,
-                confidence=confidence_from(depth_m, sigma_m) if confidence else None,
-                solid_m=solid_part(depth_m, variance, min_confidence) if solid else None,
+            sigma_m, sure, solid_m = judged(
+                depth_m,
+                variance,
+                doubt() if sigma or confidence else None,
+                law,
+                sigma=sigma,
+                confidence=confidence,
+                solid=config.output.points_min_confidence if solid else None,
             )
+            return replace(frame, sigma_m=sigma_m, confidence=sure, solid_m=solid_m)
 
     @contextmanager
     def _seeing(

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
-from marigold_ros.compiled import Double, Doubles, compiled
+from marigold_ros.compiled import Bool, Double, Doubles, IntRows, Ints, compiled
 
 _HYPOTHESES = 96
 _FACTORS = 16
@@ -34,6 +35,13 @@ _LOOSEST = 3.0
 _NORMAL_MEDIAN = 0.6745
 # Where errors in p explain almost all of its spread (reliability 1 - noise / spread), samples say nothing of the scale.
 _USELESS, _USEFUL = 0.2, 0.6
+# Lines go through two samples that are farther apart than this share of all p.
+_APART = 0.02
+# A weighted median is known to 1e-9 after so many halvings.
+_HALVINGS = 30
+# What may be wrong with what was gathered.
+_FINE, _NEGATIVE, _NOT_POSITIVE = range(3)
+_NO_POSITIVE_SCALE = "the best scale is not positive ({:.4g}): wrong extrinsic or wrong checkpoint"
 
 
 @dataclass(frozen=True)
@@ -59,13 +67,6 @@ class Samples:
     def numbers(self) -> tuple[np.ndarray, ...]:
         """All but the groups."""
         return self.p, self.y, self.slope, self.weight, self.noise, self.blur
-
-    def some(self, count: int, random: np.random.Generator) -> Samples:
-        """At most `count` of them; of more than that some may come twice, which costs less than to avoid it."""
-        if len(self) <= count:
-            return self
-        chosen = random.integers(len(self), size=count)
-        return Samples(*(part.take(chosen, axis=-1) for part in vars(self).values()))
 
 
 @dataclass(frozen=True)
@@ -147,9 +148,15 @@ def gather(
     tolerance: relative error up to which a sample counts for a hypothesis. Without a `free_scale` hypotheses keep that
     of `base`. Raises `NoLine` where samples ask for a scale that is not positive.
     """
-    random = np.random.default_rng(seed)
-    scale, shift = _best_hypothesis(samples, base, tolerance, random, free_scale)
-    return _refined(samples, base, scale, shift, random)
+    base_line = np.array([base.scale, base.shift, base.looseness, base.additive])
+    draws = _draws(seed, len(samples))
+    problem, found = _gathered(*samples.numbers, samples.groups, base_line, *draws, tolerance, free_scale)
+    found = [float(number) for number in found]
+    if problem == _NEGATIVE:
+        raise NoLine("the anchors ask for a negative scale: wrong extrinsic, or a checkpoint of another space")
+    if problem == _NOT_POSITIVE:
+        raise NoLine(_NO_POSITIVE_SCALE.format(found[0]))
+    return Evidence(*found[:5], Belief(found[5], 0.0, (found[6], 0.0, 0.0)), *found[7:])
 
 
 def weigh(evidence: Evidence, belief: Belief | None = None) -> Line:
@@ -159,52 +166,184 @@ def weigh(evidence: Evidence, belief: Belief | None = None) -> Line:
     """
     known = evidence.base if belief is None else belief
     e, (about_scale, about_both, about_shift) = evidence, known.information
-    # Information about (scale, shift); the samples' mean lies on the line: mean_y = mean_p * scale + shift.
-    w, p = e.mean_information, e.mean_p
-    in_scale, in_both, in_shift = e.scale_information + w * p * p + about_scale, w * p + about_both, w + about_shift
-    to_scale = e.scale_information * e.scale + w * p * e.mean_y + about_scale * known.scale + about_both * known.shift
-    to_shift = w * e.mean_y + about_both * known.scale + about_shift * known.shift
-    determinant = in_scale * in_shift - in_both**2
-    variances = in_shift / determinant, -in_both / determinant, in_scale / determinant
-    scale = variances[0] * to_scale + variances[1] * to_shift
-    shift = variances[1] * to_scale + variances[2] * to_shift
+    of_samples = e.scale, e.scale_information, e.mean_p, e.mean_y, e.mean_information
+    scale, shift, covariance = _weighed(of_samples, (known.scale, known.shift), known.information)
     if not scale > 0:
-        raise NoLine(f"the best scale is not positive ({scale:.4g}): wrong extrinsic or wrong checkpoint")
+        raise NoLine(_NO_POSITIVE_SCALE.format(scale))
     off_scale, off_shift = scale - known.scale, shift - known.shift
     contradiction = about_scale * off_scale**2 + 2.0 * about_both * off_scale * off_shift + about_shift * off_shift**2
-    contradiction += e.scale_information * (scale - e.scale) ** 2 + w * (p * scale + shift - e.mean_y) ** 2
-    return Line(scale, shift, variances, contradiction)
+    contradiction += e.scale_information * (scale - e.scale) ** 2
+    contradiction += e.mean_information * (e.mean_p * scale + shift - e.mean_y) ** 2
+    return Line(scale, shift, covariance, contradiction)
+
+
+def _weighed(
+    of_samples: tuple[float, float, float, float, float],
+    known: tuple[float, float],
+    about: tuple[float, float, float],
+) -> tuple[float, float, tuple[float, float, float]]:
+    """Scale, shift and their covariance, by what samples say (the first five of `Evidence`) and a known line, which
+    there is so much information about.
+    """
+    own_scale, information, p, y, w = of_samples
+    (scale, shift), (about_scale, about_both, about_shift) = known, about
+    # Information about (scale, shift); the samples' mean lies on the line: y = p * scale + shift.
+    in_scale, in_both, in_shift = information + w * p * p + about_scale, w * p + about_both, w + about_shift
+    to_scale = information * own_scale + w * p * y + about_scale * scale + about_both * shift
+    to_shift = w * y + about_both * scale + about_shift * shift
+    determinant = in_scale * in_shift - in_both**2
+    variances = in_shift / determinant, -in_both / determinant, in_scale / determinant
+    return (
+        variances[0] * to_scale + variances[1] * to_shift,
+        variances[1] * to_scale + variances[2] * to_shift,
+        variances,
+    )
+
+
+@lru_cache(maxsize=4)
+def _draws(seed: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Random numbers for `_lines`, and which of `count` samples judge these, and are refined with at first."""
+    random = np.random.default_rng(seed)
+    uniform = random.random(_FACTORS + 2 * _HYPOTHESES)
+    # Some may come twice, which costs less than to avoid it.
+    parts = (
+        random.integers(count, size=most) if count > most else np.arange(count) for most in (_JUDGES, _EARLY_SAMPLES)
+    )
+    return uniform, *parts
+
+
+@compiled()
+def _gathered(
+    p: Doubles,
+    y: Doubles,
+    slope: Doubles,
+    weight: Doubles,
+    noise: Doubles,
+    blur: Doubles,
+    groups: IntRows,
+    base: Doubles,
+    uniform: Doubles,
+    judges: Ints,
+    early: Ints,
+    tolerance: Double,
+    free_scale: Bool,
+) -> tuple[int, tuple[float, ...]]:
+    """What is wrong, if anything, and `Evidence`: all of its numbers, with scale and information for the base.
+
+    base: scale, shift, looseness, and whether it is additive. uniform, judges, early: see `_draws`.
+    """
+    problem, scale, shift = _best_hypothesis(
+        p, y, weight, base, uniform, p[judges], y[judges], slope[judges], weight[judges], tolerance, free_scale
+    )
+    part = p[early], y[early], slope[early], weight[early], noise[early], blur[early]
+    # Reweighted least squares with a kernel that narrows.
+    sigma, found = _SIGMA, (scale, 0.0, 0.0, 0.0, 0.0, scale, 0.0, 0.0, 0.0, 0.0)
+    for width in range(len(_WIDTHS)):
+        if problem != _FINE:
+            break
+        last_but_one, last = width == len(_WIDTHS) - 2, width == len(_WIDTHS) - 1
+        if last_but_one:
+            # Few samples lie on a line by themselves: what is usual counts as some, too.
+            share = found[7] / (found[7] + _POOLED)
+            own = _relative_error(part[0], part[1], part[2], part[3], scale, shift)
+            sigma = math.hypot(math.sqrt(share) * own, math.sqrt(1.0 - share) * USUAL_SIGMA)
+            part = p, y, slope, weight, noise, blur
+        found = _evidence(part, groups, base, scale, shift, _WIDTHS[width], sigma, last)
+        if not last:
+            scale, shift, _ = _weighed(found[:5], (found[5], 0.0), (found[6], 0.0, 0.0))
+            if not scale > 0:
+                problem, found = _NOT_POSITIVE, (scale, 0.0, 0.0, 0.0, 0.0, scale, 0.0, 0.0, 0.0, 0.0)
+    return problem, found
 
 
 def _best_hypothesis(
-    samples: Samples, base: Base, tolerance: float, random: np.random.Generator, free_scale: bool
-) -> tuple[float, float]:
-    """Of lines through two samples, and `base` moved to one, that with the least sum of squares, cut off (MSAC)."""
-    # As `random.choice` with these chances; the sums are made once.
-    up_to = np.cumsum(samples.weight)
-    drawn = np.searchsorted(up_to, random.random(_FACTORS + 2 * _HYPOTHESES) * up_to[-1], side="right")
-    drawn = np.minimum(drawn, len(samples) - 1)
-    judges = samples.some(_JUDGES, random)
-    scales, shifts = _moved(base, samples, drawn[:_FACTORS])
-    if free_scale and len(samples) > 1:
-        first, second = drawn[_FACTORS:].reshape(2, _HYPOTHESES)
-        apart = np.abs(samples.p[first] - samples.p[second]) > 0.02 * np.ptp(samples.p)
-        first, second = first[apart], second[apart]
-        through_two = (samples.y[first] - samples.y[second]) / (samples.p[first] - samples.p[second])
-        scales = np.concatenate([scales, through_two])
-        shifts = np.concatenate([shifts, samples.y[first] - through_two * samples.p[first]])
-    cost = _costs(scales, shifts, judges.p, judges.y, judges.slope, judges.weight, tolerance**2)
-    positive = scales > 0
-    best, best_negative = cost[positive].min(initial=np.inf), cost[~positive].min(initial=np.inf)
+    p: np.ndarray,
+    y: np.ndarray,
+    weight: np.ndarray,
+    base: np.ndarray,
+    uniform: np.ndarray,
+    judges_p: np.ndarray,
+    judges_y: np.ndarray,
+    judges_slope: np.ndarray,
+    judges_weight: np.ndarray,
+    tolerance: float,
+    free_scale: bool,
+) -> tuple[int, float, float]:
+    """What is wrong, if anything; of lines through two samples, and `base` moved to one, that with the least sum of
+    squares, cut off (MSAC).
+    """
+    scales, shifts = _lines(p, y, weight, base, uniform, free_scale)
+    costs = _costs(scales, shifts, judges_p, judges_y, judges_slope, judges_weight, tolerance**2)
+    winner, best, best_negative = -1, np.inf, np.inf
+    for line in range(len(scales)):
+        if scales[line] > 0:
+            if costs[line] < best:
+                winner, best = line, costs[line]
+        elif costs[line] < best_negative:
+            best_negative = costs[line]
     # A few samples, or a wall, lie on a line of any slope: only what no positive scale explains is a sign.
-    unexplained = best > (2.0 * _SIGMA) ** 2 * judges.weight.sum()
-    if len(judges) >= _ENOUGH and unexplained and best_negative < 0.5 * best:
-        raise NoLine("the anchors ask for a negative scale: wrong extrinsic, or a checkpoint of another space")
-    if not positive.any():
+    unexplained = best > (2.0 * _SIGMA) ** 2 * judges_weight.sum()
+    if len(judges_p) >= _ENOUGH and unexplained and best_negative < 0.5 * best:
+        return _NEGATIVE, base[0], base[1]
+    if winner < 0:
         # The base has no depth where the samples lie, beyond infinity or behind the lens: its scale serves.
-        return base.scale, median(judges.y - base.scale * judges.p)
-    winner = np.flatnonzero(positive)[np.argmin(cost[positive])]
-    return float(scales[winner]), float(shifts[winner])
+        return _FINE, base[0], np.median(judges_y - base[0] * judges_p)
+    return _FINE, scales[winner], shifts[winner]
+
+
+def _lines_by_numpy(
+    p: np.ndarray, y: np.ndarray, weight: np.ndarray, base: np.ndarray, uniform: np.ndarray, free_scale: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scales and shifts: of `base` moved through samples, where it can be, and, with a `free_scale`, through two.
+
+    Samples are drawn with chances by their weights.
+    """
+    up_to = np.cumsum(weight)
+    drawn = np.minimum(np.searchsorted(up_to, uniform * up_to[-1], side="right"), len(p) - 1)
+    first, (scale, shift, _, additive) = drawn[:_FACTORS], base
+    if additive:
+        scales, shifts = np.full(len(first), scale), y[first] - scale * p[first]
+    else:
+        factor = y[first] / (scale * p[first] + shift)
+        factor = factor[factor > 0]
+        scales, shifts = factor * scale, factor * shift
+    if free_scale:
+        first, second = drawn[_FACTORS:].reshape(2, _HYPOTHESES)
+        apart = np.abs(p[first] - p[second]) > _APART * np.ptp(p)
+        first, second = first[apart], second[apart]
+        through_two = (y[first] - y[second]) / (p[first] - p[second])
+        scales = np.concatenate([scales, through_two])
+        shifts = np.concatenate([shifts, y[first] - through_two * p[first]])
+    return scales, shifts
+
+
+@compiled(_lines_by_numpy)
+def _lines(
+    p: Doubles, y: Doubles, weight: Doubles, base: Doubles, uniform: Doubles, free_scale: Bool
+) -> tuple[np.ndarray, np.ndarray]:
+    up_to, total, least, most = np.empty(len(p)), 0.0, p[0], p[0]
+    for i in range(len(p)):
+        total += weight[i]
+        up_to[i] = total
+        least, most = min(least, p[i]), max(most, p[i])
+    drawn = np.minimum(np.searchsorted(up_to, uniform * total, side="right"), len(p) - 1)
+    scales, shifts, found = np.empty(_FACTORS + _HYPOTHESES), np.empty(_FACTORS + _HYPOTHESES), 0
+    for i in drawn[:_FACTORS]:
+        if base[3] > 0:
+            scales[found], shifts[found] = base[0], y[i] - base[0] * p[i]
+            found += 1
+            continue
+        factor = y[i] / (base[0] * p[i] + base[1])
+        if factor > 0:
+            scales[found], shifts[found] = factor * base[0], factor * base[1]
+            found += 1
+    if free_scale:
+        for first, second in zip(drawn[_FACTORS : _FACTORS + _HYPOTHESES], drawn[_FACTORS + _HYPOTHESES :]):  # noqa: B905
+            if abs(p[first] - p[second]) > _APART * (most - least):
+                scales[found] = (y[first] - y[second]) / (p[first] - p[second])
+                shifts[found] = y[first] - scales[found] * p[first]
+                found += 1
+    return scales[:found], shifts[:found]
 
 
 def _costs_by_numpy(
@@ -241,94 +380,119 @@ def _costs(
     return costs
 
 
-def _moved(base: Base, samples: Samples, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Scales and shifts of `base` moved through each of the `chosen` samples, where it can be."""
-    p, y = samples.p[chosen], samples.y[chosen]
-    if base.additive:
-        return np.full(len(p), base.scale), y - base.scale * p
-    factor = y / (base.scale * p + base.shift)
-    factor = factor[factor > 0]
-    return factor * base.scale, factor * base.shift
-
-
-def _refined(samples: Samples, base: Base, scale: float, shift: float, random: np.random.Generator) -> Evidence:
-    """Reweighted least squares from a hypothesis, with a kernel that narrows."""
-    part, sigma = samples.some(_EARLY_SAMPLES, random), _SIGMA
-    for kernel in _WIDTHS[:-2]:
-        evidence = _evidence(part, base, scale, shift, kernel, _SIGMA)
-        line = weigh(evidence)
-        scale, shift = line.scale, line.shift
-    # Few samples lie on a line by themselves: what is usual counts as some, too.
-    share = evidence.effective / (evidence.effective + _POOLED)
-    sigma = math.hypot(math.sqrt(share) * _relative_error(part, scale, shift), math.sqrt(1.0 - share) * USUAL_SIGMA)
-    line = weigh(_evidence(samples, base, scale, shift, _WIDTHS[-2], sigma))
-    return _evidence(samples, base, line.scale, line.shift, _WIDTHS[-1], sigma, last=True)
-
-
-def _relative_error(samples: Samples, scale: float, shift: float) -> float:
+def _relative_error_by_numpy(
+    p: np.ndarray, y: np.ndarray, slope: np.ndarray, weight: np.ndarray, scale: float, shift: float
+) -> float:
     """The samples' own standard deviation about a line, of those that are not wrong altogether."""
-    error = np.abs(samples.slope * (scale * samples.p + shift - samples.y))
+    error = np.abs(slope * (scale * p + shift - y))
     order = np.argsort(error)
     order = order[: np.searchsorted(error[order], _GROSS)]
     if len(order) == 0:
         return _GROSS
-    share = np.cumsum(samples.weight[order])
+    share = np.cumsum(weight[order])
     median = error[order[np.searchsorted(share, 0.5 * share[-1])]]
     return max(float(median) / _NORMAL_MEDIAN, _SIGMA)
 
 
+@compiled(_relative_error_by_numpy)
+def _relative_error(p: Doubles, y: Doubles, slope: Doubles, weight: Doubles, scale: Double, shift: Double) -> float:
+    error, total, low, high = np.empty(len(p)), 0.0, -1.0, _GROSS
+    for i in range(len(p)):
+        error[i] = abs(slope[i] * (scale * p[i] + shift - y[i]))
+        total += weight[i] if error[i] < _GROSS else 0.0
+    if total == 0.0:
+        return _GROSS
+    # Halving what the median may lie in is several times as fast as sorting.
+    for _ in range(_HALVINGS):
+        middle, below = 0.5 * (low + high), 0.0
+        for i in range(len(p)):
+            below += weight[i] if error[i] <= middle else 0.0
+        low, high = (low, middle) if below >= 0.5 * total else (middle, high)
+    return max(high / _NORMAL_MEDIAN, _SIGMA)
+
+
 def _evidence(
-    samples: Samples,
-    base: Base,
+    samples: tuple[np.ndarray, ...],
+    groups: np.ndarray,
+    base: np.ndarray,
     scale: float,
     shift: float,
     kernel: float,
     sigma: float,
-    last: bool = False,
-) -> Evidence:
-    """One step of reweighting; `sigma`: what the relative errors about the line are.
+    last: bool,
+) -> tuple[float, ...]:
+    """One step of reweighting, see `_gathered`; `sigma`: what the relative errors about the line are.
 
-    last: what the samples say is not to be taken for more than their groups can say.
+    last: what the samples say is not to be taken for more than their `groups` can say.
     """
-    p = samples.p
+    p, y, slope, weight, noise, blur = samples
     agreeing, information, (total, mean_p, mean_y, spread, product, in_p) = _moments(
-        *samples.numbers, scale, shift, kernel**2, max(sigma, USUAL_SIGMA)
+        p, y, slope, weight, noise, blur, scale, shift, kernel**2, max(sigma, USUAL_SIGMA)
     )
-    reliability = float(1.0 - in_p / spread) if spread > 0 else -np.inf
+    reliability = 1.0 - in_p / spread if spread > 0 else -np.inf
     if product <= 0:
         reliability = 0.0  # what is nearer seems farther: these samples know nothing of the scale
-    scale = float(product / spread) if reliability > _USELESS else scale
+    scale = product / spread if reliability > _USELESS else scale
+    effective = agreeing.sum()
     if last:
         # The line is that of all samples; how sure it is, and where, that of what is independent.
-        independent = np.ones(len(p))
-        for group in samples.groups:
-            count = np.bincount(group, agreeing)
-            # Where many disagree, those that agree may do so by chance.
-            most = _GROUP_COUNTS * count / np.maximum(np.bincount(group, samples.weight), _TINY)
-            independent = np.minimum(independent, (most / np.maximum(np.maximum(count, most), _TINY))[group])
-        agreeing, information = agreeing * independent, information * independent
-        total = information.sum()
-        middle = information @ p / total
+        effective, total, middle, spread = _independent(p, weight, agreeing, information, groups)
         mean_y, mean_p = mean_y + scale * (middle - mean_p), middle
-        spread = information @ (p - mean_p) ** 2
     ramp = min(max((reliability - _USELESS) / (_USEFUL - _USELESS), 0.0), 1.0)
     useful = ramp**2 * (3.0 - 2.0 * ramp)
-    effective = float(agreeing.sum())
     # Many samples that fix the scale need no base; it would only pull at them.
     needless = useful * min(effective / _ENOUGH, 1.0)
     trust = (_SIGMA / sigma) ** 2
-    mean_p, mean_y = float(mean_p), float(mean_y)
-    return Evidence(
-        scale=scale,
-        scale_information=float(useful * spread) * trust,
-        mean_p=mean_p,
-        mean_y=mean_y,
-        mean_information=float(total) * trust,
-        base=_scale_alone(base, mean_p, mean_y, scale, 1.0 - needless),
-        effective=effective,
-        reliability=reliability,
-        sigma=sigma,
-    )
+    of_base, about_base = _scale_alone(base, mean_p, mean_y, scale, 1.0 - needless)
+    mean_information = total * trust
+    return (
+        scale, useful * spread * trust, mean_p, mean_y, mean_information, of_base, about_base, effective, reliability,
+        sigma,
+    )  # fmt: skip
+
+
+def _independent_by_numpy(
+    p: np.ndarray, weight: np.ndarray, agreeing: np.ndarray, information: np.ndarray, groups: np.ndarray
+) -> tuple[float, float, float, float]:
+    """How many independent samples agree; of their information the total, the mean of p and its spread."""
+    independent = np.ones(len(p))
+    for group in groups:
+        count = np.bincount(group, agreeing)
+        # Where many disagree, those that agree may do so by chance.
+        most = _GROUP_COUNTS * count / np.maximum(np.bincount(group, weight), _TINY)
+        independent = np.minimum(independent, (most / np.maximum(np.maximum(count, most), _TINY))[group])
+    information = information * independent
+    total = information.sum()
+    middle = information @ p / total
+    return agreeing @ independent, total, middle, information @ (p - middle) ** 2
+
+
+@compiled(_independent_by_numpy)
+def _independent(
+    p: Doubles, weight: Doubles, agreeing: Doubles, information: Doubles, groups: IntRows
+) -> tuple[float, float, float, float]:
+    independent = np.ones(len(p))
+    for g in range(len(groups)):
+        group = groups[g]
+        count, weights = np.zeros(group.max() + 1), np.zeros(group.max() + 1)
+        for i in range(len(p)):
+            count[group[i]] += agreeing[i]
+            weights[group[i]] += weight[i]
+        for k in range(len(count)):
+            most = _GROUP_COUNTS * count[k] / max(weights[k], _TINY)
+            count[k] = most / max(max(count[k], most), _TINY)
+        for i in range(len(p)):
+            independent[i] = min(independent[i], count[group[i]])
+    effective = total = middle = spread = 0.0
+    for i in range(len(p)):
+        told = information[i] * independent[i]
+        effective += agreeing[i] * independent[i]
+        total += told
+        middle += told * p[i]
+    middle /= total
+    for i in range(len(p)):
+        spread += information[i] * independent[i] * (p[i] - middle) ** 2
+    return effective, total, middle, spread
 
 
 def _moments_by_numpy(
@@ -399,15 +563,16 @@ def _moments(
     return agreeing, information, (total, mean_p, mean_y, spread, product, in_p)
 
 
-def _scale_alone(base: Base, mean_p: float, mean_y: float, found: float, need: float) -> Belief:
-    """What `base`, moved to the samples' mean, says of the scale, where that of the samples was `found` to be.
+def _scale_alone(base: np.ndarray, mean_p: float, mean_y: float, found: float, need: float) -> tuple[float, float]:
+    """What `base`, moved to the samples' mean, says of the scale, where that of the samples was `found` to be; and the
+    information about it.
 
     need: from 0, the samples know it well, to 1.
     """
-    scale, looseness = base.scale, base.looseness
-    if not base.additive:
-        from_zero = mean_p + base.shift / base.scale
+    scale, looseness = base[0], base[2]
+    if base[3] == 0:
+        from_zero = mean_p + base[1] / base[0]
         scale = mean_y / from_zero if from_zero * mean_y > 0 else found
         looseness = min(looseness / max(abs(from_zero), _TINY), _LOOSEST)
     # A share of the larger: a base that is far too flat would be far too sure.
-    return Belief(scale, 0.0, (need / (looseness * max(scale, found)) ** 2, 0.0, 0.0))
+    return scale, need / (looseness * max(scale, found)) ** 2

@@ -17,7 +17,7 @@ import numpy as np
 from marigold_ros.anchors import Anchors
 from marigold_ros.config import FitConfig
 from marigold_ros.metric import MetricFit, Refusal, fit_metric
-from marigold_ros.metric_map import MetricMap, relative_sigma
+from marigold_ros.metric_map import MetricMap, glance, relative_sigma
 from marigold_ros.motion import Motion
 from marigold_ros.robust_fit import Belief, NoLine, weigh
 
@@ -104,12 +104,13 @@ class MetricTracker:
         if isinstance(new, Refusal):
             new, problem, fault = None, new.reason, new.fault
         again, self._scan = scan is not None and scan == self._scan, scan
-        fit, fresh, problem = self._weighed(relative, known, new, problem, again, explained)
-        if known is not None and anchors is not None and relative_sigma(relative, fit) > config.max_sigma:
+        here = glance(relative)
+        fit, fresh, problem = self._weighed(here, known, new, problem, again, explained)
+        if known is not None and anchors is not None and relative_sigma(here, fit) > config.max_sigma:
             # What was known is lost: what the anchors say by themselves, they need not say in the next frame only.
             alone = fit_metric(relative, anchors, self._space, config, own)
-            if isinstance(alone, MetricFit) and relative_sigma(relative, alone) <= config.max_sigma:
-                fit, fresh, problem = self._weighed(relative, None, alone, None, again, explained)
+            if isinstance(alone, MetricFit) and relative_sigma(here, alone) <= config.max_sigma:
+                fit, fresh, problem = self._weighed(here, None, alone, None, again, explained)
         return self._answer(stamp_ns, relative, fit, fresh, problem, fault, config)
 
     def _carried_over(self, relative: np.ndarray, config: FitConfig, motion: Motion) -> MetricFit | None:
@@ -130,18 +131,21 @@ class MetricTracker:
 
     def _weighed(
         self,
-        relative: np.ndarray,
+        here: np.ndarray,
         known: MetricFit | None,
         new: MetricFit | None,
         problem: str | None,
         again: bool,
         explained: Callable[[MetricFit], bool],
     ) -> tuple[MetricFit | None, bool, str | None]:
-        """The fit for this frame, whether its anchors are in it, and why not; `again`: they were in the last frame."""
+        """The fit for this frame, whether its anchors are in it, and why not.
+
+        here: (K,) see `glance`. again: the anchors were in the last frame.
+        """
         rejected, self._rejected = self._rejected, None
         if new is None:
             return known, False, problem
-        strong = new.evidence.reliability >= _STRONG_RELIABILITY and relative_sigma(relative, new) <= _STRONG_SIGMA
+        strong = new.evidence.reliability >= _STRONG_RELIABILITY and relative_sigma(here, new) <= _STRONG_SIGMA
         if known is None:
             self._streak = int(strong)
             return new, True, problem
@@ -181,8 +185,8 @@ class MetricTracker:
         if fit is None or age_s > config.hold_s:
             self._map, self._streak = None, 0
             return Metres(FAULT if fault else RELATIVE, None, False, math.nan, age_s, problem, self._jumps)
-        sigma = relative_sigma(relative, fit)
         self._map, self._map_ns = MetricMap.of(fit, relative), stamp_ns
+        sigma = relative_sigma(self._map.relative, fit)
         if sigma > config.max_sigma:
             # Nor remembered: what is as unsure as that wanders, and would seem sure where it came to be flat.
             self._map, self._streak = None, 0

@@ -19,11 +19,10 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-from marigold_ros.compiled import Float, Mask, Pixels, compiled
+from marigold_ros.compiled import Bool, Float, Mask, Pixels, compiled
 from marigold_ros.correction import Correction
 from marigold_ros.edges import edge_ln, floating
 from marigold_ros.field import FARTHEST, Evidence, fitted_field, node_distance, squared_distance
-from marigold_ros.geometry import resize
 from marigold_ros.metric import MetricFit, log_slope
 
 # Anchors are left out in blocks, a third of them at a time, in so many parts of the image's width; of these, some are
@@ -163,7 +162,8 @@ def law_of(errors: Sequence[Errors]) -> Law:
 def smooth_variance(
     law: Law, fitted_m: np.ndarray, relative: np.ndarray, fit: MetricFit, correction: Correction | None
 ) -> np.ndarray:
-    """(H, W) float32 variance of ln depth that is not doubt; without a correction all is far from every anchor.
+    """(h, w) float32 variance of ln depth that is not doubt, at every so-manieth pixel of (H, W) `fitted_m`; without a
+    correction all is far from every anchor.
 
     The correction mends what is wrong with the fit where its anchors are near, and the law, which was learned behind
     it, knows what is left; the fit's own variance counts far from them. Without any of this image all of it counts.
@@ -183,7 +183,7 @@ def smooth_variance(
         else:
             variance += of_fit
     cv2.patchNaNs(variance, float(law.near**2 * (1 + (law.growth * FARTHEST) ** 2)))
-    return cv2.resize(variance, fitted_m.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    return variance
 
 
 def fit_variance(fit: MetricFit, relative: np.ndarray, fitted_m: np.ndarray) -> np.ndarray:
@@ -192,92 +192,127 @@ def fit_variance(fit: MetricFit, relative: np.ndarray, fitted_m: np.ndarray) -> 
     return log_slope(fitted_m, fit.space) ** 2 * ((scale * relative + 2 * both) * relative + shift)
 
 
-def doubt_of(
-    coarse_m: np.ndarray, disagreement: np.ndarray | None, fit: MetricFit, size: tuple[int, int]
-) -> np.ndarray:
-    """(H, W) float32, `size` is (W, H): what ln depth may change by at each pixel, by edges of (h, w) `coarse_m`, the
+def doubt_of(coarse_m: np.ndarray, disagreement: np.ndarray | None, fit: MetricFit, width: int) -> np.ndarray:
+    """(h, w) float32: what ln depth may change by at a pixel of an image so wide, by edges of (h, w) `coarse_m`, the
     fit's metres of what the network answered, and by the disagreement of two answers, if there is one, (h, w) in units
     of relative depth.
     """
     doubt = edge_ln(coarse_m)
     # A pixel to the side in the image is less far in the answer.
-    doubt *= np.float32(coarse_m.shape[1] / size[0])
+    doubt *= np.float32(coarse_m.shape[1] / width)
     if disagreement is not None:
         apart = log_slope(coarse_m, fit.space) * (disagreement * np.float32(fit.scale))
         cv2.patchNaNs(apart, 0.0)
         doubt = cv2.magnitude(doubt, apart)
-    return resize(doubt, *size)
+    return doubt
 
 
-def sigma_of(depth_m: np.ndarray, variance: np.ndarray, doubt: np.ndarray, law: Law) -> np.ndarray:
-    """(H, W) float32 metres: the deviation of `depth_m` by `smooth_variance` and doubt; NaN stays NaN."""
-    return _sigma(depth_m, variance, doubt, np.float32(law.doubtful**2))
+def judged(
+    depth_m: np.ndarray,
+    variance: np.ndarray,
+    doubt: np.ndarray | None,
+    law: Law,
+    *,
+    sigma: bool = False,
+    confidence: bool = False,
+    solid: float | None = None,
+) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
+    """What is asked for of (H, W) `depth_m`, (H, W) float32 each: sigma in metres, confidence, and what is `solid`.
 
-
-def _sigma_by_numpy(depth_m: np.ndarray, variance: np.ndarray, doubt: np.ndarray, weight: float) -> np.ndarray:
-    """(H, W) float32: depth times the root of variance and doubt squared, times its weight."""
-    deviation = cv2.multiply(doubt, doubt, scale=float(weight))
-    deviation = cv2.sqrt(cv2.add(deviation, variance, deviation), deviation)
-    return cv2.multiply(deviation, depth_m, deviation)
-
-
-@compiled(_sigma_by_numpy)
-def _sigma(depth_m: Pixels, variance: Pixels, doubt: Pixels, weight: Float) -> np.ndarray:
-    rows, columns = depth_m.shape
-    sigma_m = np.empty((rows, columns), np.float32)
-    for i in range(rows):
-        depths, variances, doubts, into = depth_m[i], variance[i], doubt[i], sigma_m[i]
-        for j in range(columns):
-            into[j] = np.sqrt(variances[j] + weight * doubts[j] * doubts[j]) * depths[j]
-    return sigma_m
-
-
-def confidence_from(depth_m: np.ndarray, sigma_m: np.ndarray) -> np.ndarray:
-    """(H, W) float32 in [0, 1]: 1 - 2 sigma / depth, at least 0; 0 where depth is unknown."""
-    return _confidence(depth_m, sigma_m)
-
-
-def _confidence_by_numpy(depth_m: np.ndarray, sigma_m: np.ndarray) -> np.ndarray:
-    confidence = cv2.divide(sigma_m, depth_m, scale=-1.0 / _NO_CONFIDENCE)
-    confidence += np.float32(1.0)
-    cv2.patchNaNs(confidence, 0.0)
-    return np.clip(confidence, np.float32(0), np.float32(1), out=confidence)
-
-
-@compiled(_confidence_by_numpy)
-def _confidence(depth_m: Pixels, sigma_m: Pixels) -> np.ndarray:
-    rows, columns = depth_m.shape
-    confidence = np.empty((rows, columns), np.float32)
-    for i in range(rows):
-        depths, sigmas, into = depth_m[i], sigma_m[i], confidence[i]
-        for j in range(columns):
-            sure = np.float32(1) - np.float32(1 / _NO_CONFIDENCE) * sigmas[j] / depths[j]
-            into[j] = sure if sure > 0 else np.float32(0)  # NaN is not
-    return confidence
-
-
-def solid_part(depth_m: np.ndarray, variance: np.ndarray, min_confidence: float) -> np.ndarray:
-    """(H, W) float32 metres: what does not float at an edge and has this confidence by `smooth_variance`; else NaN.
-
-    Without the doubt about single pixels: a thin pole is nothing but edges, and must not go for it.
+    Sigma is depth's deviation by the `smooth_variance` and the doubt, (h, w) of any sizes up to depth's. Confidence in
+    [0, 1] is 1 - 2 sigma / depth, at least 0, and 0 where depth is unknown. Solid is what does not float at an edge and
+    has this confidence by the variance; else NaN. It does not ask for the doubt about single pixels: a thin pole is
+    nothing but edges, and must not go for it.
     """
-    return _solid(depth_m, floating(depth_m), variance, np.float32((_NO_CONFIDENCE * (1.0 - min_confidence)) ** 2))
+    width, nothing = depth_m.shape[1], np.zeros((0, 0), np.float32)
+    # Only as wide as depth: what lies between their rows is worked out row by row, which spares memory.
+    wide = cv2.resize(variance, (width, len(variance)), interpolation=cv2.INTER_LINEAR)
+    if sigma or confidence:
+        nothing = cv2.resize(doubt, (width, len(doubt)), interpolation=cv2.INTER_LINEAR)
+    unwanted = np.zeros((0, 0), np.bool_) if solid is None else floating(depth_m)
+    most = 0.0 if solid is None else (_NO_CONFIDENCE * (1.0 - solid)) ** 2
+    found = _judged(depth_m, wide, nothing, unwanted, np.float32(law.doubtful**2), np.float32(most), sigma, confidence)
+    wanted = sigma, confidence, solid is not None
+    return tuple(part if want else None for part, want in zip(found, wanted, strict=True))
 
 
-def _solid_by_numpy(depth_m: np.ndarray, unwanted: np.ndarray, variance: np.ndarray, most: float) -> np.ndarray:
-    """(H, W) float32: depth, NaN where it is unwanted or its variance is larger than `most`."""
-    return np.where(unwanted | (variance > most), np.float32(np.nan), depth_m)
+def _judged_by_numpy(
+    depth_m: np.ndarray,
+    variance: np.ndarray,
+    doubt: np.ndarray,
+    unwanted: np.ndarray,
+    weight: float,
+    most: float,
+    sigma: bool,
+    confidence: bool,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`judged`, or (0, 0) for what is not asked for, by (h, W) variance and doubt, and (H, W) `unwanted` pixels.
+
+    weight: of doubt squared. most: the variance up to which depth is solid; no unwanted pixels, nothing is asked for.
+    """
+    size, nothing = depth_m.shape[::-1], np.zeros((0, 0), np.float32)
+    variance = cv2.resize(variance, size, interpolation=cv2.INTER_LINEAR)
+    sigma_m = sure = solid_m = nothing
+    if sigma or confidence:
+        doubt = cv2.resize(doubt, size, interpolation=cv2.INTER_LINEAR)
+        deviation = cv2.sqrt(cv2.add(cv2.multiply(doubt, doubt, scale=float(weight)), variance))
+        sigma_m = cv2.multiply(deviation, depth_m) if sigma else nothing
+        if confidence:
+            sure = np.maximum(np.float32(1.0) - deviation * np.float32(1 / _NO_CONFIDENCE), np.float32(0))
+            sure[np.isnan(depth_m)] = 0.0
+    if unwanted.size:
+        solid_m = np.where(unwanted | (variance > most), np.float32(np.nan), depth_m)
+    return sigma_m, sure, solid_m
 
 
-@compiled(_solid_by_numpy)
-def _solid(depth_m: Pixels, unwanted: Mask, variance: Pixels, most: Float) -> np.ndarray:
+@compiled(_judged_by_numpy)
+def _judged(
+    depth_m: Pixels,
+    variance: Pixels,
+    doubt: Pixels,
+    unwanted: Mask,
+    weight: Float,
+    most: Float,
+    sigma: Bool,
+    confidence: Bool,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rows, columns = depth_m.shape
-    solid_m = np.empty((rows, columns), np.float32)
+    sigma_m = np.empty((rows, columns) if sigma else (0, 0), np.float32)
+    sure = np.empty((rows, columns) if confidence else (0, 0), np.float32)
+    solid_m = np.empty((rows, columns) if unwanted.size else (0, 0), np.float32)
+    variances, deviation = np.empty(columns, np.float32), np.empty(columns, np.float32)
     for i in range(rows):
-        depths, mask, variances, into = depth_m[i], unwanted[i], variance[i], solid_m[i]
-        for j in range(columns):
-            into[j] = np.float32(np.nan) if mask[j] | (variances[j] > most) else depths[j]
-    return solid_m
+        depths = depth_m[i]
+        _between_rows(variances, variance, i, rows)
+        if sigma or confidence:
+            _between_rows(deviation, doubt, i, rows)
+            for j in range(columns):
+                deviation[j] = np.sqrt(variances[j] + weight * deviation[j] * deviation[j])
+        if sigma:
+            into = sigma_m[i]
+            for j in range(columns):
+                into[j] = deviation[j] * depths[j]
+        if confidence:
+            into = sure[i]
+            for j in range(columns):
+                value = np.float32(1) - np.float32(1 / _NO_CONFIDENCE) * deviation[j]
+                value = value if value > 0 else np.float32(0)
+                into[j] = value if depths[j] == depths[j] else np.float32(0)
+        if unwanted.size:
+            into, mask = solid_m[i], unwanted[i]
+            for j in range(columns):
+                into[j] = np.float32(np.nan) if mask[j] | (variances[j] > most) else depths[j]
+    return sigma_m, sure, solid_m
+
+
+def _between_rows(line: np.ndarray, image: np.ndarray, row: int, rows: int) -> None:
+    """Of `_judged`: a row of the image when it is resized to so many rows, as `cv2.resize` does."""
+    count = len(image)
+    place = min(max((row + 0.5) * count / rows - 0.5, 0.0), count - 1.0)
+    above = max(min(int(place), count - 2), 0)
+    share, first, second = np.float32(place - above), image[above], image[min(above + 1, count - 1)]
+    for j in range(len(line)):
+        line[j] = first[j] + (second[j] - first[j]) * share
 
 
 def _folds(pixels: np.ndarray, width: int, division: int) -> np.ndarray:

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from marigold_ros.acceptance import relative_error, why_not
+from marigold_ros.acceptance import why_not
 from marigold_ros.anchors import Anchors
 from marigold_ros.config import FitConfig
 from marigold_ros.metric import MetricFit, Refusal, fit_metric, sample
@@ -62,7 +62,8 @@ def test_depths_that_have_nothing_to_do_with_the_picture_give_no_metres():
 
 
 def judged(given: Anchors, predicted_m: np.ndarray, cold: bool, config: FitConfig = CONFIG) -> str | None:
-    return why_not(given, DEPTH_M.shape, predicted_m, 0.2, 0.1, config, cold)
+    error = np.abs(predicted_m - given.depth_m) / given.depth_m
+    return why_not(given, DEPTH_M.shape, predicted_m, error, 0.2, 0.1, config, cold)
 
 
 @pytest.mark.parametrize("wrong", [0.0, 0.5])
@@ -75,7 +76,7 @@ def test_a_flat_line_is_not_believed_for_the_anchors_at_one_depth(wrong):
         kept = np.flatnonzero((sample(DEPTH_M, given.pixels) > 7.0) | (np.arange(3000) % 2 == 0))
     given = Anchors(given.pixels[kept], given.depth_m[kept], given.weight[kept], len(kept))
     flat_m = np.full(len(kept), 8.0)
-    assert 0.3 < np.mean(relative_error(flat_m, given.depth_m) <= 0.2) < 0.5
+    assert 0.3 < np.mean(np.abs(flat_m - given.depth_m) <= 0.2 * given.depth_m) < 0.5
     assert "hardly more than lie at one depth" in judged(given, flat_m, cold=True)
     assert judged(given, flat_m, cold=False) is None
 

@@ -11,7 +11,20 @@ import numpy as np
 import pytest
 from std_msgs.msg import Header
 
-from marigold_ros import anchors, compiled, doctor, edges, field, messages, metric, unknown, vote
+from marigold_ros import (
+    anchors,
+    compiled,
+    doctor,
+    edges,
+    field,
+    messages,
+    metric,
+    metric_map,
+    robust_fit,
+    uncertainty,
+    unknown,
+    vote,
+)
 from marigold_ros.anchors import Scan
 from marigold_ros.compiled import LOOPS, Floats, Loop
 from marigold_ros.config import Config, RangeConfig
@@ -92,13 +105,16 @@ def test_every_loop_says_what_numpy_says_on_a_recording(sequence, monkeypatch):
     def listening(self, *arguments):
         before = [part.copy() if isinstance(part, np.ndarray) else part for part in arguments]
         asked.setdefault(self, []).append(before)
-        return self.compile()(*arguments)
+        # Where it only calls others they are asked, too.
+        return (self.instead if self.instead is self.loop else self.compile())(*arguments)
 
     monkeypatch.setattr(Loop, "__call__", listening)
     for _ in frames_of(sequence):
         pass
+    monkeypatch.undo()
     assert {loop.loop.__name__ for loop in asked} == {loop.loop.__name__ for loop in LOOPS}
     for loop, calls in asked.items():
+        assert loop.compile() is not loop.loop
         assert loop.compile() is not loop.instead
         for call in calls[:: max(1, len(calls) // 20)]:
             answers = []
@@ -146,7 +162,46 @@ def test_few_points_and_many(count):
     residual = random.uniform(-1.2, 1.2, count).astype(np.float32)
     given = places[:2].copy(), residual, np.abs(residual) / 2
     assert_same(vote._voted(*given), vote._voted.instead(*given), "voted")
-    assert_same(field._corners(places), field._corners.instead(places), "corners")
+    given = np.abs(residual), residual, places
+    for loop in (field._at_nearest, field._at_corners):
+        assert_same(loop(*given), loop.instead(*given), "sums")
+    given = random.random((46, 61, 6)).astype(np.float32), places, count // 2
+    assert_same(field._read(*given), field._read.instead(*given), "read")
+    depth_m, some = random.choice(np.float32([3, 5, np.nan]), (480, 640)), np.arange(count // 2)
+    given = depth_m, pixels, np.exp(log_m), some
+    assert_same(field._placed(*given), field._placed.instead(*given), "placed")
+
+
+@needs_numba
+@pytest.mark.parametrize("count", [1, 2, 9, 700, 3000])
+@pytest.mark.parametrize("space", [0, 1, 2])
+def test_few_anchors_and_many_in_all_spaces(count, space):
+    random = np.random.default_rng(count)
+    relative, pixels = random.random((48, 64)).astype(np.float32), random.uniform(0, 47, (count, 2)).astype(np.float32)
+    p, depth_m = metric.sample(relative, pixels), random.uniform(1, 30, count).astype(np.float32)
+    some, floats = random.permutation(count)[: -(-count // 2)], random.random((3, count)).astype(np.float32)
+    given = relative, pixels, depth_m, *floats, p, some, space
+    measured = metric._measured(*given)
+    assert_same(measured, metric._measured.instead(*given), "measured")
+    given = p, depth_m, 3.0, -1.5, space
+    predicted = metric._predicted(*given)
+    assert_same(predicted, metric._predicted.instead(*given), "predicted")
+    *numbers, groups = measured
+    given = numbers[0], numbers[3], numbers[3] / 2, numbers[2], groups
+    assert_same(robust_fit._independent(*given), robust_fit._independent.instead(*given), "independent")
+    given = *numbers[:4], 3.0, -1.5
+    assert_same(robust_fit._relative_error(*given), robust_fit._relative_error.instead(*given), "relative error")
+    for additive in (0.0, 1.0):
+        for free in (False, True):
+            base, uniform = np.array([3.0, -1.5, 0.1, additive]), random.random(208)
+            given = *numbers[:2], numbers[3], base, uniform, free
+            assert_same(robust_fit._lines(*given), robust_fit._lines.instead(*given), "lines")
+    given = p, 3.0, -1.5, 0.1, 0.01, 0.1, space
+    assert_same(metric_map._sigma(*given), metric_map._sigma.instead(*given), "sigma")
+    given = p, 3.1 * p - 1.4, 3.0, -1.5, space
+    assert_same(
+        metric_map._reduced_major_axis(*given), metric_map._reduced_major_axis.instead(*given), "reduced major axis"
+    )
 
 
 @needs_numba
@@ -160,8 +215,22 @@ def test_small_images(shape):
     assert_same(edges._in_the_air(image, *steep), edges._in_the_air.instead(image, *steep), "in the air")
     pixels = (random.random((50, 2)) * (shape[1], shape[0]) - 0.5).astype(np.float32)
     assert_same(metric._sample(image, pixels), metric._sample.instead(image, pixels), "sample")
-    image, pixels = np.nan_to_num(image), np.maximum(pixels, 0)
-    assert_same(metric._steepness(image, pixels), metric._steepness.instead(image, pixels), "steepness")
+    image, floats = np.nan_to_num(image), np.ones((4, 50), np.float32)
+    given = image, np.maximum(pixels, 0), *floats, np.ones(50), np.arange(50), 0
+    assert_same(metric._measured(*given), metric._measured.instead(*given), "measured")
+
+
+@needs_numba
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (37, 52)])
+@pytest.mark.parametrize(("sigma", "confidence", "solid"), [(1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1)])
+def test_small_images_are_judged(shape, sigma, confidence, solid):
+    random, width = np.random.default_rng(0), shape[1]
+    depth_m = random.choice(np.float32([2.0, 30.0, np.nan]), shape)
+    variance = random.random((-(-shape[0] // 3), width)).astype(np.float32)
+    doubt = random.random((-(-shape[0] // 2), width)).astype(np.float32)
+    unwanted = random.random(shape) < 0.5 if solid else np.zeros((0, 0), bool)
+    given = depth_m, variance, doubt, unwanted, 0.3, 0.5, bool(sigma), bool(confidence)
+    assert_same(uncertainty._judged(*given), uncertainty._judged.instead(*given), "judged")
 
 
 @needs_numba

@@ -7,7 +7,7 @@ import pytest
 
 from marigold_ros.geometry import Camera, backproject, pixel_rays
 from marigold_ros.metric import SPACES, MetricFit, apply_fit, to_space
-from marigold_ros.metric_map import MetricMap, relative_sigma
+from marigold_ros.metric_map import MetricMap, glance, relative_sigma
 
 CAMERA = Camera(320, 240, 300.0, 300.0, 159.5, 119.5)
 ROWS, COLUMNS = np.mgrid[0:240, 0:320].astype(np.float32)
@@ -107,8 +107,8 @@ def test_uncertainty_grows_with_time_and_with_the_way_that_may_have_been_driven(
     sigma = []
     for elapsed_s, speed_m_s in ((0.1, 0.0), (1.0, 0.0), (0.1, 1.0), (1.0, 1.0)):
         carried, _ = MetricMap.of(fit, before).carried_to(before, elapsed_s, speed_m_s, CAMERA)
-        sigma.append(relative_sigma(before, carried))
-    start = relative_sigma(before, fit)
+        sigma.append(relative_sigma(glance(before), carried))
+    start = relative_sigma(glance(before), fit)
     assert start < sigma[0] < sigma[1] < sigma[3]
     assert sigma[0] < sigma[2] < sigma[3]
     # 0.1 m and 1 m of about 6 m
@@ -119,7 +119,7 @@ def test_uncertainty_grows_with_time_and_with_the_way_that_may_have_been_driven(
 def test_sigma_is_the_covariances_median_over_the_image():
     relative, fit = normalised(DEPTH_M, "log_depth", 1.0, 12.0)
     known = MetricFit("log_depth", fit.scale, fit.shift, 1, 1, 0.0, (0.0, 0.0, 0.03**2))
-    assert relative_sigma(relative, known) == pytest.approx(0.03)
+    assert relative_sigma(glance(relative), known) == pytest.approx(0.03)
 
 
 def test_who_comes_nearer_does_not_bend_the_map():

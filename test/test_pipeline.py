@@ -321,7 +321,7 @@ def test_where_the_lens_did_not_see_nothing_is_known():
 def test_confidence_is_there_for_who_asks_and_nothing_else_changes():
     config = replace(CONFIG, model=ModelConfig(confidence="mirror"))
     plain = Pipeline(Scene())(RGB, CAMERA, 0, scan, config)
-    frame = Pipeline(Scene())(RGB, CAMERA, 0, scan, config, confidence=True)
+    frame = Pipeline(Scene())(RGB, CAMERA, 0, scan, config, confidence=True, sigma=True)
     assert plain.confidence is None
     np.testing.assert_array_equal(frame.depth_m, plain.depth_m)
     np.testing.assert_allclose(frame.confidence, np.clip(1 - 2 * frame.sigma_m / frame.depth_m, 0, 1), atol=1e-6)

@@ -9,7 +9,7 @@ from marigold_ros.anchors import Anchors
 from marigold_ros.config import FitConfig
 from marigold_ros.geometry import Camera
 from marigold_ros.metric import SPACES, MetricFit, apply_fit, sample, to_space
-from marigold_ros.metric_map import relative_sigma
+from marigold_ros.metric_map import glance, relative_sigma
 from marigold_ros.motion import Motion, unknown_motion
 from marigold_ros.tracker import DEGRADED, FAULT, HOLD, OK, RELATIVE, MetricTracker
 
@@ -67,7 +67,7 @@ def test_three_frames_in_agreement_make_it_good(space):
     assert [m.state for m in metres] == [DEGRADED, DEGRADED, OK, OK]
     assert all(m.fresh and m.problem is None and m.age_s == 0.0 and m.jumps == 0 for m in metres)
     assert error(metres[-1], run.relative) < 0.01
-    assert metres[-1].sigma == pytest.approx(relative_sigma(run.relative, metres[-1].fit))
+    assert metres[-1].sigma == pytest.approx(relative_sigma(glance(run.relative), metres[-1].fit))
 
 
 @pytest.mark.parametrize("space", SPACES)

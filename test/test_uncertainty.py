@@ -11,7 +11,7 @@ from marigold_ros.anchors import Anchors
 from marigold_ros.correction import Correction
 from marigold_ros.degraded_truth import degraded
 from marigold_ros.field import FARTHEST, evidence_of, fitted_field, node_distance, squared_distance
-from marigold_ros.geometry import Camera
+from marigold_ros.geometry import Camera, resize
 from marigold_ros.metric import SPACES, MetricFit
 from marigold_ros.metric_baselines import Question, ours_with_sigma
 from marigold_ros.metric_cases import CLEAN, TURNED, WRONG, cases, patterns
@@ -22,14 +22,12 @@ from marigold_ros.uncertainty import (
     Errors,
     Law,
     Uncertainty,
-    confidence_from,
     doubt_of,
     fit_variance,
+    judged,
     law_of,
     left_out,
-    sigma_of,
     smooth_variance,
-    solid_part,
 )
 
 HEIGHT, WIDTH = 480, 640
@@ -75,9 +73,20 @@ def test_the_law_by_hand():
 
 def test_sigma_and_confidence_by_hand():
     depth_m = np.float32([[10.0, 2.0, np.nan, 1.0]])
-    sigma_m = sigma_of(depth_m, np.full((1, 4), 0.0016, np.float32), np.float32([[0.06, 0, 0, 1.0]]), Law(0, 0, 0.5))
+    variance, doubt = np.full((1, 4), 0.0016, np.float32), np.float32([[0.06, 0, 0, 1.0]])
+    sigma_m, confidence, solid_m = judged(depth_m, variance, doubt, Law(0, 0, 0.5), sigma=True, confidence=True)
     np.testing.assert_allclose(sigma_m, [[0.5, 0.08, np.nan, np.hypot(0.04, 0.5)]], rtol=1e-5)
-    np.testing.assert_allclose(confidence_from(depth_m, sigma_m), [[0.9, 0.92, 0.0, 0.0]], atol=1e-5)
+    np.testing.assert_allclose(confidence, [[0.9, 0.92, 0.0, 0.0]], atol=1e-5)
+    assert solid_m is None
+
+
+def test_doubt_and_variance_may_be_smaller_than_the_image():
+    random = np.random.default_rng(0)
+    depth_m = random.uniform(1, 20, (48, 64)).astype(np.float32)
+    variance, doubt = (random.uniform(0, 1, shape).astype(np.float32) for shape in ((12, 16), (36, 48)))
+    sigma_m, _, _ = judged(depth_m, variance, doubt, Law(0, 0, 0.5), sigma=True)
+    whole = [cv2.resize(part, (64, 48), interpolation=cv2.INTER_LINEAR) for part in (variance, doubt)]
+    np.testing.assert_allclose(sigma_m, depth_m * np.sqrt(whole[0] + 0.25 * whole[1] ** 2), rtol=1e-5)
 
 
 @pytest.mark.parametrize(("space", "slope"), [("depth", 1 / 4), ("inverse_depth", 4.0), ("log_depth", 1.0)])
@@ -107,18 +116,18 @@ def test_distance_to_the_anchors_by_hand():
 
 
 def test_doubt_is_an_edge_or_a_disagreement():
-    depth_m, size = np.where(COLUMNS < 320, 2.0, 2.0 * np.exp(0.4)).astype(np.float32), (WIDTH, HEIGHT)
-    np.testing.assert_allclose(doubt_of(depth_m, None, FIT, size)[0, [300, 319]], [0.0, 0.2], atol=1e-5)
+    depth_m = np.where(COLUMNS < 320, 2.0, 2.0 * np.exp(0.4)).astype(np.float32)
+    np.testing.assert_allclose(doubt_of(depth_m, None, FIT, WIDTH)[0, [300, 319]], [0.0, 0.2], atol=1e-5)
     # 0.03 of relative depth at scale 10 is 0.3 m, 0.15 of 2 m.
     apart = np.full(depth_m.shape, 0.03, np.float32)
-    np.testing.assert_allclose(doubt_of(depth_m, apart, FIT, size)[0, [300, 319]], [0.15, 0.25], atol=1e-5)
+    np.testing.assert_allclose(doubt_of(depth_m, apart, FIT, WIDTH)[0, [300, 319]], [0.15, 0.25], atol=1e-5)
 
 
 def test_doubt_of_a_slope_is_the_same_in_a_larger_image_and_a_larger_network():
     slope_m = np.broadcast_to(np.exp(np.linspace(0, 2, 640, dtype=np.float32)), (480, 640))
-    whole = doubt_of(np.ascontiguousarray(slope_m), None, FIT, (640, 480))
-    coarse = doubt_of(cv2.resize(slope_m, (160, 120), interpolation=cv2.INTER_AREA), None, FIT, (640, 480))
-    np.testing.assert_allclose(coarse[50:-50, 50:-50], whole[50:-50, 50:-50], rtol=0.02)
+    whole = doubt_of(np.ascontiguousarray(slope_m), None, FIT, 640)
+    coarse = doubt_of(cv2.resize(slope_m, (160, 120), interpolation=cv2.INTER_AREA), None, FIT, 640)
+    np.testing.assert_allclose(resize(coarse, 640, 480)[50:-50, 50:-50], whole[50:-50, 50:-50], rtol=0.02)
 
 
 # The law is found.
@@ -199,11 +208,11 @@ def test_away_from_the_anchors_depth_is_less_sure():
     law, relative = Law(0.02, 0.5, 1.0), FLAT_M / 10
     correction = Correction(evidence, fitted_field(evidence, 2.0), fresh=True)
     variance = smooth_variance(law, FLAT_M, relative, FIT, correction)
-    assert variance.shape == FLAT_M.shape
-    assert variance[240, 100] == pytest.approx(0.0004, rel=0.5)
-    assert np.all(np.diff(variance[240, 200:400]) > -1e-7)
+    assert variance.shape == (120, 160)
+    assert variance[60, 25] == pytest.approx(0.0004, rel=0.5)
+    assert np.all(np.diff(variance[60, 50:100]) > -1e-7)
     nowhere = smooth_variance(law, FLAT_M, relative, FIT, None)
-    np.testing.assert_allclose(variance[240, 600:], nowhere[240, 600:], rtol=1e-4)
+    np.testing.assert_allclose(variance[60, 150:], nowhere[60, 150:], rtol=1e-4)
     covered = smooth_variance(law, FLAT_M, relative, replace(FIT, covariance=(0.0, 0.0, 0.25)), None)
     np.testing.assert_allclose(covered - nowhere, 0.5**2 / 5.0**2, rtol=1e-3)
 
@@ -242,7 +251,7 @@ def test_the_cloud_is_what_is_sure_and_does_not_float():
     variance = np.full(depth_m.shape, 0.01, np.float32)
     variance[:, 500:] = 0.17**2
     for min_confidence, last in ((0.7, 499), (0.6, 639)):
-        found = solid_part(depth_m, variance, min_confidence)
+        _, _, found = judged(depth_m, variance, None, USUAL, solid=min_confidence)
         known = np.isfinite(found[240])
         assert known[100:102].all()
         assert not known[319]
