@@ -204,6 +204,23 @@ def resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
+def widened(image: np.ndarray, width: int) -> np.ndarray:
+    """(h, w) float32 enlarged to (h, width): for loops that work out with `between_rows` what lies between its rows,
+    which spares the memory of the whole.
+    """
+    return cv2.resize(image, (width, len(image)), interpolation=cv2.INTER_LINEAR)
+
+
+def between_rows(line: np.ndarray, image: np.ndarray, row: int, rows: int) -> None:
+    """For loops: set `line`, (W,), to a row of (h, W) `image` enlarged to so many rows, as `resize` has it."""
+    count = len(image)
+    place = min(max((row + 0.5) * count / rows - 0.5, 0.0), count - 1.0)
+    above = max(min(int(place), count - 2), 0)
+    share, first, second = np.float32(place - above), image[above], image[min(above + 1, count - 1)]
+    for j in range(len(line)):
+        line[j] = first[j] + (second[j] - first[j]) * share
+
+
 class Rectifier:
     """Removes one camera's lens distortion; the look-up maps are made once.
 

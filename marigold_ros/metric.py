@@ -19,7 +19,7 @@ from marigold_ros.acceptance import why_not
 from marigold_ros.anchors import Anchors, at_random
 from marigold_ros.compiled import Bool, Double, Doubles, Float, FloatRows, Floats, Int, Ints, Pixels, compiled
 from marigold_ros.config import FitConfig, Unusable
-from marigold_ros.geometry import resize
+from marigold_ros.geometry import between_rows, resize, widened
 from marigold_ros.robust_fit import Base, Evidence, NoLine, Samples, gather, median, weigh
 
 SPACES = ("depth", "inverse_depth", "log_depth")
@@ -342,7 +342,9 @@ def _steepness(relative: np.ndarray, u: float, v: float) -> float:
 
 def apply_fit(fit: MetricFit, relative: np.ndarray, max_depth_m: float) -> np.ndarray:
     """(H, W) relative -> (H, W) float32 metres; NaN where the depth is not positive or beyond `max_depth_m`."""
-    return _metres(relative, fit.scale, fit.shift, fit.space, max_depth_m, relative)
+    p, line = np.atleast_2d(np.ascontiguousarray(relative, np.float32)), (np.float32(fit.scale), np.float32(fit.shift))
+    metres = _on_line(p, *line, *_limits(fit.space, max_depth_m), fit.space == "inverse_depth")
+    return (np.exp(metres, out=metres) if fit.space == "log_depth" else metres).reshape(np.shape(relative))
 
 
 def apply_corrected(
@@ -361,44 +363,54 @@ def apply_corrected(
         y /= factor
     else:
         y += np.log(factor)
-    return _metres(resize(y, *fitted_m.shape[::-1]), 1.0, 0.0, fit.space, max_depth_m, fitted_m)
+    limits = _limits(fit.space, max_depth_m)
+    metres = _enlarged(widened(y, fitted_m.shape[1]), fitted_m, *limits, fit.space == "inverse_depth")
+    return np.exp(metres, out=metres) if fit.space == "log_depth" else metres
 
 
-def _metres(
-    p: np.ndarray, scale: float, shift: float, space: str, max_depth_m: float, besides: np.ndarray
-) -> np.ndarray:
-    """`from_space` of (H, W) `p` times `scale` and `shift`; NaN beyond `max_depth_m` and where `besides` is."""
+def _enlarged_by_numpy(wide: np.ndarray, besides: np.ndarray, low: float, high: float, inverse: bool) -> np.ndarray:
+    """`_on_line` of (h, W) `wide` at the size of (H, W) `besides`; NaN where that is, too."""
+    metres = _on_line_by_numpy(resize(wide, *besides.shape[::-1]), 1.0, 0.0, low, high, inverse)
+    metres[np.isnan(besides)] = np.nan
+    return metres
+
+
+@compiled(_enlarged_by_numpy)
+def _enlarged(wide: Pixels, besides: Pixels, low: Float, high: Float, inverse: Bool) -> np.ndarray:
+    rows, columns = besides.shape
+    result, line = np.empty((rows, columns), np.float32), np.empty(columns, np.float32)
+    for i in range(rows):
+        between_rows(line, wide, i, rows)
+        beside, into = besides[i], result[i]
+        for j in range(columns):
+            known = (line[j] > low) & (line[j] <= high) & (beside[j] == beside[j])
+            into[j] = (np.float32(-1) / line[j] if inverse else line[j]) if known else np.float32(np.nan)
+    return result
+
+
+def _limits(space: str, max_depth_m: float) -> tuple[np.float32, np.float32]:
+    """What the values of a space lie between: above the first, that of a millimetre, up to that of the other depth."""
     low, high = (np.float32(to_space(np.float64(limit), space)) for limit in (1e-3, max_depth_m))
-    arrays = (np.atleast_2d(np.ascontiguousarray(part, np.float32)) for part in (p, besides))
-    metres = _on_line(*arrays, np.float32(scale), np.float32(shift), low, high, space == "inverse_depth")
-    return (np.exp(metres, out=metres) if space == "log_depth" else metres).reshape(np.shape(p))
+    return low, high
 
 
-def _on_line_by_numpy(
-    p: np.ndarray, besides: np.ndarray, scale: float, shift: float, low: float, high: float, inverse: bool
-) -> np.ndarray:
-    """(H, W) float32 y = scale * p + shift, or -1 / y if `inverse`; NaN where it is not in (low, high] or no number
-    is beside it.
-    """
+def _on_line_by_numpy(p: np.ndarray, scale: float, shift: float, low: float, high: float, inverse: bool) -> np.ndarray:
+    """(H, W) float32 y = scale * p + shift, or -1 / y if `inverse`; NaN where it is not in (low, high]."""
     y = p * scale
     y += shift
     known = y > low
     known &= y <= high
-    known &= besides == besides
     np.copyto(y, np.float32(np.nan), where=np.logical_not(known, out=known))
     return np.divide(np.float32(-1.0), y, out=y) if inverse else y
 
 
 @compiled(_on_line_by_numpy)
-def _on_line(
-    p: Pixels, besides: Pixels, scale: Float, shift: Float, low: Float, high: Float, inverse: Bool
-) -> np.ndarray:
+def _on_line(p: Pixels, scale: Float, shift: Float, low: Float, high: Float, inverse: Bool) -> np.ndarray:
     rows, columns = p.shape
     result = np.empty((rows, columns), np.float32)
     for i in range(rows):
-        line, beside, into = p[i], besides[i], result[i]
+        line, into = p[i], result[i]
         for j in range(columns):
             y = line[j] * scale + shift
-            known = (y > low) & (y <= high) & (beside[j] == beside[j])
-            into[j] = (np.float32(-1) / y if inverse else y) if known else np.float32(np.nan)
+            into[j] = (np.float32(-1) / y if inverse else y) if (y > low) & (y <= high) else np.float32(np.nan)
     return result

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from marigold_ros.compiled import Double, Doubles, Int, compiled
+from marigold_ros.compiled import Double, DoubleRows, Doubles, Int, IntRows, Pixels, compiled
 from marigold_ros.geometry import Camera, seen_from
 from marigold_ros.metric import SPACES, MetricFit, from_space, log_slope, to_space
 from marigold_ros.robust_fit import Base, NoLine, Samples, gather, median, weigh
@@ -60,16 +60,14 @@ class MetricMap:
         moved by `shift_px` (2,). speed_m_s: what it may have moved by besides. The fit's covariance has grown by what
         time and motion may have changed.
         """
-        depth_m = _depth(self.relative, self.fit)
-        if now_from_then is not None:
-            places, depth_m, known = seen_from(self.pixels, depth_m, camera, now_from_then)
-        else:
-            places = self.pixels if shift_px is None else self.pixels + shift_px
-            known = np.isfinite(depth_m) & camera.contains(places)
-        pixels = np.rint(np.where(known[:, None], places, 0.0)).astype(np.intp)
-        if np.count_nonzero(known) < _FEWEST:
+        relative, space = np.ascontiguousarray(relative, np.float32), SPACES.index(self.fit.space)
+        pose = np.empty((0, 4)) if now_from_then is None else np.ascontiguousarray(now_from_then[:3], np.float64)
+        shift = np.zeros(2) if shift_px is None else np.asarray(shift_px, np.float64)
+        lens = np.array([camera.fx, camera.fy, camera.cx, camera.cy, camera.width, camera.height], np.float64)
+        known = self.pixels, self.relative, self.fit.scale, self.fit.shift, space
+        p, depth_m = _seen_again(relative, *known, pose, shift, lens)
+        if len(p) < _FEWEST:
             return None
-        p, depth_m = _at(relative, pixels[known]), depth_m[known]
         line = _line_of_same(p, to_space(depth_m, self.fit.space), log_slope(depth_m, self.fit.space), self.fit)
         if line is None:
             return None
@@ -83,6 +81,64 @@ class MetricMap:
         growth = 1.0 + speed_m_s * elapsed_s / median(depth_m) / relative_sigma(whole, fit)
         covariance = growth**2 * _matrix(fit.covariance) + (_EACH**2 + _DRIFT**2 * elapsed_s) * noise
         return replace(fit, covariance=_triple(covariance)), step
+
+
+def _seen_again_by_numpy(
+    relative: np.ndarray,
+    pixels: np.ndarray,
+    p: np.ndarray,
+    scale: float,
+    shift: float,
+    space: int,
+    pose: np.ndarray,
+    shift_px: np.ndarray,
+    lens: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(M,) relative depths in (H, W) `relative` where the map's pixels (K, 2) are now, and the metres that they have by
+    (K,) relative depth `p` and its scale and shift: of those that are in sight.
+
+    pose: (3, 4) as the camera moved; empty, the picture moved by `shift_px` (2,). lens: fx, fy, cx, cy, width, height.
+    """
+    depth_m = from_space(scale * p + shift, SPACES[space])
+    camera = Camera(int(lens[4]), int(lens[5]), *lens[:4])
+    if len(pose) > 0:
+        places, depth_m, known = seen_from(pixels, depth_m, camera, pose)
+    else:
+        places = pixels + shift_px
+        known = np.isfinite(depth_m) & camera.contains(places)
+    return _at(relative, np.rint(places[known]).astype(np.intp)), depth_m[known]
+
+
+@compiled(_seen_again_by_numpy)
+def _seen_again(
+    relative: Pixels,
+    pixels: IntRows,
+    p: Doubles,
+    scale: Double,
+    shift: Double,
+    space: Int,
+    pose: DoubleRows,
+    shift_px: Doubles,
+    lens: Doubles,
+) -> tuple[np.ndarray, np.ndarray]:
+    fx, fy, cx, cy, width, height = lens
+    again, depth_m, found = np.empty(len(p)), np.empty(len(p)), 0
+    for i in range(len(p)):
+        slope = _log_slope(scale * p[i] + shift, space)
+        z = np.exp(scale * p[i] + shift) if space == 2 else 1.0 / slope if space == 0 else slope
+        if not 0 < z < np.inf:
+            continue
+        u, v = pixels[i, 0] + shift_px[0], pixels[i, 1] + shift_px[1]
+        if len(pose) > 0:
+            x, y = z * (pixels[i, 0] - cx) / fx, z * (pixels[i, 1] - cy) / fy
+            right = pose[0, 0] * x + pose[0, 1] * y + pose[0, 2] * z + pose[0, 3]
+            down = pose[1, 0] * x + pose[1, 1] * y + pose[1, 2] * z + pose[1, 3]
+            z = pose[2, 0] * x + pose[2, 1] * y + pose[2, 2] * z + pose[2, 3]
+            u, v = right / z * fx + cx, down / z * fy + cy
+        if z > 0 and -0.5 <= u < width - 0.5 and -0.5 <= v < height - 0.5:
+            again[found], depth_m[found] = relative[int(np.rint(v)), int(np.rint(u))], z
+            found += 1
+    return again[:found].copy(), depth_m[:found].copy()
 
 
 @dataclass(frozen=True)
@@ -223,18 +279,33 @@ def _covariance_of_whole(p: np.ndarray, fit: MetricFit) -> np.ndarray | None:
 
     None where there is next to no map.
     """
-    depth_m = _depth(p, fit)
-    known = np.isfinite(depth_m)
-    if np.count_nonzero(known) < _FEWEST:
-        return None
-    p, squared = p[known], log_slope(depth_m[known], fit.space) ** 2
-    both = (squared * p).mean()
-    of_scale, of_shift = (squared * p**2).mean(), squared.mean()
+    known, of_scale, both, of_shift = _sums(p, fit.scale, fit.shift, SPACES.index(fit.space))
     # Of two variables: the share of the variance of one that the other does not explain.
     determinant = of_scale * of_shift - both**2
-    if determinant <= _SINGULAR * of_scale * of_shift:
+    if known < _FEWEST or determinant <= _SINGULAR * of_scale * of_shift:
         return None
-    return np.array([[of_shift, -both], [-both, of_scale]]) / (2.0 * determinant)
+    return np.array([[of_shift, -both], [-both, of_scale]]) * (known / (2.0 * determinant))
+
+
+def _sums_by_numpy(p: np.ndarray, scale: float, shift: float, space: int) -> tuple[int, float, float, float]:
+    """How many of (K,) relative depths are depths; of these the sums of squared `log_slope`, times p squared, p, 1."""
+    depth_m = from_space(scale * p + shift, SPACES[space])
+    known = np.isfinite(depth_m)
+    p, squared = p[known], log_slope(depth_m[known], SPACES[space]) ** 2
+    return len(p), squared @ p**2, squared @ p, squared.sum()
+
+
+@compiled(_sums_by_numpy)
+def _sums(p: Doubles, scale: Double, shift: Double, space: Int) -> tuple[int, float, float, float]:
+    known, of_scale, both, of_shift = 0, 0.0, 0.0, 0.0
+    for i in range(len(p)):
+        slope = _log_slope(scale * p[i] + shift, space)
+        if slope < np.inf:
+            known += 1
+            of_scale += slope * slope * p[i] * p[i]
+            both += slope * slope * p[i]
+            of_shift += slope * slope
+    return known, of_scale, both, of_shift
 
 
 @lru_cache(maxsize=2)
@@ -248,11 +319,6 @@ def _grid(shape: tuple[int, int]) -> np.ndarray:
 def _at(relative: np.ndarray, pixels: np.ndarray) -> np.ndarray:
     """(K,) float64."""
     return relative[pixels[:, 1], pixels[:, 0]].astype(np.float64)
-
-
-def _depth(p: np.ndarray, fit: MetricFit) -> np.ndarray:
-    """(K,) metres, NaN where there is no positive depth."""
-    return from_space(fit.scale * p + fit.shift, fit.space)
 
 
 def _matrix(triple: tuple[float, float, float]) -> np.ndarray:

@@ -23,6 +23,7 @@ from marigold_ros.compiled import Bool, Float, Mask, Pixels, compiled
 from marigold_ros.correction import Correction
 from marigold_ros.edges import edge_ln, floating
 from marigold_ros.field import FARTHEST, Evidence, fitted_field, node_distance, squared_distance
+from marigold_ros.geometry import between_rows, widened
 from marigold_ros.metric import MetricFit, log_slope
 
 # Anchors are left out in blocks, a third of them at a time, in so many parts of the image's width; of these, some are
@@ -224,14 +225,12 @@ def judged(
     has this confidence by the variance; else NaN. It does not ask for the doubt about single pixels: a thin pole is
     nothing but edges, and must not go for it.
     """
-    width, nothing = depth_m.shape[1], np.zeros((0, 0), np.float32)
-    # Only as wide as depth: what lies between their rows is worked out row by row, which spares memory.
-    wide = cv2.resize(variance, (width, len(variance)), interpolation=cv2.INTER_LINEAR)
-    if sigma or confidence:
-        nothing = cv2.resize(doubt, (width, len(doubt)), interpolation=cv2.INTER_LINEAR)
+    width = depth_m.shape[1]
+    doubt = widened(doubt, width) if sigma or confidence else np.zeros((0, 0), np.float32)
     unwanted = np.zeros((0, 0), np.bool_) if solid is None else floating(depth_m)
     most = 0.0 if solid is None else (_NO_CONFIDENCE * (1.0 - solid)) ** 2
-    found = _judged(depth_m, wide, nothing, unwanted, np.float32(law.doubtful**2), np.float32(most), sigma, confidence)
+    weight, most = np.float32(law.doubtful**2), np.float32(most)
+    found = _judged(depth_m, widened(variance, width), doubt, unwanted, weight, most, sigma, confidence)
     wanted = sigma, confidence, solid is not None
     return tuple(part if want else None for part, want in zip(found, wanted, strict=True))
 
@@ -283,9 +282,9 @@ def _judged(
     variances, deviation = np.empty(columns, np.float32), np.empty(columns, np.float32)
     for i in range(rows):
         depths = depth_m[i]
-        _between_rows(variances, variance, i, rows)
+        between_rows(variances, variance, i, rows)
         if sigma or confidence:
-            _between_rows(deviation, doubt, i, rows)
+            between_rows(deviation, doubt, i, rows)
             for j in range(columns):
                 deviation[j] = np.sqrt(variances[j] + weight * deviation[j] * deviation[j])
         if sigma:
@@ -303,16 +302,6 @@ def _judged(
             for j in range(columns):
                 into[j] = np.float32(np.nan) if mask[j] | (variances[j] > most) else depths[j]
     return sigma_m, sure, solid_m
-
-
-def _between_rows(line: np.ndarray, image: np.ndarray, row: int, rows: int) -> None:
-    """Of `_judged`: a row of the image when it is resized to so many rows, as `cv2.resize` does."""
-    count = len(image)
-    place = min(max((row + 0.5) * count / rows - 0.5, 0.0), count - 1.0)
-    above = max(min(int(place), count - 2), 0)
-    share, first, second = np.float32(place - above), image[above], image[min(above + 1, count - 1)]
-    for j in range(len(line)):
-        line[j] = first[j] + (second[j] - first[j]) * share
 
 
 def _folds(pixels: np.ndarray, width: int, division: int) -> np.ndarray:

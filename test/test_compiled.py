@@ -198,6 +198,12 @@ def test_few_anchors_and_many_in_all_spaces(count, space):
             assert_same(robust_fit._lines(*given), robust_fit._lines.instead(*given), "lines")
     given = p, 3.0, -1.5, 0.1, 0.01, 0.1, space
     assert_same(metric_map._sigma(*given), metric_map._sigma.instead(*given), "sigma")
+    given = p, 3.0, -1.5, space
+    assert_same(metric_map._sums(*given), metric_map._sums.instead(*given), "sums")
+    lens, turned = np.array([60.0, 60, 31.5, 23.5, 64, 48]), np.eye(4)[:3] + random.normal(0, 0.02, (3, 4))
+    for pose, shift_px in ((np.empty((0, 4)), np.array([5.0, -3.0])), (turned, np.zeros(2))):
+        given = relative, pixels.astype(np.int64), p, 3.0, -1.5, space, pose, shift_px, lens
+        assert_same(metric_map._seen_again(*given), metric_map._seen_again.instead(*given), "seen again")
     given = p, 3.1 * p - 1.4, 3.0, -1.5, space
     assert_same(
         metric_map._reduced_major_axis(*given), metric_map._reduced_major_axis.instead(*given), "reduced major axis"
