@@ -50,6 +50,20 @@ class Scan:
     stamp_ns: int | None = None
     shift_px: tuple[float, float] = (0.0, 0.0)
 
+    def equals(self, other: Scan) -> bool:
+        """Whether it is the other one: the same points, at the same places."""
+        if self.sweep is None or other.sweep is None:
+            same_motion = self.sweep is other.sweep
+        else:
+            same_motion = self.sweep.equals(other.sweep)
+        plain = ("limits", "age_s", "stamp_ns", "shift_px")
+        return (
+            same_motion
+            and self.points is other.points
+            and np.array_equal(self.camera_from_lidar, other.camera_from_lidar)
+            and all(getattr(self, name) == getattr(other, name) for name in plain)
+        )
+
 
 @dataclass(frozen=True)
 class Anchors:

@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -189,10 +190,11 @@ def _answered(estimator: Any, scenes: Sequence[Scene]) -> Iterator[FrameDepth]:
     pipeline, config = Pipeline(estimator), Config()
     for number, scene in enumerate(itertools.cycle(scenes)):
         stamp_ns = number * 100_000_000
-        scan = Scan(scene.points, np.eye(4), stamp_ns=stamp_ns)
+        find_scan = partial(Scan, scene.points, np.eye(4), stamp_ns=stamp_ns)
         yield pipeline(
-            scene.rgb, scene.camera, stamp_ns, lambda scan=scan: scan, config, confidence=True, sigma=True, solid=True
-        )
+            scene.rgb, scene.camera, stamp_ns, find_scan, config, confidence=True, sigma=True, solid=True,
+            peek_scan=find_scan,
+        )  # fmt: skip
 
 
 @contextmanager

@@ -273,37 +273,47 @@ def _interpolated(grid: Grid, log_m: Pixels, low: Float, high: Float) -> tuple[n
     height, width = log_m.shape
     rows, columns, steps = grid.shape
     values, beyond = np.empty((height, width), np.float32), np.empty((height, width), np.float32)
-    # Of each column of the image: where the node to the left of it is in a row of nodes, and how far it is away.
-    node, to_right = np.empty(width, np.uint64), np.empty(width, np.float32)
-    for j in range(width):
-        place = min(max((j + 0.5) * columns / width - 0.5, 0.0), columns - 1.0)
-        left = min(int(place), columns - 2)
-        node[j], to_right[j] = left * steps, place - left
-    per_ln, last_step = np.float32(steps - 1) / (high - low), np.float32(steps - 2)
-    next_step, next_column = np.uint64(1), np.uint64(steps)
-    line = np.empty(columns * steps, np.float32)
+    wide = _as_wide_as(width, grid)
+    along, per_ln = np.empty(width, np.float32), np.float32(steps - 1) / (high - low)
     for i in range(height):
-        place = min(max((i + 0.5) * rows / height - 0.5, 0.0), rows - 1.0)
-        row = min(int(place), rows - 2)
-        down = np.float32(place - row)
-        above, below = grid[row].ravel(), grid[row + 1].ravel()
-        for k in range(len(line)):
-            line[k] = above[k] + (below[k] - above[k]) * down
-        wanted, found, away = log_m[i], values[i], beyond[i]
+        wanted, away = log_m[i], beyond[i]
         for j in range(width):
             within = wanted[j] if wanted[j] > low else low  # NaN is not
             within = within if within < high else high
             away[j] = abs(wanted[j] - within)
-            along = (within - low) * per_ln
-            step = np.floor(along)
-            step = step if step < last_step else last_step
-            along -= step
-            left = node[j] + np.uint64(step)
-            right = left + next_column
-            near = line[left] + (line[left + next_step] - line[left]) * along
-            far = line[right] + (line[right + next_step] - line[right]) * along
-            found[j] = near + (far - near) * to_right[j]
+            along[j] = (within - low) * per_ln
+        place = min(max((i + 0.5) * rows / height - 0.5, 0.0), rows - 1.0)
+        row = min(int(place), rows - 2)
+        down, found = np.float32(place - row), values[i]
+        found[:] = np.float32(0)
+        # All steps count, most of them nothing: to look up the two around each pixel takes three times as long.
+        for step in range(steps):
+            above, below = wide[row, step], wide[row + 1, step]
+            for j in range(width):
+                share = np.float32(1) - abs(along[j] - np.float32(step))
+                share = share if share > 0 else np.float32(0)
+                found[j] += share * (above[j] + (below[j] - above[j]) * down)
     return values, beyond
+
+
+def _as_wide_as(width: int, grid: np.ndarray) -> np.ndarray:
+    """Of `_interpolated`: (rows, steps, width) the grid (rows, columns, steps) at each column of an image."""
+    rows, columns, steps = grid.shape
+    left, to_right = np.empty(width, np.uint64), np.empty(width, np.float32)
+    for j in range(width):
+        place = min(max((j + 0.5) * columns / width - 0.5, 0.0), columns - 1.0)
+        left[j] = min(int(place), columns - 2)
+        to_right[j] = place - left[j]
+    wide, line = np.empty((rows, steps, width), np.float32), np.empty(columns, np.float32)
+    for row in range(rows):
+        for step in range(steps):
+            for column in range(columns):
+                line[column] = grid[row, column, step]
+            into = wide[row, step]
+            for j in range(width):
+                near, far = line[left[j]], line[left[j] + np.uint64(1)]
+                into[j] = near + (far - near) * to_right[j]
+    return wide
 
 
 def node_distance(evidence: Evidence) -> np.ndarray:
@@ -313,17 +323,39 @@ def node_distance(evidence: Evidence) -> np.ndarray:
     Log depth counts as well, so that a surface far behind the anchors is far from them; and so does time: an anchor of
     an earlier image is away from its place, the farther the less is left of it, in a few steps, the first one at once.
     """
-    right = evidence.trust > 0.5
+    step = _NODES_PER_LN * (evidence.high - evidence.low) / (_SHAPE[2] - 1)
+    return _distances(evidence.node, evidence.trust, evidence.left, evidence.said, np.float32(step))
+
+
+def _distances_by_numpy(
+    node: np.ndarray, trust: np.ndarray, left: np.ndarray, said: np.ndarray, step: float
+) -> np.ndarray:
+    """`node_distance`, by parts (N,) of the evidence. step: how far steps are apart, in the widths of nodes."""
+    right = trust > 0.5
     if not right.any():
         right[:] = True
-    node, fresh = evidence.node[right], evidence.fresh[right]
-    away = np.ceil((np.float32(1) - evidence.left[right]) * np.float32(_AGES))
+    node, fresh = node[right], np.isnan(said[right])
+    away = np.ceil((np.float32(1) - left[right]) * np.float32(_AGES))
     away[~fresh] = np.maximum(away[~fresh], 1)
     squared = np.full(math.prod(_SHAPE), FARTHEST**2, np.float32)
     for age in np.unique(away)[::-1]:
         squared[node[away == age]] = (age / _AGES * FARTHEST) ** 2
-    step = _NODES_PER_LN * (evidence.high - evidence.low) / (_SHAPE[2] - 1)
-    return np.sqrt(_nearest(squared.reshape(_SHAPE), np.float32(step)))
+    return np.sqrt(_nearest_by_numpy(squared.reshape(_SHAPE), step))
+
+
+@compiled(_distances_by_numpy)
+def _distances(node: Ints, trust: Floats, left: Floats, said: Floats, step: Float) -> np.ndarray:
+    squared = np.full((_NODES[1], _NODES[0], _NODES[2]), np.float32(FARTHEST**2))
+    places, none_right = squared.reshape(-1), True
+    for i in range(len(node)):
+        none_right = none_right and not trust[i] > 0.5
+    for i in range(len(node)):
+        if none_right or trust[i] > 0.5:
+            away = np.ceil((np.float32(1) - left[i]) * np.float32(_AGES))
+            away = away if np.isnan(said[i]) else max(away, np.float32(1))
+            distance = away * np.float32(FARTHEST / _AGES)
+            places[node[i]] = min(places[node[i]], distance * distance)
+    return np.sqrt(_nearest(squared, step))
 
 
 def _nearest_by_numpy(squared: np.ndarray, step: float) -> np.ndarray:
@@ -343,8 +375,8 @@ def _nearest_by_numpy(squared: np.ndarray, step: float) -> np.ndarray:
     return np.ascontiguousarray(nearest)
 
 
-@compiled(_nearest_by_numpy)
-def _nearest(squared: Grid, step: Float) -> np.ndarray:
+def _nearest(squared: np.ndarray, step: float) -> np.ndarray:
+    """For loops: as `_nearest_by_numpy`."""
     rows, columns, steps = squared.shape
     reach = int(FARTHEST)
     # Steps beside each other make one line of a row's nodes: a column to the side is as many numbers away.

@@ -32,6 +32,9 @@ from marigold_ros.tracker import DEGRADED, OK, RELATIVE, Metres, MetricTracker
 from marigold_ros.uncertainty import USUAL, Uncertainty, doubt_of, judged, smooth_variance
 from marigold_ros.unknown import far_end, forget_far
 
+# Gives one scan, or those of several sensors; raises `Unusable` where there is none.
+FindScan = Callable[[], "Scan | Sequence[Scan]"]
+
 # Relative depth beyond this is 1 but for the rounding of a resize.
 _SATURATED = 1.0 - 1e-5
 # What is left, frame by frame, of how far there was evidence, where anchors are too few to tell.
@@ -93,6 +96,15 @@ class FrameDepth:
         return self.metres.age_s if self.metres is not None and self.metres.fit is not None else None
 
 
+@dataclass(frozen=True)
+class _Projected:
+    """The anchors of scans, as they were found and at the image's time."""
+
+    found: Sequence[Scan]
+    in_time: Sequence[Scan]
+    anchors: Anchors
+
+
 class Pipeline:
     """Runs the network, finds anchors, fits and applies; remembers the last fit for `fit.hold_s`.
 
@@ -128,7 +140,7 @@ class Pipeline:
         rgb: np.ndarray,
         camera: Camera,
         stamp_ns: int,
-        find_scan: Callable[[], Scan | Sequence[Scan]],
+        find_scan: FindScan,
         config: Config,
         *,
         metric: bool = True,
@@ -136,20 +148,22 @@ class Pipeline:
         sigma: bool = False,
         solid: bool = False,
         find_motion: FindMotion = unknown_motion,
+        peek_scan: FindScan | None = None,
     ) -> FrameDepth:
         """Depth of one (H, W, 3) uint8 image.
 
-        `find_scan` is called after the network, so that a scan that arrives meanwhile still counts; it gives one, or
-        those of several sensors, and raises `Unusable` where there is none. Without `metric` only the relative
-        depth is computed. `confidence` asks for that, too: of metric depth where it can be had, else that of
-        model.confidence. `sigma` asks for the deviation of metric depth, `solid` for what of it has
-        output.points_min_confidence. `find_motion` tells how the camera moved since an earlier image.
+        `find_scan` is called after the network, so that a scan that arrives meanwhile still counts. Without `metric`
+        only the relative depth is computed. `confidence` asks for that, too: of metric depth where it can be had, else
+        that of model.confidence. `sigma` asks for the deviation of metric depth, `solid` for what of it has
+        output.points_min_confidence. `find_motion` tells how the camera moved since an earlier image. `peek_scan` is
+        called while the network works: what it gives is got ready, in case that `find_scan` gives the same.
         """
         stage_s: dict[str, float] = {}
         with _timed(stage_s, "rectify"):
             rgb, camera = self._rectified(rgb, camera)
         rated = confidence or (metric and (sigma or solid))
-        with self._seeing(stamp_ns, rgb, camera, metric, stage_s), _timed(stage_s, "network"):
+        beside = partial(self._see, stamp_ns, rgb, camera, peek_scan, config) if metric else None
+        with self._at_work(beside, stage_s) as ready, _timed(stage_s, "network"):
             second = config.model.confidence if confidence or (metric and sigma) else "none"
             coarse, disagreement = self._look(rgb, camera, second)
             _require_answer(coarse, metres=self._own is not None)
@@ -159,7 +173,7 @@ class Pipeline:
         if not metric:
             return FrameDepth(rgb, camera, relative, stage_s=stage_s, confidence=sure)
         with _timed(stage_s, "anchors"):
-            anchors, problem, fault = self._anchors(find_scan, camera, config)
+            anchors, problem, fault = self._anchors(find_scan, camera, config, *ready)
             scans = None if anchors is None else self._scans_id()
             calibration = self._watched(stamp_ns, rgb, camera, anchors, config)
         motion = self._seen.until_now(find_motion)
@@ -230,25 +244,37 @@ class Pipeline:
             return replace(frame, sigma_m=sigma_m, confidence=sure, solid_m=solid_m)
 
     @contextmanager
-    def _seeing(
-        self, stamp_ns: int, rgb: np.ndarray, camera: Camera, metric: bool, stage_s: dict[str, float]
-    ) -> Iterator[None]:
-        """Beside the block, where metres are asked for, see how the camera moved; stage "beside" is the wait then."""
-        seeing = self._beside.submit(self._see, stamp_ns, rgb, camera) if metric else None
+    def _at_work(
+        self, beside: Callable[[], _Projected | None] | None, stage_s: dict[str, float]
+    ) -> Iterator[list[_Projected | None]]:
+        """Do something beside the block, whose answer is then in the list; stage "beside" is the wait for it."""
+        answer: list[_Projected | None] = []
+        work = self._beside.submit(beside) if beside is not None else None
         try:
-            yield
+            yield answer
         finally:
-            if seeing is not None:
+            if work is not None:
                 with _timed(stage_s, "beside"):
-                    seeing.result()
+                    answer.append(work.result())
 
-    def _see(self, stamp_ns: int, rgb: np.ndarray, camera: Camera) -> None:
+    def _see(
+        self, stamp_ns: int, rgb: np.ndarray, camera: Camera, peek_scan: FindScan | None, config: Config
+    ) -> _Projected | None:
+        """See how the camera moved; get ready what scans there are."""
         put_off, self._put_off = self._put_off, []
         try:
             for work in put_off:
                 work()
         finally:
             self._seen.see(stamp_ns, rgb, camera)
+        try:
+            return None if peek_scan is None else self._projected(_listed(peek_scan()), camera, config)
+        except Unusable:
+            return None  # the network takes its time, and there may be some by then
+
+    def _projected(self, found: Sequence[Scan], camera: Camera, config: Config) -> _Projected:
+        in_time = [self._seen.in_time(scan) for scan in found]
+        return _Projected(found, in_time, anchors_of(in_time, camera, config.range, self._unseen))
 
     def _watched(
         self, stamp_ns: int, rgb: np.ndarray, camera: Camera, anchors: Anchors | None, config: Config
@@ -337,21 +363,26 @@ class Pipeline:
         return None if self._rectifier is None else self._rectifier.unseen
 
     def _anchors(
-        self, find_scan: Callable[[], Scan | Sequence[Scan]], camera: Camera, config: Config
+        self, find_scan: FindScan, camera: Camera, config: Config, ready: _Projected | None
     ) -> tuple[Anchors | None, str | None, bool]:
-        """The anchors, or None, why there are none, and whether that is a fault.
+        """The anchors, or None, why there are none, and whether that is a fault; `ready` are those of some scans.
 
         No reason is needed where metres do not depend on them.
         """
         if not config.ranges and self._own is not None:
             return None, None, False
         try:
-            scans = find_scan()
+            found = _listed(find_scan())
         except Unusable as problem:
             return None, str(problem), isinstance(problem, Fault)
-        scans = [scans] if isinstance(scans, Scan) else scans
-        self._scans = [self._seen.in_time(scan) for scan in scans]
-        return anchors_of(self._scans, camera, config.range, self._unseen), None, False
+        same = ready is not None and len(found) == len(ready.found) and all(map(Scan.equals, found, ready.found))
+        projected = ready if same else self._projected(found, camera, config)
+        self._scans = projected.in_time
+        return projected.anchors, None, False
+
+
+def _listed(scans: Scan | Sequence[Scan]) -> Sequence[Scan]:
+    return [scans] if isinstance(scans, Scan) else scans
 
 
 def _require_answer(relative: np.ndarray, metres: bool) -> None:

@@ -37,6 +37,15 @@ class Sweep:
     offset_s: np.ndarray | None
     time_error_s: float
 
+    def equals(self, other: Sweep) -> bool:
+        """Whether it is the same motion, at the points' same times."""
+        return (
+            self.offset_s is other.offset_s
+            and self.time_error_s == other.time_error_s
+            and np.array_equal(self.times_s, other.times_s)
+            and np.array_equal(self.camera_from_sensor, other.camera_from_sensor)
+        )
+
     @cached_property
     def turned_rad(self) -> float:
         """By how much the sensor turned from the first of the times to the last, all of the way."""
