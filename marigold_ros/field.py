@@ -271,7 +271,7 @@ def _interpolated_by_numpy(
 @compiled(_interpolated_by_numpy)
 def _interpolated(grid: Grid, log_m: Pixels, low: Float, high: Float) -> tuple[np.ndarray, np.ndarray]:
     height, width = log_m.shape
-    rows, columns, steps = grid.shape
+    rows, _, steps = grid.shape
     values, beyond = np.empty((height, width), np.float32), np.empty((height, width), np.float32)
     wide = _as_wide_as(width, grid)
     along, per_ln = np.empty(width, np.float32), np.float32(steps - 1) / (high - low)

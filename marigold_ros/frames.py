@@ -97,6 +97,7 @@ class FrameProcessor:
             find_motion=self._sources.motion_until(message),
             sigma=wanted.sigma,
             solid=wanted.points and config.output.points_min_confidence > 0.0,
+            peek_scan=partial(self._sources.peek, message, config),
         )
         if wanted.anything:
             self._publish(frame, message, image_ns, wanted, config, decode_s=decoded - start)

@@ -171,6 +171,14 @@ class RangeSources:
         kind = Fault if all(isinstance(problem, Fault) for problem in problems.values()) else Unusable
         raise kind("; ".join(f"{source.topic}: {problem}" for source, problem in problems.items()))
 
+    def peek(self, image: Image | CompressedImage, config: Config) -> list[Scan]:
+        """`scans`, if there is one of every sensor already; says nothing of what is wrong, which time may mend."""
+        return [
+            source.placed(source.scans.nearest(decoding.stamp_ns(image.header), settings.max_age_s), image, settings)[0]
+            for settings in config.ranges
+            for source in (self._sources[settings.SECTION],)
+        ]
+
     def _notice_late_odometry(self, source: RangeSource, unmoved: str | None) -> None:
         """Say that what the camera sees of its motion has to serve, or that it need not any more."""
         if unmoved is None:

@@ -122,8 +122,9 @@ class TfExtrinsic:
         self._buffer, self._errors, self._late = listener.buffer, listener.errors, listener.late
         self._fixed_frame = fixed_frame
         self._section = section
-        # The time of the first image since the last one whose transform was known.
+        # The times of the images since the last one whose transform was known: of the first, the last, and how many.
         self._late_since_ns: int | None = None
+        self._late_ns: int | None = None
         self._times_late = 0
 
     def camera_from_lidar(self, camera_frame: str, image_ns: int, lidar_frame: str, scan_ns: int) -> Placed:
@@ -151,7 +152,7 @@ class TfExtrinsic:
                 f"no transform from {lidar_frame!r} to {camera_frame!r}: {problem}; publish it (static_transform_"
                 f"publisher, robot_state_publisher) or set {self._section}.extrinsic='static'"
             ) from None
-        self._late_since_ns, self._times_late = None, 0
+        self._late_since_ns, self._late_ns, self._times_late = None, None, 0
         return found, unmoved
 
     def _mount(self, camera_frame: str, lidar_frame: str, scan_ns: int) -> np.ndarray | None:
@@ -169,7 +170,8 @@ class TfExtrinsic:
         """What it is that tf2 does not know the time of this image either."""
         if self._late_since_ns is None:
             self._late_since_ns = image_ns
-        self._times_late += 1
+        self._times_late += image_ns != self._late_ns
+        self._late_ns = image_ns
         waited = self._times_late >= _TIMES and image_ns - self._late_since_ns > _PATIENCE_S * 1e9
         return Fault if waited else Unusable
 
@@ -210,7 +212,7 @@ class TfExtrinsic:
     def forget(self) -> None:
         """Drop what moves; tf2 keeps static transforms."""
         self._buffer.clear()
-        self._late_since_ns, self._times_late = None, 0
+        self._late_since_ns, self._late_ns, self._times_late = None, None, 0
 
     def _look_up(self, camera_frame: str, image_ns: int, lidar_frame: str, time_ns: int) -> np.ndarray:
         image_time, time = Time(nanoseconds=image_ns), Time(nanoseconds=time_ns)

@@ -12,12 +12,15 @@ import pytest
 from test_picture_motion import CAMERA as LARGE
 from test_picture_motion import seen
 
+from marigold_ros import pipeline as pipeline_module
+from marigold_ros.anchors import anchors_of
 from marigold_ros.canonical import MetricScale
 from marigold_ros.config import Config, FitConfig, ModelConfig, OutputConfig, Range2Config, RangeConfig, Unusable
 from marigold_ros.disagreement import TYPICAL
 from marigold_ros.geometry import Camera, Rectifier, backproject, pixel_rays
 from marigold_ros.pipeline import Pipeline, Scan
 from marigold_ros.seen_motion import SeenMotion
+from marigold_ros.sweep import Sweep
 from marigold_ros.tracker import MetricTracker
 
 CAMERA = Camera(64, 48, 50.0, 50.0, 31.5, 23.5)
@@ -109,6 +112,41 @@ def test_the_image_is_seen_beside_the_network_and_only_for_metres(monkeypatch):
     done.clear()
     Pipeline(Scene())(RGB, CAMERA, 0, scan, CONFIG, metric=False)
     assert not done.is_set()
+
+
+def test_a_scan_that_is_there_already_is_projected_beside_the_network_and_one_that_comes_later_after_it(monkeypatch):
+    early, later = scan(), scan()
+    threads = []
+    monkeypatch.setattr(
+        pipeline_module, "anchors_of", lambda *given: threads.append(threading.current_thread()) or anchors_of(*given)
+    )
+
+    def where(peek_scan, find_scan) -> list[str]:
+        threads.clear()
+        frame = Pipeline(Scene())(RGB, CAMERA, 0, find_scan, CONFIG, peek_scan=peek_scan)
+        np.testing.assert_allclose(frame.depth_m, DEPTH_M, rtol=1e-4)
+        return ["network" if thread is threading.main_thread() else "beside" for thread in threads]
+
+    assert where(None, lambda: early) == ["network"]
+    assert where(no_scan, lambda: early) == ["network"]
+    assert where(lambda: early, lambda: replace(early)) == ["beside"]
+    assert where(lambda: early, lambda: later) == ["beside", "network"]
+    assert where(lambda: early, lambda: [early]) == ["beside"]
+    turned = replace(early, camera_from_lidar=early.camera_from_lidar @ np.diag([1, 1, 1.01, 1]))
+    assert where(lambda: turned, lambda: early) == ["beside", "network"]
+
+
+def test_scans_are_the_same_only_if_they_moved_the_same_way():
+    def swept(until_s: float) -> Scan:
+        poses = np.stack([np.eye(4), np.eye(4)])
+        return replace(still, sweep=Sweep(np.array([0.0, until_s]), poses, None, 0.03))
+
+    still = scan()
+    assert still.equals(replace(still))
+    assert swept(0.1).equals(swept(0.1))
+    assert not swept(0.1).equals(swept(0.2))
+    assert not still.equals(swept(0.1))
+    assert not swept(0.1).equals(still)
 
 
 def test_who_drops_it_drops_its_thread_too():
