@@ -54,16 +54,14 @@ class AnchorMemory:
 
     def reset(self) -> None:
         """Forget everything."""
+        # What was believed last, as long as nobody has asked for it, and what was made of it then.
+        self._evidence: Evidence | None = None
         self._held: _Held | None = None
         self._stamp_ns = 0
 
     def remember(self, stamp_ns: int, evidence: Evidence) -> None:
         """Keep what is believed of the evidence of the image of `stamp_ns`, and nothing else."""
-        right = evidence.trust > 0
-        said = np.where(evidence.fresh, evidence.residual, evidence.said)
-        age = np.sqrt(1.0 / evidence.left - 1.0)
-        self._held = _Held(evidence.pixels, evidence.depth_m, evidence.weight, age, said).of(right)
-        self._stamp_ns = stamp_ns
+        self._evidence, self._held, self._stamp_ns = evidence, None, stamp_ns
 
     def beside(self, fresh: Anchors, fitted_m: np.ndarray, sigma: float, motion: Motion) -> Anchors:
         """The anchors of an image, and where it has none those held, see `at`, as far as there is room for more."""
@@ -82,6 +80,8 @@ class AnchorMemory:
         sigma: the fit's relative error at anchors. Where the motion is not known there are none, but there may be in
         the next image.
         """
+        if self._evidence is not None:
+            self._held, self._evidence = _believed(self._evidence), None
         if self._held is None:
             return None
         if self._stamp_ns != motion.stamp_ns:
@@ -93,6 +93,13 @@ class AnchorMemory:
         if len(held.depth_m) == 0:
             return None
         return Anchors(held.pixels, held.depth_m, held.weight, len(held.depth_m), left=held.left, said=held.said)
+
+
+def _believed(evidence: Evidence) -> _Held:
+    """Those that those around do not call wrong."""
+    said = np.where(evidence.fresh, evidence.residual, evidence.said)
+    age = np.sqrt(1.0 / evidence.left - 1.0)
+    return _Held(evidence.pixels, evidence.depth_m, evidence.weight, age, said).of(evidence.trust > 0)
 
 
 def _still_there(held: _Held, fitted_m: np.ndarray, sigma: float) -> np.ndarray:

@@ -22,6 +22,7 @@ from marigold_ros.calibration import Calibration, CalibrationMonitor
 from marigold_ros.config import Config, Fault, Unusable
 from marigold_ros.correction import Corrector
 from marigold_ros.disagreement import confidence_of
+from marigold_ros.edges import floating
 from marigold_ros.field import apply_field
 from marigold_ros.geometry import Camera, Rectifier, rectifier, resize
 from marigold_ros.metric import MetricFit, apply_fit
@@ -117,7 +118,7 @@ class Pipeline:
         track = PictureTrack()
         self._seen = SeenMotion(track)
         # Works while the network does, which leaves a core free, or all of them: looks at the image, and before it does
-        # what of the image before was not needed at once.
+        # what of the image before was not needed at once. Later it does what can be done beside the rest.
         self._beside = ThreadPoolExecutor(max_workers=1, thread_name_prefix="beside")
         self._put_off: list[Callable[[], object]] = []
         self._calibration = CalibrationMonitor(track)
@@ -223,6 +224,8 @@ class Pipeline:
         if depth_m is None or not rated:
             return frame
         with _timed(stage_s, "sigma"):
+            # Half of the work is a loop that leaves Python's lock to others.
+            in_the_air = self._beside.submit(floating, depth_m) if solid else None
             doubt = cache(lambda: doubt_of(apply_fit(fit, coarse, most_m), disagreement, fit, camera.width))
             if correction is not None and correction.fresh:
                 learn = partial(self._uncertainty.learn, correction.evidence, limit, lambda: resize(doubt(), *size))
@@ -240,6 +243,7 @@ class Pipeline:
                 sigma=sigma,
                 confidence=confidence,
                 solid=config.output.points_min_confidence if solid else None,
+                in_the_air=in_the_air.result() if solid else None,
             )
             return replace(frame, sigma_m=sigma_m, confidence=sure, solid_m=solid_m)
 

@@ -217,18 +217,21 @@ def judged(
     sigma: bool = False,
     confidence: bool = False,
     solid: float | None = None,
+    in_the_air: np.ndarray | None = None,
 ) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
     """What is asked for of (H, W) `depth_m`, (H, W) float32 each: sigma in metres, confidence, and what is `solid`.
 
     Sigma is depth's deviation by the `smooth_variance` and the doubt, (h, w) of any sizes up to depth's. Confidence in
     [0, 1] is 1 - 2 sigma / depth, at least 0, and 0 where depth is unknown. Solid is what does not float at an edge and
     has this confidence by the variance; else NaN. It does not ask for the doubt about single pixels: a thin pole is
-    nothing but edges, and must not go for it.
+    nothing but edges, and must not go for it. `in_the_air`, (H, W) bool: `floating` of the depth, if that is known.
     """
     width = depth_m.shape[1]
     doubt = widened(doubt, width) if sigma or confidence else np.zeros((0, 0), np.float32)
-    unwanted = np.zeros((0, 0), np.bool_) if solid is None else floating(depth_m)
-    most = 0.0 if solid is None else (_NO_CONFIDENCE * (1.0 - solid)) ** 2
+    unwanted, most = np.zeros((0, 0), np.bool_), 0.0
+    if solid is not None:
+        unwanted = floating(depth_m) if in_the_air is None else in_the_air
+        most = (_NO_CONFIDENCE * (1.0 - solid)) ** 2
     weight, most = np.float32(law.doubtful**2), np.float32(most)
     found = _judged(depth_m, widened(variance, width), doubt, unwanted, weight, most, sigma, confidence)
     wanted = sigma, confidence, solid is not None
