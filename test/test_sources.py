@@ -198,7 +198,7 @@ class Place:
 class Names:
     """As much of a node as a source needs."""
 
-    def resolve_topic_name(self, name):
+    def resolve_topic_name(self, name, only_expand=False):
         return f"/robot/{name}"
 
 
