@@ -78,6 +78,14 @@ def stamp_ns(header: Header) -> int:
     return header.stamp.sec * 1_000_000_000 + header.stamp.nanosec
 
 
+def require_stamp(header: Header) -> int:
+    """The header's time in nanoseconds; raises `Unusable` where it has none: with equal zeros nothing grows old."""
+    time_ns = stamp_ns(header)
+    if time_ns == 0:
+        raise Unusable("header.stamp=0: tells no time, by which image and scan find each other; set it in the driver")
+    return time_ns
+
+
 def rgb_from_image(message: Image) -> np.ndarray:
     """(H, W, 3) uint8 RGB of an image in any of the usual encodings; of an rgb8 image a read-only view, not a copy."""
     known = _TO_RGB.get(message.encoding)

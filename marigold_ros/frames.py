@@ -75,7 +75,7 @@ class FrameProcessor:
             # The first look at a camera's shape compiles the network for it: better now than when somebody waits.
             if self._info is None or self._camera is not None:
                 return
-        config, image_ns = self._config(), decoding.stamp_ns(message.header)
+        config, image_ns = self._config(), decoding.require_stamp(message.header)
         self._notice_time(image_ns)
         self._sources.expect(image_ns)
         start = time.perf_counter()

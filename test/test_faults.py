@@ -388,6 +388,20 @@ def test_after_a_jump_ahead_metres_are_those_of_new_scans(stream):
     stream.recovers(COLD_START)
 
 
+def test_messages_without_a_time_are_refused(stream, node):
+    """Of two zeros the difference is always zero: metres of a LiDAR that died would never end."""
+    for topic, message, state in (("image", good_image(), "FAULT"), ("range", good_cloud(), "OK")):
+        unusable = stream.count(DROPPED)
+        stream.robot.send(SPACE + topic, message)
+        stream.robot.spin_until(lambda: stream.count(DROPPED) == unusable + 1, "a message to be dropped")  # noqa: B023
+        status = stream.robot.statuses[NODE]
+        assert (status.level, stream.robot.values(NODE)["metric state"]) == (WARN, state)
+        assert f"{SPACE}{topic}: header.stamp=0: tells no time" in status.message
+        assert f"{SPACE}{topic}: header.stamp=0: tells no time" in node.log
+        stream.recovers()
+    assert 0 not in stream.on("relative_depth")
+
+
 # The camera
 
 
