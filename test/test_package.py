@@ -144,6 +144,18 @@ def test_the_installed_node_runs_with_the_installed_checkpoint(install, tmp_path
     assert re.search(r"nano on .*ready after", log.read_text()), log.read_text()
 
 
+@needs_colcon
+def test_colcon_runs_the_tests_by_pytest(install):
+    folder = install.parent
+    colcon(
+        "--log-base", folder / "log", "test", "--base-paths", PROJECT, "--build-base", folder / "build",
+        "--install-base", install, "--pytest-args", "test/test_complaints.py", "-p", "no:xdist",
+    )  # fmt: skip
+    report = ElementTree.parse(folder / "build" / "marigold_ros" / "pytest.xml").getroot()
+    names = {case.get("classname") for case in report.iter("testcase")}
+    assert {name.removeprefix("marigold_ros.") for name in names} == {"test.test_complaints"}
+
+
 def test_pip_installs_everything_too(tmp_path):
     command = [
         sys.executable,
@@ -190,6 +202,8 @@ def test_every_import_is_declared_and_every_declaration_used():
     launch_files = "".join(path.read_text() for path in (PROJECT / "launch").glob("*.py"))
     assert all(f'package="{name}"' in launch_files for name in started)
     assert {ROSDEP.get(name, name) for name in imported} | started == declared
+    tests_alone = {element.text for element in manifest.findall("test_depend")} - {"python3-pytest"}
+    assert {name for name in imported_packages(PROJECT / "test") if name.endswith("_msgs")} - declared == tests_alone
 
 
 def test_every_program_has_its_main():
