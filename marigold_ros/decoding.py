@@ -100,13 +100,18 @@ def rgb_from_image(message: Image) -> np.ndarray:
     if message.encoding == "mono16":
         # The more significant byte of each pixel, as cv_bridge scales: 65535 is white.
         pixels = np.ascontiguousarray(pixels[..., 0 if message.is_bigendian else 1])
+    return _converted(pixels, message.encoding)
+
+
+def _converted(pixels: np.ndarray, encoding: str) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of pixels in an encoding other than rgb8."""
+    height, width = pixels.shape[:2]
     try:
-        if message.encoding in _PAIRED and message.width % 2:  # OpenCV 4.5 makes up a colour for the last column
+        if encoding in _PAIRED and width % 2:  # OpenCV 4.5 makes up a colour for the last column
             raise cv2.error
-        return cv2.cvtColor(pixels, conversion)
+        return cv2.cvtColor(pixels, _TO_RGB[encoding][1])
     except cv2.error:
-        size = f"{message.width}x{message.height}"
-        raise Unusable(f"image of {size}: too small or of odd width for encoding={message.encoding!r}") from None
+        raise Unusable(f"image of {width}x{height}: too small or of odd width for encoding={encoding!r}") from None
 
 
 def _pixels(message: Image, pixel_bytes: int) -> np.ndarray:
@@ -146,12 +151,28 @@ def _depth_values(message: Image) -> tuple[np.ndarray, float]:
 
 
 def rgb_from_compressed(message: CompressedImage) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of a JPEG or PNG image; those that the decoder finds damaged are refused."""
+    """(H, W, 3) uint8 RGB of a JPEG or PNG image; those that the decoder finds damaged are refused.
+
+    A Bayer mosaic, which compressed_image_transport compresses as if it were a grey image, gets its colours.
+    """
     data = memoryview(message.data)
+    encoding = message.format.partition(";")[0].strip()
+    if encoding.startswith("bayer_") and encoding not in _TO_RGB:
+        known = ", ".join(name for name in _TO_RGB if name.startswith("bayer_"))
+        raise Unusable(f"format={message.format!r}: a mosaic must be one of {known}; set the camera driver's encoding")
     if bytes(data[: len(_JPEG)]) == _JPEG:
-        return _rgb_from_jpeg(data)
-    if bytes(data[: len(_PNG)]) != _PNG:
+        rgb = _rgb_from_jpeg(data)
+    elif bytes(data[: len(_PNG)]) == _PNG:
+        rgb = _rgb_from_png(data)
+    else:
         raise Unusable(f"format={message.format!r} of {len(data)} bytes: is neither JPEG nor PNG")
+    grey = rgb[..., 0]
+    if encoding.startswith("bayer_") and (rgb == grey[..., None]).all():  # else something gave it its colours before
+        return _converted(np.ascontiguousarray(grey), encoding)
+    return rgb
+
+
+def _rgb_from_png(data: memoryview) -> np.ndarray:
     # OpenCV fills what is missing of a PNG with black and says nothing.
     if _PNG_END not in bytes(data[-1024:]):
         raise Unusable(f"PNG of {len(data)} bytes: its end is missing; truncated on the way")
