@@ -51,6 +51,7 @@ _TO_RGB: dict[str, tuple[int, int | None]] = {
 # Where two pixels have a colour together.
 _PAIRED = ("yuv422", "uyvy", "yuv422_yuy2", "yuyv")
 _JPEG, _PNG, _PNG_END = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"IEND"
+_CHECK_LINK = "check the camera's driver and link, and DDS' profile (ros2 run marigold_ros doctor)"
 # Cheap cameras leave a few bytes after the last pixel, and decoders complain of every frame.
 _LEFT_OVER = re.compile(r"\b[0-9] extraneous bytes before marker 0xd9")
 # sensor_msgs/PointField's numbers of the types that coordinates come in, and of those of times.
@@ -126,7 +127,10 @@ def _pixels(message: Image, pixel_bytes: int) -> np.ndarray:
         )
     needed = step * (height - 1) + width * pixel_bytes  # the last row may come without padding
     if size < needed:
-        raise Unusable(f"image data of {size} bytes: {width}x{height} {message.encoding!r} has {needed}; truncated")
+        raise Unusable(
+            f"image data of {size} bytes: {width}x{height} {message.encoding!r} has {needed}; truncated, check the "
+            "camera driver"
+        )
     pixels = np.ndarray((height, width, pixel_bytes), np.uint8, message.data, strides=(step, pixel_bytes, 1))
     pixels.flags.writeable = False
     return pixels
@@ -165,7 +169,10 @@ def rgb_from_compressed(message: CompressedImage) -> np.ndarray:
     elif bytes(data[: len(_PNG)]) == _PNG:
         rgb = _rgb_from_png(data)
     else:
-        raise Unusable(f"format={message.format!r} of {len(data)} bytes: is neither JPEG nor PNG")
+        raise Unusable(
+            f"format={message.format!r} of {len(data)} bytes: is neither JPEG nor PNG; set what compresses the images "
+            "to jpeg or png, or image.transport to 'raw'"
+        )
     grey = rgb[..., 0]
     if encoding.startswith("bayer_") and (rgb == grey[..., None]).all():  # else something gave it its colours before
         return _converted(np.ascontiguousarray(grey), encoding)
@@ -175,11 +182,11 @@ def rgb_from_compressed(message: CompressedImage) -> np.ndarray:
 def _rgb_from_png(data: memoryview) -> np.ndarray:
     # OpenCV fills what is missing of a PNG with black and says nothing.
     if _PNG_END not in bytes(data[-1024:]):
-        raise Unusable(f"PNG of {len(data)} bytes: its end is missing; truncated on the way")
+        raise Unusable(f"PNG of {len(data)} bytes: its end is missing; {_CHECK_LINK}")
     # The camera info belongs to the pixels as the sensor sent them, so an orientation tag must not turn the image.
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if pixels is None:
-        raise Unusable(f"PNG of {len(data)} bytes: cannot be decoded; corrupt")
+        raise Unusable(f"PNG of {len(data)} bytes: cannot be decoded; {_CHECK_LINK}")
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
@@ -193,7 +200,7 @@ def _rgb_from_jpeg(data: memoryview) -> np.ndarray:
         return decode_jpeg(data, "RGB", strict=True)
     except ValueError as problem:
         if not _LEFT_OVER.search(str(problem)):
-            raise Unusable(f"JPEG of {len(data)} bytes: is damaged or truncated ({problem})") from None
+            raise Unusable(f"JPEG of {len(data)} bytes: is damaged or truncated ({problem}); {_CHECK_LINK}") from None
     return decode_jpeg(data, "RGB", strict=False)
 
 
@@ -247,7 +254,7 @@ def points_from_cloud(message: PointCloud2) -> np.ndarray:
     if row_step < step * columns or len(message.data) < needed:
         raise Unusable(
             f"cloud data of {len(message.data)} bytes, row_step={message.row_step}: {columns}x{rows} points of "
-            f"{step} bytes need {needed}; truncated"
+            f"{step} bytes need {needed}; truncated, check the sensor's driver"
         )
     points = np.empty((rows, columns, 3), np.float32)
     fields = {field.name: field for field in message.fields}

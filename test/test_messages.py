@@ -129,7 +129,7 @@ def test_the_last_row_may_come_without_its_padding():
         ({"width": 0}, "image of 0x12"),
         ({"height": 0}, "image of 18x0"),
         ({"step": 53}, "step=53"),
-        ({"data": b"\0" * 600}, "image data of 600 bytes"),
+        ({"data": b"\0" * 600}, "image data of 600 bytes.*check the camera driver"),
         ({"encoding": "32FC1"}, "encoding='32FC1'"),
         ({"encoding": ""}, "encoding=''"),
         ({"encoding": "yuv422", "width": 17}, "odd width"),
@@ -183,8 +183,15 @@ def test_cameras_may_pad_their_jpegs(padding):
 def test_truncated_compressed_images_are_refused(extension, share):
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     data = cv2.imencode(extension, noise)[1].tobytes()
-    with pytest.raises(Unusable, match=r"missing|neither|truncated"):
+    told = r"(missing|truncated).*check the camera's driver and link|neither.*set what compresses"
+    with pytest.raises(Unusable, match=told):
         decoding.rgb_from_compressed(CompressedImage(format="jpeg", data=data[: int(len(data) * share)]))
+
+
+def test_a_png_that_is_corrupt_within_is_refused():
+    data = b"\x89PNG\r\n\x1a\n" + b"?" * 500 + b"IEND\xaeB`\x82"
+    with pytest.raises(Unusable, match=r"PNG of 516 bytes: cannot be decoded; check the camera's driver and link"):
+        decoding.rgb_from_compressed(CompressedImage(format="png", data=data))
 
 
 def noisy_jpeg():
@@ -328,7 +335,7 @@ def small_cloud(**changed) -> PointCloud2:
     ("changed", "text"),
     [
         ({"width": 0, "data": b""}, "cloud of 0x1"),
-        ({"data": b"\0" * 23}, "cloud data of 23 bytes"),
+        ({"data": b"\0" * 23}, "cloud data of 23 bytes.*check the sensor"),
         ({"fields": []}, "fields none: needs 'x'"),
         ({"fields": small_cloud().fields[:2]}, "needs 'z'"),
         ({"point_step": 8, "data": b"\0" * 24}, "outside of point_step=8"),
