@@ -14,8 +14,8 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.msg import Parameter, ParameterValue
-from rcl_interfaces.srv import DescribeParameters, SetParameters
-from rclpy.qos import ReliabilityPolicy
+from rcl_interfaces.srv import DescribeParameters, GetParameters, SetParameters
+from rclpy.qos import DurabilityPolicy, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan, PointCloud2
 
 from flat_scene_node import FAR_M, NEAR_M, depth_m, relative_depth
@@ -481,6 +481,28 @@ def test_a_bad_start_value_stops_the_node_with_the_reason(start_node, parameters
     assert node.process.wait(30) == 1
     assert sentence in node.log
     assert "Traceback" not in node.log
+
+
+INPUT_DEPTHS = {"image": 1, "camera_info": 1, "range": 5}  # images count when they are new; scans are all looked at
+ALL_OUTPUTS = [*(name.replace("__", "/") for name in OUTPUTS), "depth/visual", "depth/sigma", "confidence"]
+
+
+def test_inputs_are_best_effort_and_short_and_outputs_reliable(listening):
+    """Reliability as DDS tells everybody; depth, which DDS does not tell, as the node does."""
+    found = {
+        **{t: listening.node.get_subscriptions_info_by_topic(PREFIX + t) for t in INPUT_DEPTHS},
+        **{t: listening.node.get_publishers_info_by_topic(PREFIX + t) for t in ALL_OUTPUTS},
+    }
+    for topic, ends in found.items():
+        (end,) = ends
+        wanted = ReliabilityPolicy.BEST_EFFORT if topic in INPUT_DEPTHS else ReliabilityPolicy.RELIABLE
+        assert (end.node_name, end.qos_profile.reliability) == ("depth_node", wanted), topic
+        assert end.qos_profile.durability == DurabilityPolicy.VOLATILE, topic
+    ends = {t: "subscription" for t in INPUT_DEPTHS} | {t: "publisher" for t in ALL_OUTPUTS}
+    names = [f"qos_overrides.{PREFIX}{topic}.{end}.depth" for topic, end in ends.items()]
+    request = GetParameters.Request(names=names)
+    values = listening.call(GetParameters, PREFIX + "depth_node/get_parameters", request).values
+    assert [value.integer_value for value in values] == [INPUT_DEPTHS.get(topic, 2) for topic in ends]
 
 
 def test_qos_can_be_overridden_and_a_bad_override_is_named(robot, start_node):
