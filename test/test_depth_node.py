@@ -1,6 +1,7 @@
 """The node as its own process, over real DDS: frames, bad input, parameters, lifecycle, shutdown."""
 
 import hashlib
+import os
 import shutil
 import signal
 import time
@@ -21,7 +22,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan, Point
 from flat_scene_node import FAR_M, NEAR_M, depth_m, relative_depth
 from marigold_ros.checkpoints import describe
 from marigold_ros.config import Unusable
-from marigold_ros.export import cached_file, onnx_file
+from marigold_ros.export import cached_file, onnx_file, ready_file
 from marigold_ros.selfcheck import reference_of
 from ros_harness import (
     FOCAL_PX,
@@ -724,10 +725,12 @@ def test_torch_runs_a_checkpoint_whose_cached_network_is_cut_in_half(
     robot, start_node, checkpoint, without_onnx, tmp_path
 ):
     cached = cached_file(describe(without_onnx), tmp_path)
-    whole = (checkpoint / "model.onnx").read_bytes()
-    cached.write_bytes(whole[: len(whole) // 2])
-    shutil.copy(reference_of(checkpoint / "model.onnx"), reference_of(cached))
-    cached.with_suffix(".sha256").write_text(hashlib.sha256(whole).hexdigest())
+    for of in (lambda network: network, reference_of):
+        shutil.copy(of(checkpoint / "model.onnx"), of(cached))
+    checksums = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (cached, reference_of(cached))]
+    cached.with_suffix(".sha256").write_text("".join(f"{checksum}\n" for checksum in checksums))
+    assert ready_file(describe(without_onnx), tmp_path) == cached  # so that it is the cut that it is refused for
+    os.truncate(cached, cached.stat().st_size // 2)
     node = start_node(
         program=REAL,
         parameters={**STATIC, "model.checkpoint": without_onnx, "model.cache_dir": tmp_path},
