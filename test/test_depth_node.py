@@ -37,6 +37,7 @@ from ros_harness import (
     good_image,
     good_info,
     lidar_points,
+    nanoseconds,
     stamp,
 )
 
@@ -365,7 +366,9 @@ def test_compressed_images_good_and_corrupt(robot, start_node):
         parameters={**STATIC, "image.transport": "compressed", "output.depth_encoding": "16UC1"},
         arguments=["-r", "__ns:=/squeezed", "-r", "depth:=depth/image_raw"],
     )
-    robot.listen(__squeezed__depth__image_raw=Image, __squeezed__depth__camera_info=CameraInfo)
+    depths = {"depth__image_raw": Image, "depth__camera_info": CameraInfo}
+    others = {"depth__status": DiagnosticArray, "points": PointCloud2, "relative_depth": Image, "depth__visual": Image}
+    robot.listen(**{f"__squeezed__{name}": kind for name, kind in {**depths, **others}.items()})
     noise = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
     jpeg = cv2.imencode(".jpg", noise)[1].tobytes()
     holed = jpeg[: len(jpeg) // 3] + jpeg[len(jpeg) // 2 :]
@@ -382,15 +385,21 @@ def test_compressed_images_good_and_corrupt(robot, start_node):
     assert abs(int(values[0, -1]) - 1000 * FAR_M) <= 20
     robot.spin_until(lambda: robot.answers["/squeezed/depth/camera_info"], "the sibling camera info")
     harmed = {"truncated (Premature end": jpeg[: len(jpeg) // 2], "neither JPEG nor PNG": b"GIF89a", "damaged": holed}
+    bad = set()
     for text, data in harmed.items():
         since = time.monotonic()
         robot.send_until(
-            lambda data=data: robot.send_frame(prefix="/squeezed/", image=compressed_image("jpeg", data)),
+            lambda data=data: bad.add(robot.send_frame(prefix="/squeezed/", image=compressed_image("jpeg", data))),
             lambda text=text: text in node.log,
             text,
         )
-        answered()
+        last = nanoseconds(answered().header.stamp)
         assert said_once(node, text, since)
+    published = {topic: stamps for topic, stamps in robot.answers.items() if topic.startswith("/squeezed/")}
+    assert len(published) == 6
+    for topic, stamps in published.items():  # of each topic in order: what is not there now does not come any more
+        robot.spin_until(lambda stamps=stamps: last in stamps, f"the last frame on {topic}")
+        assert not bad & set(stamps), topic
     assert node.stop() == 0
 
 
