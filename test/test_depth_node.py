@@ -680,12 +680,13 @@ def test_a_harmed_checkpoint_is_named_and_nothing_is_published_until_it_is_mende
     for exported in broken.glob("**/*.onnx"):
         exported.unlink()
     harm(broken)
+    (tmp_path / "file").write_text("in the way")  # the network beside the checkpoint needs no cache
     name = f"/harm_{harm.__name__}/depth_node"
     topic = name.replace("depth_node", "relative_depth")
     robot.listen(**{topic.replace("/", "__"): Image})
     node = start_node(
         program=REAL,
-        parameters={**STATIC, "model.checkpoint": broken, "model.cache_dir": tmp_path / "cache"},
+        parameters={**STATIC, "model.checkpoint": broken, "model.cache_dir": tmp_path / "file" / "cache"},
         arguments=["-r", f"__ns:={name.removesuffix('/depth_node')}"],
     )
     robot.spin_until(lambda: "cannot become inactive" in robot.status(name), "the reason", seconds=60.0)
@@ -701,6 +702,8 @@ def test_a_harmed_checkpoint_is_named_and_nothing_is_published_until_it_is_mende
     answer = floats(robot.frame_answered(topic, name.removesuffix("depth_node")))
     assert np.isfinite(answer).all()
     robot.spin_until(lambda: "cannot become" not in robot.status(name), "an end of the complaint")
+    (told,) = [line for line in node.log.splitlines() if "cannot be written" in line]
+    assert "the self-check will be made at every start: folder" in told
     assert node.stop() == 0
 
 
