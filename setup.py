@@ -57,6 +57,8 @@ setup(
         "fast": FAST,
         "demo": [*OPENVINO, *FAST, *RECORDINGS, "psutil"],
         "ros": ["ros-rclpy[fastrtps]==7.1.6", "ros-common-interfaces==5.3.6"],
+        # By this name `colcon test` learns that pytest is to be used.
+        "test": ["pytest"],
         "dev": ["pytest", "pytest-xdist", "ruff", "colcon-common-extensions"],
     },
     entry_points={

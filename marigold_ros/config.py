@@ -43,7 +43,7 @@ def setting(
     """A dataclass field that carries what a ROS parameter descriptor needs.
 
     `low` and `high` are inclusive; `length` is the number of elements of a tuple of floats; `read_only` settings
-    are fixed when the node is configured.
+    are fixed when the node's process starts: to configure it anew does not read them again.
     """
     facts = {"doc": doc, "low": low, "high": high, "choices": choices, "read_only": read_only, "length": length}
     return dataclasses.field(default=default, metadata=facts)

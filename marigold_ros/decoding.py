@@ -51,6 +51,7 @@ _TO_RGB: dict[str, tuple[int, int | None]] = {
 # Where two pixels have a colour together.
 _PAIRED = ("yuv422", "uyvy", "yuv422_yuy2", "yuyv")
 _JPEG, _PNG, _PNG_END = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"IEND"
+_CHECK_LINK = "check the camera's driver and link, and DDS' profile (ros2 run marigold_ros doctor)"
 # Cheap cameras leave a few bytes after the last pixel, and decoders complain of every frame.
 _LEFT_OVER = re.compile(r"\b[0-9] extraneous bytes before marker 0xd9")
 # sensor_msgs/PointField's numbers of the types that coordinates come in, and of those of times.
@@ -78,6 +79,14 @@ def stamp_ns(header: Header) -> int:
     return header.stamp.sec * 1_000_000_000 + header.stamp.nanosec
 
 
+def require_stamp(header: Header) -> int:
+    """The header's time in nanoseconds; raises `Unusable` where it has none: with equal zeros nothing grows old."""
+    time_ns = stamp_ns(header)
+    if time_ns == 0:
+        raise Unusable("header.stamp=0: tells no time, by which image and scan find each other; set it in the driver")
+    return time_ns
+
+
 def rgb_from_image(message: Image) -> np.ndarray:
     """(H, W, 3) uint8 RGB of an image in any of the usual encodings; of an rgb8 image a read-only view, not a copy."""
     known = _TO_RGB.get(message.encoding)
@@ -92,13 +101,18 @@ def rgb_from_image(message: Image) -> np.ndarray:
     if message.encoding == "mono16":
         # The more significant byte of each pixel, as cv_bridge scales: 65535 is white.
         pixels = np.ascontiguousarray(pixels[..., 0 if message.is_bigendian else 1])
+    return _converted(pixels, message.encoding)
+
+
+def _converted(pixels: np.ndarray, encoding: str) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of pixels in an encoding other than rgb8."""
+    height, width = pixels.shape[:2]
     try:
-        if message.encoding in _PAIRED and message.width % 2:  # OpenCV 4.5 makes up a colour for the last column
+        if encoding in _PAIRED and width % 2:  # OpenCV 4.5 makes up a colour for the last column
             raise cv2.error
-        return cv2.cvtColor(pixels, conversion)
+        return cv2.cvtColor(pixels, _TO_RGB[encoding][1])
     except cv2.error:
-        size = f"{message.width}x{message.height}"
-        raise Unusable(f"image of {size}: too small or of odd width for encoding={message.encoding!r}") from None
+        raise Unusable(f"image of {width}x{height}: too small or of odd width for encoding={encoding!r}") from None
 
 
 def _pixels(message: Image, pixel_bytes: int) -> np.ndarray:
@@ -113,7 +127,10 @@ def _pixels(message: Image, pixel_bytes: int) -> np.ndarray:
         )
     needed = step * (height - 1) + width * pixel_bytes  # the last row may come without padding
     if size < needed:
-        raise Unusable(f"image data of {size} bytes: {width}x{height} {message.encoding!r} has {needed}; truncated")
+        raise Unusable(
+            f"image data of {size} bytes: {width}x{height} {message.encoding!r} has {needed}; truncated, check the "
+            "camera driver"
+        )
     pixels = np.ndarray((height, width, pixel_bytes), np.uint8, message.data, strides=(step, pixel_bytes, 1))
     pixels.flags.writeable = False
     return pixels
@@ -138,19 +155,38 @@ def _depth_values(message: Image) -> tuple[np.ndarray, float]:
 
 
 def rgb_from_compressed(message: CompressedImage) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of a JPEG or PNG image; those that the decoder finds damaged are refused."""
+    """(H, W, 3) uint8 RGB of a JPEG or PNG image; those that the decoder finds damaged are refused.
+
+    A Bayer mosaic, which compressed_image_transport compresses as if it were a grey image, gets its colours.
+    """
     data = memoryview(message.data)
+    encoding = message.format.partition(";")[0].strip()
+    if encoding.startswith("bayer_") and encoding not in _TO_RGB:
+        known = ", ".join(name for name in _TO_RGB if name.startswith("bayer_"))
+        raise Unusable(f"format={message.format!r}: a mosaic must be one of {known}; set the camera driver's encoding")
     if bytes(data[: len(_JPEG)]) == _JPEG:
-        return _rgb_from_jpeg(data)
-    if bytes(data[: len(_PNG)]) != _PNG:
-        raise Unusable(f"format={message.format!r} of {len(data)} bytes: is neither JPEG nor PNG")
+        rgb = _rgb_from_jpeg(data)
+    elif bytes(data[: len(_PNG)]) == _PNG:
+        rgb = _rgb_from_png(data)
+    else:
+        raise Unusable(
+            f"format={message.format!r} of {len(data)} bytes: is neither JPEG nor PNG; set what compresses the images "
+            "to jpeg or png, or image.transport to 'raw'"
+        )
+    grey = rgb[..., 0]
+    if encoding.startswith("bayer_") and (rgb == grey[..., None]).all():  # else something gave it its colours before
+        return _converted(np.ascontiguousarray(grey), encoding)
+    return rgb
+
+
+def _rgb_from_png(data: memoryview) -> np.ndarray:
     # OpenCV fills what is missing of a PNG with black and says nothing.
     if _PNG_END not in bytes(data[-1024:]):
-        raise Unusable(f"PNG of {len(data)} bytes: its end is missing; truncated on the way")
+        raise Unusable(f"PNG of {len(data)} bytes: its end is missing; {_CHECK_LINK}")
     # The camera info belongs to the pixels as the sensor sent them, so an orientation tag must not turn the image.
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if pixels is None:
-        raise Unusable(f"PNG of {len(data)} bytes: cannot be decoded; corrupt")
+        raise Unusable(f"PNG of {len(data)} bytes: cannot be decoded; {_CHECK_LINK}")
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
@@ -164,7 +200,7 @@ def _rgb_from_jpeg(data: memoryview) -> np.ndarray:
         return decode_jpeg(data, "RGB", strict=True)
     except ValueError as problem:
         if not _LEFT_OVER.search(str(problem)):
-            raise Unusable(f"JPEG of {len(data)} bytes: is damaged or truncated ({problem})") from None
+            raise Unusable(f"JPEG of {len(data)} bytes: is damaged or truncated ({problem}); {_CHECK_LINK}") from None
     return decode_jpeg(data, "RGB", strict=False)
 
 
@@ -218,7 +254,7 @@ def points_from_cloud(message: PointCloud2) -> np.ndarray:
     if row_step < step * columns or len(message.data) < needed:
         raise Unusable(
             f"cloud data of {len(message.data)} bytes, row_step={message.row_step}: {columns}x{rows} points of "
-            f"{step} bytes need {needed}; truncated"
+            f"{step} bytes need {needed}; truncated, check the sensor's driver"
         )
     points = np.empty((rows, columns, 3), np.float32)
     fields = {field.name: field for field in message.fields}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
@@ -16,13 +16,38 @@ from marigold_ros.tracker import FAULT, HOLD, RELATIVE
 
 # Rates and percentiles cover this much of the past.
 _WINDOW_S = 10.0
-_WINDOW_FRAMES = 300
 # While one of these problems stands no image is answered, whatever the last one that was answered says.
 _NO_ANSWER = ("image", "camera_info", "frame")
 # Latencies beyond this say that stamps and node live by different clocks, not that the node is slow.
 _SANE_LATENCY_S = 3600.0
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
+
+
+class _Window:
+    """Numbers of the last `_WINDOW_S` seconds with the times at which they came."""
+
+    def __init__(self) -> None:
+        self._kept: deque[tuple[float, float]] = deque()
+
+    def add(self, now: float, value: float = 0.0) -> None:
+        """Take a number."""
+        self._forget_before(now)
+        self._kept.append((now, value))
+
+    def times(self, now: float) -> list[float]:
+        """When they came, the oldest first."""
+        self._forget_before(now)
+        return [time_s for time_s, _ in self._kept]
+
+    def values(self, now: float) -> list[float]:
+        """The numbers, the oldest first."""
+        self._forget_before(now)
+        return [value for _, value in self._kept]
+
+    def _forget_before(self, now: float) -> None:
+        while self._kept and now - self._kept[0][0] > _WINDOW_S:
+            self._kept.popleft()
 
 
 class Diagnostics:
@@ -43,9 +68,9 @@ class Diagnostics:
         """Forget counts, windows and standing problems: a new configuration starts."""
         with self._lock:
             self._counts: Counter[str] = Counter()
-            self._times: dict[str, deque[float]] = {}
-            self._latencies_s: deque[float] = deque(maxlen=_WINDOW_FRAMES)
-            self._stages_s: dict[str, deque[float]] = {}
+            self._events: dict[str, _Window] = {}
+            self._latencies_s = _Window()
+            self._stages_s: dict[str, _Window] = {}
             self._problems.clear()
             self._facts.clear()
             self._frame: FrameDepth | None = None
@@ -60,7 +85,7 @@ class Diagnostics:
         """Note that `event` ('image', 'scan', 'unusable', 'failed', …) happened now."""
         with self._lock:
             self._counts[event] += 1
-            self._times.setdefault(event, deque(maxlen=_WINDOW_FRAMES)).append(self._clock())
+            self._events.setdefault(event, _Window()).add(self._clock())
 
     def problem(self, key: str, text: str, level: bytes = WARN) -> None:
         """Something is wrong, until `solved(key)`."""
@@ -83,9 +108,10 @@ class Diagnostics:
     def frame(self, frame: FrameDepth, stamp_ns: int, latency_s: float, metric: bool) -> None:
         """Note an answered image; `metric` says whether metres were asked for."""
         with self._lock:
-            self._latencies_s.append(latency_s)
+            now = self._clock()
+            self._latencies_s.add(now, latency_s)
             for stage, seconds in frame.stage_s.items():
-                self._stages_s.setdefault(stage, deque(maxlen=_WINDOW_FRAMES)).append(seconds)
+                self._stages_s.setdefault(stage, _Window()).add(now, seconds)
             self._frame = frame
             off = metric and frame.depth_m is None
             if not off:
@@ -145,18 +171,19 @@ class Diagnostics:
         numbers["frames failed"] = str(self._counts["failed"])
         numbers |= self._latency_numbers()
         for stage, seconds in self._stages_s.items():
-            numbers |= _percentiles(f"{stage} time", seconds)
+            numbers |= _percentiles(f"{stage} time", seconds.values(self._clock()))
         return numbers | self._fit_numbers(state) | self._calibration_numbers()
 
     def _scan_events(self) -> list[str]:
         """'scan', and those of further range sensors: 'range2 scan'."""
-        return ["scan", *sorted(event for event in self._times if event.endswith(" scan"))]
+        return ["scan", *sorted(event for event in self._events if event.endswith(" scan"))]
 
     def _latency_numbers(self) -> dict[str, str]:
-        if self._latencies_s and abs(self._latencies_s[-1]) > _SANE_LATENCY_S:
+        latencies_s = self._latencies_s.values(self._clock())
+        if latencies_s and abs(latencies_s[-1]) > _SANE_LATENCY_S:
             note = "stamps and node clock differ; set use_sim_time, or synchronise the clocks"
-            return {"latency": f"{self._latencies_s[-1]:.0f} s ({note})"}
-        return _percentiles("latency stamp to publish", self._latencies_s)
+            return {"latency": f"{latencies_s[-1]:.0f} s ({note})"}
+        return _percentiles("latency stamp to publish", latencies_s)
 
     def _fit_numbers(self, state: str) -> dict[str, str]:
         if state != "active":
@@ -182,7 +209,7 @@ class Diagnostics:
     def _rate(self, event: str) -> float:
         """Events per second over the window."""
         now = self._clock()
-        recent = [t for t in self._times.get(event, ()) if now - t <= _WINDOW_S]
+        recent = self._events[event].times(now) if event in self._events else []
         if len(recent) < 2:
             return len(recent) / _WINDOW_S
         # From the first event to now, so that a topic that stops fades out instead of keeping its rate.
@@ -225,10 +252,9 @@ def metric_status(frame: FrameDepth, header: Header, name: str) -> DiagnosticArr
     return DiagnosticArray(header=header, status=[DiagnosticStatus(level=level, name=name, message=text, values=pairs)])
 
 
-def _percentiles(name: str, seconds: Iterable[float]) -> dict[str, str]:
-    """p50 and p95 in milliseconds."""
-    values = list(seconds)
-    if not values:
+def _percentiles(name: str, seconds: Sequence[float]) -> dict[str, str]:
+    """p50 and p95 in milliseconds; nothing of none."""
+    if not seconds:
         return {}
-    p50, p95 = np.percentile(values, (50, 95)) * 1e3
+    p50, p95 = np.percentile(seconds, (50, 95)) * 1e3
     return {f"{name} p50 (ms)": f"{p50:.1f}", f"{name} p95 (ms)": f"{p95:.1f}"}

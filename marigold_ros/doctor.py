@@ -26,7 +26,7 @@ import numpy as np
 
 from marigold_ros import compiled
 from marigold_ros.checkpoints import BUNDLED, describe, find_checkpoint
-from marigold_ros.config import Unusable
+from marigold_ros.config import Unusable, one_line
 from marigold_ros.estimator import GPU_SIGNS
 from marigold_ros.export import TENSORRT_PACKAGES, cache_folder, cached_files, intact, ready_file
 from marigold_ros.parts import Parts, all_parts
@@ -288,8 +288,10 @@ def exported(path: Path) -> Finding:
     """The self-check of an exported network, made anew."""
     if not _version("openvino"):
         return Finding(NOTE, f"{path}: not checked, OpenVINO is not installed", _pip("openvino"))
-    from marigold_ros.engines.openvino_engine import OpenVinoEngine
-
+    try:
+        from marigold_ros.engines.openvino_engine import OpenVinoEngine
+    except Exception as error:  # ImportError, or whatever else a broken installation raises
+        return Finding(WRONG, f"OpenVINO cannot be loaded ({one_line(error)})", _pip("--force-reinstall openvino"))
     try:
         engine = OpenVinoEngine(path)
         found = verdict(engine, path)

@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import shlex
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from marigold_ros.canonical import check_focal, focal_after_resize
 from marigold_ros.checkpoints import CheckpointInfo, describe, find_checkpoint, require_single_step, with_tiny_vae
-from marigold_ros.config import ModelConfig, Unusable
+from marigold_ros.config import ModelConfig, Unusable, one_line
 from marigold_ros.disagreement import SECOND_PASS, disagreement
 from marigold_ros.export import TENSORRT_PACKAGES, cache_folder, onnx_file, ready_file
 from marigold_ros.family import DEPTH, NORMALS
@@ -285,7 +286,8 @@ def _open(
         return _open_tensorrt(info, config, size)
     if name == "openvino":
         return _open_openvino(info, config, export, size)
-    from marigold_ros.engines.torch_engine import TorchEngine
+    with _loading("torch", "torch"):
+        from marigold_ros.engines.torch_engine import TorchEngine
 
     return TorchEngine(info, config.threads), ""
 
@@ -312,14 +314,22 @@ def _torch_sees_gpu() -> bool:
         return False
 
 
-def _open_tensorrt(info: CheckpointInfo, config: ModelConfig, size: tuple[int, int]) -> tuple[Engine, str]:
+@contextmanager
+def _loading(engine: str, library: str) -> Iterator[None]:
+    """Turn what a broken installation of the library raises when it is imported into a sentence."""
     try:
+        yield
+    except Exception as error:  # ImportError, or anything else
+        raise Unusable(
+            f"model.engine={engine!r}: {library} cannot be loaded ({one_line(error)}); run 'ros2 run marigold_ros "
+            "doctor'"
+        ) from error
+
+
+def _open_tensorrt(info: CheckpointInfo, config: ModelConfig, size: tuple[int, int]) -> tuple[Engine, str]:
+    with _loading("tensorrt", "TensorRT"):
         from marigold_ros.engines.cuda import gpu
         from marigold_ros.engines.tensorrt_ready import open_built
-    except Exception as error:  # ImportError of a library, or whatever a broken installation raises
-        raise Unusable(
-            f"model.engine='tensorrt': TensorRT cannot be loaded ({error}); run 'ros2 run marigold_ros doctor'"
-        ) from error
     gpu()  # before advice that would not help without one
     cache = cache_folder(config.cache_dir)
     parts = ready_parts(info, *size, cache, config.int8)
@@ -345,6 +355,11 @@ def _open_openvino(
             f"model.width={size[0]}, model.height={size[1]}: with OpenVINO checkpoint {info.name!r} needs multiples of "
             f"{info.multiple}; the nearest is {nearest}"
         )
+    with _loading("openvino", "OpenVINO"):  # before an export that takes half a minute
+        from marigold_ros.engines.openvino_core import openvino_core
+        from marigold_ros.engines.openvino_engine import OpenVinoEngine
+
+        openvino_core()
     cache = cache_folder(config.cache_dir)
     path = onnx_file(info, cache) if export else ready_file(info, cache)
     if path is None:
@@ -352,8 +367,6 @@ def _open_openvino(
             f"model.checkpoint={config.checkpoint!r}: is not exported for OpenVINO yet; run: "
             f"{_export_command(config, cache)}"
         )
-    from marigold_ros.engines.openvino_engine import OpenVinoEngine
-
     engine = OpenVinoEngine(path, config.threads)
     found = kept_verdict(engine, engine.identity, path, cache)
     if not found.passed:

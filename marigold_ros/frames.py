@@ -22,6 +22,8 @@ from marigold_ros.pipeline import Estimator, FrameDepth, Pipeline
 from marigold_ros.sources import RangeSources
 
 ImageMessage = Image | CompressedImage
+# An image that is late by less came out of order; by more, or with the next one after it, it is a time started again.
+_LATE_S = 1.0
 
 
 class FrameProcessor:
@@ -47,6 +49,7 @@ class FrameProcessor:
         self._info: CameraInfo | None = None
         self._camera: tuple[tuple, Camera] | None = None
         self._newest_ns = 0
+        self._late_ns: int | None = None  # the time of the image before, if that was late
 
     def on_camera_info(self, message: CameraInfo) -> None:
         """Keep the newest camera info."""
@@ -75,8 +78,9 @@ class FrameProcessor:
             # The first look at a camera's shape compiles the network for it: better now than when somebody waits.
             if self._info is None or self._camera is not None:
                 return
-        config, image_ns = self._config(), decoding.stamp_ns(message.header)
-        self._notice_time(image_ns)
+        config, image_ns = self._config(), decoding.require_stamp(message.header)
+        if not self._in_order(image_ns):
+            return
         self._sources.expect(image_ns)
         start = time.perf_counter()
         compressed = isinstance(message, CompressedImage)
@@ -147,13 +151,24 @@ class FrameProcessor:
         self._diagnostics.solved("camera_info")
         return self._camera[1]
 
-    def _notice_time(self, image_ns: int) -> None:
-        """When time runs backwards (a bag that starts again), forget what was known of the future."""
-        if image_ns < self._newest_ns:
-            back_s = (self._newest_ns - image_ns) * 1e-9
+    def _in_order(self, image_ns: int) -> bool:
+        """Whether to answer an image of this time; a single one that is a little late is dropped.
+
+        When time runs backwards (a bag that starts again), what was known of the future is forgotten.
+        """
+        back_s, late_ns = (self._newest_ns - image_ns) * 1e-9, self._late_ns
+        self._late_ns = None
+        if back_s > 0.0:
+            if back_s < _LATE_S and (late_ns is None or image_ns <= late_ns):
+                self._late_ns = image_ns
+                self._diagnostics.count("unusable")
+                text = f"header.stamp is {back_s:.3f} s before that of an earlier image"
+                self._complain(self._topics["image"], text, "dropped")
+                return False
             self._complain(self._topics["image"], f"time went back by {back_s:.3f} s", "starting anew")
             self._sources.forget_after(image_ns, self._config())
         self._newest_ns = image_ns
+        return True
 
     def _unusable(self, topic: str, problem: Unusable) -> None:
         """Drop, count, say once."""

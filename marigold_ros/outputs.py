@@ -85,13 +85,7 @@ class Outputs:
         self._publishers: list[LifecyclePublisher] = []
         try:
             self._depth = self._publisher(Image, "depth")
-            info = info_topic(self._depth.topic_name)
-            if info == node.resolve_topic_name("camera_info"):
-                raise Unusable(
-                    f"topic {self._depth.topic_name!r}: its camera info would go to {info!r}, where the camera's own "
-                    "is; remap depth to another namespace, e.g. depth:=/depth"
-                )
-            self._info = self._publisher(CameraInfo, info)
+            self._info = self._publisher(CameraInfo, self._info_topic())
             self._points = self._publisher(PointCloud2, "points")
             self._relative = self._publisher(Image, "relative_depth")
             self._visual = self._publisher(Image, "depth/visual")
@@ -141,6 +135,17 @@ class Outputs:
         """Remove the topics."""
         for publisher in self._publishers:
             self._node.destroy_lifecycle_publisher(publisher)
+
+    def _info_topic(self) -> str:
+        """The depth's camera info; raises `Unusable` where that, remapped as every name is, is the camera's own."""
+        info = info_topic(self._depth.topic_name)
+        resolved = self._node.resolve_topic_name(info)
+        if resolved == self._node.resolve_topic_name("camera_info"):
+            raise Unusable(
+                f"topic {self._depth.topic_name!r}: its camera info would go to {resolved!r}, where the camera's own "
+                "is; remap depth to another namespace, e.g. depth:=/depth"
+            )
+        return info
 
     def _publisher(self, kind: type, topic: str) -> LifecyclePublisher:
         profile = qos(self._profile, depth=2)

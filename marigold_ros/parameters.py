@@ -74,7 +74,7 @@ def descriptor(field: dataclasses.Field) -> ParameterDescriptor:
 def as_yaml(config: Config) -> str:
     """`config/depth.yaml`: every parameter with its description, `python -m marigold_ros.parameters` prints it."""
     lines = ["# Every parameter of depth_node with its default. Written by `python -m marigold_ros.parameters`."]
-    lines += ["/**:", "  ros__parameters:"]
+    lines += ["# What is read-only is fixed when the node's process starts.", "/**:", "  ros__parameters:"]
     section = ""
     for name, field, value in settings(config):
         head, key = name.split(".", 1)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from marigold_ros.config import Unusable
-from marigold_ros.decoding import RangePoints, stamp_ns
+from marigold_ros.decoding import RangePoints, require_stamp, stamp_ns
 
 # At 10 to 20 Hz this reaches a second back, with the largest clouds a fraction of one: memory stays bounded whatever
 # the sensor does. A network that takes longer gets its scan nevertheless: see `expect`.
@@ -51,10 +51,22 @@ class ScanBuffer:
         self._decoded: tuple[Any, StampedPoints] | None = None
         self._expected_ns: int | None = None
         self._held: Any | None = None
+        # What is wrong with the stamp of the newest message.
+        self._unstamped: Unusable | None = None
         self._lock = threading.Lock()
 
     def add(self, message: Any) -> None:
-        """Take a message; one from before the newest means that time started again, and the old ones go."""
+        """Take a message; one from before the newest means that time started again, and the old ones go.
+
+        One without a time is reported to `on_unusable` and not kept.
+        """
+        try:
+            require_stamp(message.header)
+            self._unstamped = None
+        except Unusable as problem:
+            self._unstamped = problem
+            self._on_unusable(problem)
+            return
         with self._lock:
             if self._messages and self._stamp(message) < self._stamp(self._messages[-1]):
                 self._messages.clear()
@@ -80,7 +92,9 @@ class ScanBuffer:
 
         Scans that cannot be read are reported to `on_unusable`, once, and dropped.
         """
-        nothing = Unusable(f"no scan; check the topic, its type ({self._section}.type) and its QoS (image.reliability)")
+        nothing = self._unstamped or Unusable(
+            f"no scan; check the topic, its type ({self._section}.type) and its QoS (image.reliability)"
+        )
         while True:
             with self._lock:
                 message = min(self._all(), key=lambda m: abs(self._stamp(m) - image_ns), default=None)

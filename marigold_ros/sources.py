@@ -52,6 +52,10 @@ class RangeSource:
             self._decode, lambda problem: on_unusable(self.name, problem), self.name, settings.time_offset_s
         )
         self._type = settings.type
+        # The sibling of an `image…` topic, as image_transport has it, else below the topic.
+        self._info_topic = info_topic(self.topic)
+        if self._type == "depth_image":
+            self._require_own_info(node)
         self._info: CameraInfo | None = None
         # Points' own times serve where it is known how the sensor moved.
         self._timed = settings.fixed_frame != "" and settings.point_times
@@ -84,10 +88,14 @@ class RangeSource:
         age_s = 0.0 if moved else (between[1] - found.stamp_ns) * 1e-9
         return Scan(found.points, camera_from_lidar, settings, sweep, age_s, found.stamp_ns), unmoved
 
-    @property
-    def _info_topic(self) -> str:
-        """The sibling of an `image…` topic, as image_transport has it, else below the topic."""
-        return info_topic(self.topic)
+    def _require_own_info(self, node: Node) -> None:
+        """Raise `Unusable` where the remapping of `camera_info` would lead to the colour camera's intrinsics."""
+        colours = node.resolve_topic_name("camera_info")
+        if self._info_topic == node.resolve_topic_name("camera_info", only_expand=True) != colours:
+            raise Unusable(
+                f"topic {self.topic!r}: its camera info {self._info_topic!r} is remapped to {colours!r}, that of the "
+                f"colour camera; remap {self.name} to another namespace, e.g. {self.name}:=/tof/image"
+            )
 
     def _keep_info(self, message: CameraInfo) -> None:
         self._info = message

@@ -126,22 +126,46 @@ def test_depth_launch_starts_the_node_with_the_shipped_parameters(launch_stub):
     assert node.kwargs["remappings"] == []
 
 
-def test_depth_launch_has_the_promised_arguments(launch_stub):
-    actions = described(PROJECT / "launch" / "depth.launch.py")
-    declared = {a.args[0] for a in actions if type(a).__name__ == "DeclareLaunchArgument"}
-    promised = (
-        "namespace params_file image camera_info range range2 range3 depth points tf tf_static checkpoint engine "
-        "use_sim_time log_level rviz"
-    )
-    assert set(promised.split()) <= declared
+def remapped(topic):
+    return lambda *nodes: [dict(node.kwargs["remappings"])[topic] for node in nodes]
 
 
-def test_depth_launch_arguments_reach_the_node(launch_stub):
+def overridden(name):
+    return lambda node, rviz: [node.kwargs["parameters"][1][name]]
+
+
+# Every argument of depth.launch.py with a value, and where that is to be found in the node and in RViz.
+FORWARDED = {
+    "namespace": ("front", lambda *nodes: [node.kwargs["namespace"] for node in nodes]),
+    "params_file": ("mine.yaml", lambda node, rviz: node.kwargs["parameters"][:1]),
+    **{
+        name: (f"/rig/{name}", remapped(name))
+        for name in ("image", "camera_info", "range", "range2", "range3", "depth", "points")
+    },
+    **{name: (name, remapped(f"/{name}")) for name in ("tf", "tf_static")},
+    "checkpoint": ("here", overridden("model.checkpoint")),
+    "engine": ("torch", overridden("model.engine")),
+    "use_sim_time": ("true", lambda *nodes: [str(node.kwargs["parameters"][-1]["use_sim_time"]) for node in nodes]),
+    "log_level": ("debug", lambda node, rviz: [node.kwargs["arguments"][-1]]),
+    "rviz": ("true", lambda node, rviz: [str(rviz.kwargs["executable"] == "rviz2")]),
+    "fixed_frame": ("map", lambda node, rviz: [rviz.kwargs["arguments"][-1]]),
+}
+
+
+@pytest.mark.parametrize("name", FORWARDED)
+def test_each_argument_of_depth_launch_reaches_what_is_started(launch_stub, name):
+    value, found_in = FORWARDED[name]
+    nodes = started(described(PROJECT / "launch" / "depth.launch.py"), **{"rviz": "true", name: value})
+    found = found_in(*nodes)
+    assert found
+    assert {str(each).lower() for each in found} == {value}
+
+
+def test_depth_launch_has_no_other_arguments(launch_stub):
     actions = described(PROJECT / "launch" / "depth.launch.py")
-    node, rviz = started(actions, image="/camera/image", engine="torch", rviz="true", namespace="front")
-    assert node.kwargs["parameters"][1]["model.engine"] == "torch"
-    assert node.kwargs["remappings"] == [("image", "/camera/image")]
-    assert node.kwargs["namespace"] == rviz.kwargs["namespace"] == "front"
+    assert {a.args[0] for a in actions if type(a).__name__ == "DeclareLaunchArgument"} == FORWARDED.keys()
+    assert len(started(actions, rviz="false")) == 1
+    rviz = started(actions, rviz="true")[1]
     assert Path(rviz.kwargs["arguments"][1]).is_file()
 
 
@@ -173,8 +197,13 @@ def test_demo_launch_plays_the_bundled_recording_into_the_node(launch_stub):
     recording, *options = player.kwargs["arguments"]
     assert Path(recording).is_dir()
     assert options == ["--raw", "--loop"]
+    (player,) = started(actions, recording="mine.mcap", loop="false")
+    assert player.kwargs["arguments"] == ["mine.mcap", "--raw"]
     (include,) = [a for a in actions if type(a).__name__ == "IncludeLaunchDescription"]
     assert Path(include.args[0].args[0]).is_file()
     passed_on = dict(include.kwargs["launch_arguments"])
     declared = {a.args[0] for a in described(PROJECT / "launch" / "depth.launch.py") if "default_value" in a.kwargs}
     assert set(passed_on) <= declared
+    forwarded = {name: value.args[0] for name, value in passed_on.items() if not isinstance(value, str)}
+    own = {a.args[0] for a in actions if type(a).__name__ == "DeclareLaunchArgument"}
+    assert forwarded == {name: name for name in own - {"recording", "loop"}}

@@ -1,6 +1,7 @@
 """The node as its own process, over real DDS: frames, bad input, parameters, lifecycle, shutdown."""
 
 import hashlib
+import os
 import shutil
 import signal
 import time
@@ -14,14 +15,14 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.msg import Parameter, ParameterValue
-from rcl_interfaces.srv import DescribeParameters, SetParameters
-from rclpy.qos import ReliabilityPolicy
+from rcl_interfaces.srv import DescribeParameters, GetParameters, SetParameters
+from rclpy.qos import DurabilityPolicy, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan, PointCloud2
 
 from flat_scene_node import FAR_M, NEAR_M, depth_m, relative_depth
 from marigold_ros.checkpoints import describe
 from marigold_ros.config import Unusable
-from marigold_ros.export import cached_file, onnx_file
+from marigold_ros.export import cached_file, onnx_file, ready_file
 from marigold_ros.selfcheck import reference_of
 from ros_harness import (
     FOCAL_PX,
@@ -36,6 +37,7 @@ from ros_harness import (
     good_image,
     good_info,
     lidar_points,
+    nanoseconds,
     stamp,
 )
 
@@ -364,7 +366,9 @@ def test_compressed_images_good_and_corrupt(robot, start_node):
         parameters={**STATIC, "image.transport": "compressed", "output.depth_encoding": "16UC1"},
         arguments=["-r", "__ns:=/squeezed", "-r", "depth:=depth/image_raw"],
     )
-    robot.listen(__squeezed__depth__image_raw=Image, __squeezed__depth__camera_info=CameraInfo)
+    depths = {"depth__image_raw": Image, "depth__camera_info": CameraInfo}
+    others = {"depth__status": DiagnosticArray, "points": PointCloud2, "relative_depth": Image, "depth__visual": Image}
+    robot.listen(**{f"__squeezed__{name}": kind for name, kind in {**depths, **others}.items()})
     noise = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
     jpeg = cv2.imencode(".jpg", noise)[1].tobytes()
     holed = jpeg[: len(jpeg) // 3] + jpeg[len(jpeg) // 2 :]
@@ -381,15 +385,21 @@ def test_compressed_images_good_and_corrupt(robot, start_node):
     assert abs(int(values[0, -1]) - 1000 * FAR_M) <= 20
     robot.spin_until(lambda: robot.answers["/squeezed/depth/camera_info"], "the sibling camera info")
     harmed = {"truncated (Premature end": jpeg[: len(jpeg) // 2], "neither JPEG nor PNG": b"GIF89a", "damaged": holed}
+    bad = set()
     for text, data in harmed.items():
         since = time.monotonic()
         robot.send_until(
-            lambda data=data: robot.send_frame(prefix="/squeezed/", image=compressed_image("jpeg", data)),
+            lambda data=data: bad.add(robot.send_frame(prefix="/squeezed/", image=compressed_image("jpeg", data))),
             lambda text=text: text in node.log,
             text,
         )
-        answered()
+        last = nanoseconds(answered().header.stamp)
         assert said_once(node, text, since)
+    published = {topic: stamps for topic, stamps in robot.answers.items() if topic.startswith("/squeezed/")}
+    assert len(published) == 6
+    for topic, stamps in published.items():  # of each topic in order: what is not there now does not come any more
+        robot.spin_until(lambda stamps=stamps: last in stamps, f"the last frame on {topic}")
+        assert not bad & set(stamps), topic
     assert node.stop() == 0
 
 
@@ -481,6 +491,28 @@ def test_a_bad_start_value_stops_the_node_with_the_reason(start_node, parameters
     assert node.process.wait(30) == 1
     assert sentence in node.log
     assert "Traceback" not in node.log
+
+
+INPUT_DEPTHS = {"image": 1, "camera_info": 1, "range": 5}  # images count when they are new; scans are all looked at
+ALL_OUTPUTS = [*(name.replace("__", "/") for name in OUTPUTS), "depth/visual", "depth/sigma", "confidence"]
+
+
+def test_inputs_are_best_effort_and_short_and_outputs_reliable(listening):
+    """Reliability as DDS tells everybody; depth, which DDS does not tell, as the node does."""
+    found = {
+        **{t: listening.node.get_subscriptions_info_by_topic(PREFIX + t) for t in INPUT_DEPTHS},
+        **{t: listening.node.get_publishers_info_by_topic(PREFIX + t) for t in ALL_OUTPUTS},
+    }
+    for topic, ends in found.items():
+        (end,) = ends
+        wanted = ReliabilityPolicy.BEST_EFFORT if topic in INPUT_DEPTHS else ReliabilityPolicy.RELIABLE
+        assert (end.node_name, end.qos_profile.reliability) == ("depth_node", wanted), topic
+        assert end.qos_profile.durability == DurabilityPolicy.VOLATILE, topic
+    ends = {t: "subscription" for t in INPUT_DEPTHS} | {t: "publisher" for t in ALL_OUTPUTS}
+    names = [f"qos_overrides.{PREFIX}{topic}.{end}.depth" for topic, end in ends.items()]
+    request = GetParameters.Request(names=names)
+    values = listening.call(GetParameters, PREFIX + "depth_node/get_parameters", request).values
+    assert [value.integer_value for value in values] == [INPUT_DEPTHS.get(topic, 2) for topic in ends]
 
 
 def test_qos_can_be_overridden_and_a_bad_override_is_named(robot, start_node):
@@ -648,12 +680,13 @@ def test_a_harmed_checkpoint_is_named_and_nothing_is_published_until_it_is_mende
     for exported in broken.glob("**/*.onnx"):
         exported.unlink()
     harm(broken)
+    (tmp_path / "file").write_text("in the way")  # the network beside the checkpoint needs no cache
     name = f"/harm_{harm.__name__}/depth_node"
     topic = name.replace("depth_node", "relative_depth")
     robot.listen(**{topic.replace("/", "__"): Image})
     node = start_node(
         program=REAL,
-        parameters={**STATIC, "model.checkpoint": broken, "model.cache_dir": tmp_path / "cache"},
+        parameters={**STATIC, "model.checkpoint": broken, "model.cache_dir": tmp_path / "file" / "cache"},
         arguments=["-r", f"__ns:={name.removesuffix('/depth_node')}"],
     )
     robot.spin_until(lambda: "cannot become inactive" in robot.status(name), "the reason", seconds=60.0)
@@ -669,6 +702,8 @@ def test_a_harmed_checkpoint_is_named_and_nothing_is_published_until_it_is_mende
     answer = floats(robot.frame_answered(topic, name.removesuffix("depth_node")))
     assert np.isfinite(answer).all()
     robot.spin_until(lambda: "cannot become" not in robot.status(name), "an end of the complaint")
+    (told,) = [line for line in node.log.splitlines() if "cannot be written" in line]
+    assert "the self-check will be made at every start: folder" in told
     assert node.stop() == 0
 
 
@@ -702,10 +737,12 @@ def test_torch_runs_a_checkpoint_whose_cached_network_is_cut_in_half(
     robot, start_node, checkpoint, without_onnx, tmp_path
 ):
     cached = cached_file(describe(without_onnx), tmp_path)
-    whole = (checkpoint / "model.onnx").read_bytes()
-    cached.write_bytes(whole[: len(whole) // 2])
-    shutil.copy(reference_of(checkpoint / "model.onnx"), reference_of(cached))
-    cached.with_suffix(".sha256").write_text(hashlib.sha256(whole).hexdigest())
+    for of in (lambda network: network, reference_of):
+        shutil.copy(of(checkpoint / "model.onnx"), of(cached))
+    checksums = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (cached, reference_of(cached))]
+    cached.with_suffix(".sha256").write_text("".join(f"{checksum}\n" for checksum in checksums))
+    assert ready_file(describe(without_onnx), tmp_path) == cached  # so that it is the cut that it is refused for
+    os.truncate(cached, cached.stat().st_size // 2)
     node = start_node(
         program=REAL,
         parameters={**STATIC, "model.checkpoint": without_onnx, "model.cache_dir": tmp_path},

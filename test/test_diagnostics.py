@@ -63,6 +63,21 @@ def test_rates_and_latencies_are_those_of_the_last_seconds(watched):
     assert (values["images dropped"], values["published total"]) == ("3", "21")
 
 
+def test_percentiles_and_rates_forget_what_is_older_than_ten_seconds(watched):
+    """However many frames that were: of a slow network few, of a fast camera more than any fixed number."""
+    watched.diagnostics.frame(good(network=0.9), 0, 2.0, metric=True)
+    watched.now = 10.5
+    watched.diagnostics.frame(good(network=0.04), 0, 0.05, metric=True)
+    _, values = watched.status()
+    assert (values["latency stamp to publish p95 (ms)"], values["network time p95 (ms)"]) == ("50.0", "40.0")
+    watched.now = 21.0
+    assert not [key for key in watched.status()[1] if "p50" in key or key.startswith("latency")]
+    for i in range(1001):
+        watched.now = 30.0 + i * 0.01
+        watched.diagnostics.frame(good(), 0, 0.5 if i < 600 else 0.1, metric=True)
+    assert watched.status()[1]["latency stamp to publish p50 (ms)"] == "500.0"
+
+
 def test_a_topic_that_stops_fades_out(watched):
     for i in range(21):
         watched.now = i * 0.1

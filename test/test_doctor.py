@@ -87,6 +87,14 @@ def test_a_checkpoint_that_is_not_exported_comes_with_the_command(small_export, 
     assert finding.mend == f"ros2 run marigold_ros export --checkpoint {small_export[0]}"
 
 
+def test_openvino_that_cannot_be_loaded(cache, monkeypatch):
+    network = next(cache.glob("*.onnx"))
+    monkeypatch.setitem(sys.modules, "marigold_ros.engines.openvino_engine", None)
+    finding = doctor.exported(network)
+    assert (finding.level, finding.text[:28]) == (doctor.WRONG, "OpenVINO cannot be loaded (i")
+    assert "--force-reinstall openvino" in finding.mend
+
+
 def test_torch_that_cannot_be_loaded(monkeypatch):
     # None in the place of a module has importing it raise ImportError.
     monkeypatch.setitem(sys.modules, "torch", None)

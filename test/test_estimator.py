@@ -1,6 +1,7 @@
 """The estimator: any image in, relative depth at its size out; every engine answers like torch."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -149,6 +150,24 @@ def test_an_engine_that_is_not_installed_is_named_with_the_way_out(small, monkey
     monkeypatch.setattr(module, "_installed", lambda package: False)
     with pytest.raises(Unusable, match="pip install"):
         load_estimator(ModelConfig(engine="openvino", **small))
+
+
+def test_an_engine_that_is_there_but_broken_is_named_and_auto_goes_on(small, monkeypatch, caplog):
+    """None in the place of a module has importing it raise ImportError."""
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    for name in [name for name in sys.modules if name.startswith("marigold_ros.engines.openvino")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(module, "_installed", lambda name: name != "tensorrt")
+    sentence = r"model\.engine='openvino': OpenVINO cannot be loaded \(.*openvino.*\); run .*doctor"
+    with pytest.raises(Unusable, match=sentence):
+        load_estimator(ModelConfig(engine="openvino", **small), export=False)
+    opened = load_estimator(ModelConfig(**small), export=False)
+    assert opened.engine.startswith("torch")
+    assert re.search(rf"{sentence}.* \(until then torch runs it", caplog.text)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "marigold_ros.engines.torch_engine")
+    with pytest.raises(Unusable, match=r"model\.engine='torch': torch cannot be loaded"):
+        load_estimator(ModelConfig(**small), export=False)
 
 
 def test_a_missing_checkpoint_is_named(tmp_path):

@@ -388,6 +388,34 @@ def test_after_a_jump_ahead_metres_are_those_of_new_scans(stream):
     stream.recovers(COLD_START)
 
 
+def test_an_image_a_moment_late_is_dropped_and_two_in_order_are_time_that_went_back(stream, node):
+    said, text = node.log.count("time went back by"), "s before that of an earlier image (dropped"
+    stream.time_jumps(-2 * STEP_S)
+    stream.frame(counted=DROPPED, camera_info=None, range=None)
+    assert text in node.log
+    stream.time_jumps(+2 * STEP_S)
+    stream.recovers()  # without a cold start: nothing was forgotten
+    assert node.log.count("time went back by") == said
+    stream.time_jumps(-3 * STEP_S)
+    stream.frame(counted=DROPPED)
+    assert stream.frame().state == "DEGRADED"
+    stream.recovers(COLD_START[1:])
+
+
+def test_messages_without_a_time_are_refused(stream, node):
+    """Of two zeros the difference is always zero: metres of a LiDAR that died would never end."""
+    for topic, message, state in (("image", good_image(), "FAULT"), ("range", good_cloud(), "OK")):
+        unusable = stream.count(DROPPED)
+        stream.robot.send(SPACE + topic, message)
+        stream.robot.spin_until(lambda: stream.count(DROPPED) == unusable + 1, "a message to be dropped")  # noqa: B023
+        status = stream.robot.statuses[NODE]
+        assert (status.level, stream.robot.values(NODE)["metric state"]) == (WARN, state)
+        assert f"{SPACE}{topic}: header.stamp=0: tells no time" in status.message
+        assert f"{SPACE}{topic}: header.stamp=0: tells no time" in node.log
+        stream.recovers()
+    assert 0 not in stream.on("relative_depth")
+
+
 # The camera
 
 

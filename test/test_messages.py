@@ -64,14 +64,22 @@ def test_16_bit_grey_is_scaled_to_bytes_in_both_byte_orders(big, padding):
     np.testing.assert_allclose(rgb[..., 1], grey * 255 / 65535, atol=1.0)
 
 
-@pytest.mark.parametrize("pattern", ["rggb", "bggr", "gbrg", "grbg"])
-@pytest.mark.parametrize("padding", [0, 3])
-def test_bayer_patterns_give_the_colours_that_were_mosaicked(pattern, padding):
+BAYER_PATTERNS = ["rggb", "bggr", "gbrg", "grbg"]
+ALL_RED = np.broadcast_to(np.uint8(RED), (HEIGHT, WIDTH, 3))
+
+
+def mosaic_of_red(pattern: str) -> np.ndarray:
     mosaic = np.empty((HEIGHT, WIDTH), np.uint8)
     for index, letter in enumerate(pattern):
         mosaic[index // 2 :: 2, index % 2 :: 2] = RED["rgb".index(letter)]
-    rgb = decoding.rgb_from_image(image_of(mosaic, f"bayer_{pattern}8", padding))
-    np.testing.assert_array_equal(rgb, np.broadcast_to(np.uint8(RED), (HEIGHT, WIDTH, 3)))
+    return mosaic
+
+
+@pytest.mark.parametrize("pattern", BAYER_PATTERNS)
+@pytest.mark.parametrize("padding", [0, 3])
+def test_bayer_patterns_give_the_colours_that_were_mosaicked(pattern, padding):
+    rgb = decoding.rgb_from_image(image_of(mosaic_of_red(pattern), f"bayer_{pattern}8", padding))
+    np.testing.assert_array_equal(rgb, ALL_RED)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +129,7 @@ def test_the_last_row_may_come_without_its_padding():
         ({"width": 0}, "image of 0x12"),
         ({"height": 0}, "image of 18x0"),
         ({"step": 53}, "step=53"),
-        ({"data": b"\0" * 600}, "image data of 600 bytes"),
+        ({"data": b"\0" * 600}, "image data of 600 bytes.*check the camera driver"),
         ({"encoding": "32FC1"}, "encoding='32FC1'"),
         ({"encoding": ""}, "encoding=''"),
         ({"encoding": "yuv422", "width": 17}, "odd width"),
@@ -143,6 +151,27 @@ def test_compressed_images_have_the_right_colours(extension, tolerance):
     assert np.abs(rgb.astype(int) - picture()).mean() <= tolerance
 
 
+def compressed(pixels: np.ndarray, extension: str, format: str) -> CompressedImage:
+    data = cv2.imencode(extension, pixels, [cv2.IMWRITE_JPEG_QUALITY, 100])[1].tobytes()
+    return CompressedImage(format=format, data=data)
+
+
+@pytest.mark.parametrize("pattern", BAYER_PATTERNS)
+@pytest.mark.parametrize(("extension", "kind", "tolerance"), [(".png", "png", 0), (".jpg", "jpeg", 4)])
+def test_compressed_bayer_mosaics_give_the_colours_that_were_mosaicked(pattern, extension, kind, tolerance):
+    """As compressed_image_transport writes them: one channel, the encoding before the semicolon."""
+    message = compressed(mosaic_of_red(pattern), extension, f"bayer_{pattern}8; {kind} compressed ")
+    np.testing.assert_allclose(decoding.rgb_from_compressed(message).astype(int), ALL_RED, atol=tolerance)
+
+
+def test_of_compressed_bayer_images_those_with_colours_stay_and_those_of_other_depths_are_refused():
+    message = compressed(picture()[..., ::-1], ".png", "bayer_rggb8; png compressed bgr8")
+    np.testing.assert_array_equal(decoding.rgb_from_compressed(message), picture())
+    message.format = "bayer_rggb16; png compressed "
+    with pytest.raises(Unusable, match=r"format='bayer_rggb16; png .*': a mosaic must be one of bayer_rggb8, "):
+        decoding.rgb_from_compressed(message)
+
+
 @pytest.mark.parametrize("padding", [100, 5000])
 def test_cameras_may_pad_their_jpegs(padding):
     data = cv2.imencode(".jpg", picture())[1].tobytes() + b"\0" * padding
@@ -154,8 +183,15 @@ def test_cameras_may_pad_their_jpegs(padding):
 def test_truncated_compressed_images_are_refused(extension, share):
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     data = cv2.imencode(extension, noise)[1].tobytes()
-    with pytest.raises(Unusable, match=r"missing|neither|truncated"):
+    told = r"(missing|truncated).*check the camera's driver and link|neither.*set what compresses"
+    with pytest.raises(Unusable, match=told):
         decoding.rgb_from_compressed(CompressedImage(format="jpeg", data=data[: int(len(data) * share)]))
+
+
+def test_a_png_that_is_corrupt_within_is_refused():
+    data = b"\x89PNG\r\n\x1a\n" + b"?" * 500 + b"IEND\xaeB`\x82"
+    with pytest.raises(Unusable, match=r"PNG of 516 bytes: cannot be decoded; check the camera's driver and link"):
+        decoding.rgb_from_compressed(CompressedImage(format="png", data=data))
 
 
 def noisy_jpeg():
@@ -299,7 +335,7 @@ def small_cloud(**changed) -> PointCloud2:
     ("changed", "text"),
     [
         ({"width": 0, "data": b""}, "cloud of 0x1"),
-        ({"data": b"\0" * 23}, "cloud data of 23 bytes"),
+        ({"data": b"\0" * 23}, "cloud data of 23 bytes.*check the sensor"),
         ({"fields": []}, "fields none: needs 'x'"),
         ({"fields": small_cloud().fields[:2]}, "needs 'z'"),
         ({"point_step": 8, "data": b"\0" * 24}, "outside of point_step=8"),

@@ -3,7 +3,11 @@
 import pytest
 
 pytest.importorskip("rclpy")
-from marigold_ros.outputs import Wanted, info_topic
+from rclpy.lifecycle import LifecycleNode
+
+from marigold_ros.config import OutputConfig, RangeConfig, Unusable
+from marigold_ros.outputs import Outputs, Wanted, info_topic
+from marigold_ros.sources import RangeSource
 
 
 @pytest.mark.parametrize(
@@ -18,6 +22,42 @@ from marigold_ros.outputs import Wanted, info_topic
 )
 def test_the_camera_info_is_where_subscribers_look_for_it(depth, info):
     assert info_topic(depth) == info
+
+
+@pytest.fixture
+def remapped(ros_domain):
+    """A function that makes a node of these remappings."""
+    made = []
+
+    def make(*rules):
+        arguments = [word for rule in rules for word in ("-r", rule)]
+        made.append(LifecycleNode("remapped", cli_args=["--ros-args", *arguments]))
+        return made[-1]
+
+    yield make
+    for node in made:
+        node.destroy_node()
+
+
+def test_the_camera_s_own_info_is_not_published_onto_by_way_of_its_remapping(remapped):
+    """The sibling of /image_depth is /camera_info, a name that the rule for the input remaps as well."""
+    node = remapped("depth:=image_depth", "camera_info:=/rig/camera_info")
+    with pytest.raises(Unusable, match="'/image_depth': its camera info would go to '/rig/camera_info'"):
+        Outputs(node, OutputConfig())
+    assert node.count_publishers("/rig/camera_info") == 0
+    Outputs(remapped("depth:=depth/image", "camera_info:=/rig/camera_info"), OutputConfig()).close()
+
+
+def test_a_range_sensor_does_not_take_the_colour_camera_s_info_by_way_of_its_remapping(remapped):
+    settings = RangeConfig(type="depth_image")
+    node = remapped("range:=/image_tof", "camera_info:=/rig/camera_info")
+    with pytest.raises(Unusable, match=r"'/image_tof': .*'/camera_info' is remapped to '/rig/camera_info'.*range:="):
+        RangeSource(node, settings, None, None)
+    # Depth that is registered to the colour camera may share its info.
+    node = remapped("range:=/rig/image_depth", "camera_info:=/rig/camera_info")
+    assert "/rig/camera_info" in [asked.topic for asked in RangeSource(node, settings, None, None).inputs(None)]
+    node = remapped("range:=/image_tof", "camera_info:=/rig/camera_info")
+    RangeSource(node, RangeConfig(), None, None)  # a LiDAR has none
 
 
 def test_only_metric_outputs_ask_for_a_fit():

@@ -88,6 +88,17 @@ def test_an_empty_buffer_says_what_to_check(buffer):
         buffer.nearest_ms(0)
 
 
+def test_a_scan_without_a_time_is_refused_and_leaves_the_others(buffer):
+    """With an image of stamp 0 it would never grow old."""
+    buffer.scans.add(Message(0))
+    with pytest.raises(Unusable, match=r"header\.stamp=0: .* set it in the driver"):
+        buffer.nearest_ms(0)
+    buffer.scans.add(Message(1000))
+    buffer.scans.add(Message(0))
+    assert buffer.nearest_ms(1100) == 1000
+    assert [str(problem)[:14] for problem in buffer.complaints] == ["header.stamp=0"] * 2
+
+
 def test_an_unreadable_scan_is_reported_once_and_the_next_nearest_serves(buffer):
     buffer.scans.add(Message(950))
     buffer.scans.add(Message(1000, readable=False))

@@ -183,6 +183,12 @@ def swept_cloud(with_times: bool):
     return cloud
 
 
+def cloud_at_one_second():
+    cloud = swept_cloud(with_times=True)
+    cloud.header.stamp = stamp(10**9)
+    return cloud
+
+
 class Place:
     """An extrinsic that remembers what it was asked."""
 
@@ -198,7 +204,7 @@ class Place:
 class Names:
     """As much of a node as a source needs."""
 
-    def resolve_topic_name(self, name):
+    def resolve_topic_name(self, name, only_expand=False):
         return f"/robot/{name}"
 
 
@@ -209,10 +215,10 @@ def test_a_scan_that_odometry_has_not_moved_keeps_its_age(fixed_frame, unmoved, 
     settings, place = Range2Config(type="pointcloud2", fixed_frame=fixed_frame), Place()
     place.unmoved = unmoved
     source = RangeSource(Names(), settings, place, None)
-    source.scans.add(swept_cloud(with_times=True))
+    source.scans.add(cloud_at_one_second())
     image = good_image()
-    image.header.stamp.nanosec = 40_000_000
-    scan, why = source.placed(source.scans.nearest(0, 1.0), image, settings)
+    image.header.stamp = stamp(1_040_000_000)
+    scan, why = source.placed(source.scans.nearest(10**9, 1.0), image, settings)
     assert (scan.age_s, why) == (age_s, unmoved)
     assert hasattr(place, "asked") == (unmoved is None)  # or odometry that came meanwhile would move it once more
 
@@ -228,8 +234,8 @@ def test_a_scan_that_odometry_has_not_moved_keeps_its_age(fixed_frame, unmoved, 
 def test_times_of_points_are_read_where_they_serve(settings, timed, error_s):
     settings, place = Range2Config(type="pointcloud2", **settings), Place()
     source = RangeSource(Names(), settings, place, None)
-    source.scans.add(swept_cloud(with_times=True))
-    found = source.scans.nearest(0, 1.0)
+    source.scans.add(cloud_at_one_second())
+    found = source.scans.nearest(10**9, 1.0)
     assert (found.offset_s is not None) == timed
     scan, unmoved = source.placed(found, good_image(), settings)
     assert scan.limits is settings
