@@ -29,7 +29,7 @@ from marigold_ros.metric import (
     sample,
     to_space,
 )
-from marigold_ros.uncertainty import Uncertainty, doubt_of, judged, smooth_variance
+from marigold_ros.uncertainty import Uncertainty, doubt_of, rated, smooth_variance
 from marigold_ros.unknown import far_end, forget_far
 
 OURS, GLOBAL = "ours", "ours, no correction"
@@ -99,7 +99,7 @@ def ours_with_sigma(question: Question) -> tuple[np.ndarray, np.ndarray]:
         uncertainty.learn(evidence, limit, lambda: resize(doubt, *fitted_m.shape[::-1]))
     forget_far(depth_m, question.relative, far_end(question.anchors), _MAX_DEPTH_M)
     variance = smooth_variance(uncertainty.law, fitted_m, question.relative, fit, correction)
-    sigma_m, _, _ = judged(depth_m, variance, doubt, uncertainty.law, sigma=True)
+    sigma_m, _ = rated(depth_m, variance, doubt, uncertainty.law, sigma=True)
     u, v = question.pixels.T
     return depth_m[v, u], sigma_m[v, u]
 

@@ -20,9 +20,8 @@ import numpy as np
 from marigold_ros.anchors import Anchors, Scan, anchors_of
 from marigold_ros.calibration import Calibration, CalibrationMonitor
 from marigold_ros.config import Config, Fault, Unusable
-from marigold_ros.correction import Corrector
+from marigold_ros.correction import Correction, Corrector
 from marigold_ros.disagreement import confidence_of
-from marigold_ros.edges import floating
 from marigold_ros.field import apply_field
 from marigold_ros.geometry import Camera, Rectifier, rectifier, resize
 from marigold_ros.metric import MetricFit, apply_fit
@@ -30,7 +29,7 @@ from marigold_ros.motion import FindMotion, unknown_motion
 from marigold_ros.picture_motion import PictureTrack
 from marigold_ros.seen_motion import SeenMotion
 from marigold_ros.tracker import DEGRADED, OK, RELATIVE, Metres, MetricTracker
-from marigold_ros.uncertainty import USUAL, Uncertainty, doubt_of, judged, smooth_variance
+from marigold_ros.uncertainty import USUAL, Uncertainty, doubt_of, rated, smooth_variance, solid_part
 from marigold_ros.unknown import far_end, forget_far
 
 # Gives one scan, or those of several sensors; raises `Unusable` where there is none.
@@ -118,7 +117,7 @@ class Pipeline:
         track = PictureTrack()
         self._seen = SeenMotion(track)
         # Works while the network does, which leaves a core free, or all of them: looks at the image, and before it does
-        # what of the image before was not needed at once. Later it does what can be done beside the rest.
+        # what of the image before was not needed at once.
         self._beside = ThreadPoolExecutor(max_workers=1, thread_name_prefix="beside")
         self._put_off: list[Callable[[], object]] = []
         self._calibration = CalibrationMonitor(track)
@@ -162,7 +161,7 @@ class Pipeline:
         stage_s: dict[str, float] = {}
         with _timed(stage_s, "rectify"):
             rgb, camera = self._rectified(rgb, camera)
-        rated = confidence or (metric and (sigma or solid))
+        asked = confidence or (metric and (sigma or solid))
         beside = partial(self._see, stamp_ns, rgb, camera, peek_scan, config) if metric else None
         with self._at_work(beside, stage_s) as ready, _timed(stage_s, "network"):
             second = config.model.confidence if confidence or (metric and sigma) else "none"
@@ -199,7 +198,7 @@ class Pipeline:
             depth_m = fitted_m = None if fit is None else apply_fit(fit, relative, most_m)
         with _timed(stage_s, "correct"):
             limit, correction = config.fit.correction_limit, None
-            if limit > 1.0 or rated:
+            if limit > 1.0 or asked:
                 correction = self._corrector(fitted_m, metres, anchors, limit, motion, scans)
             if correction is not None:
                 depth_m = apply_field(correction.field, fit, coarse, fitted_m, most_m)
@@ -221,31 +220,28 @@ class Pipeline:
             metres=metres,
             calibration=calibration,
         )
-        if depth_m is None or not rated:
+        if depth_m is None or not asked:
             return frame
         with _timed(stage_s, "sigma"):
-            # Half of the work is a loop that leaves Python's lock to others.
-            in_the_air = self._beside.submit(floating, depth_m) if solid else None
             doubt = cache(lambda: doubt_of(apply_fit(fit, coarse, most_m), disagreement, fit, camera.width))
-            if correction is not None and correction.fresh:
-                learn = partial(self._uncertainty.learn, correction.evidence, limit, lambda: resize(doubt(), *size))
-                if self._uncertainty.law is USUAL:
-                    learn()
-                else:
-                    self._put_off.append(learn)
+            self._learn(correction, limit, lambda: resize(doubt(), *size))
             law = self._uncertainty.law
             variance = smooth_variance(law, fitted_m, relative, fit, correction)
-            sigma_m, sure, solid_m = judged(
-                depth_m,
-                variance,
-                doubt() if sigma or confidence else None,
-                law,
-                sigma=sigma,
-                confidence=confidence,
-                solid=config.output.points_min_confidence if solid else None,
-                in_the_air=in_the_air.result() if solid else None,
-            )
+            sigma_m = None
+            if sigma or confidence:
+                sigma_m, sure = rated(depth_m, variance, doubt(), law, sigma=sigma, confidence=confidence)
+            solid_m = solid_part(depth_m, variance, config.output.points_min_confidence) if solid else None
             return replace(frame, sigma_m=sigma_m, confidence=sure, solid_m=solid_m)
+
+    def _learn(self, correction: Correction | None, limit: float, find_doubt: Callable[[], np.ndarray]) -> None:
+        """Look at how far wrong a correction by anchors of this image is; the first one at once, others later."""
+        if correction is None or not correction.fresh:
+            return
+        learn = partial(self._uncertainty.learn, correction.evidence, limit, find_doubt)
+        if self._uncertainty.law is USUAL:
+            learn()
+        else:
+            self._put_off.append(learn)
 
     @contextmanager
     def _at_work(

@@ -23,7 +23,7 @@ from marigold_ros.compiled import Bool, Float, Mask, Pixels, compiled
 from marigold_ros.correction import Correction
 from marigold_ros.edges import edge_ln, floating
 from marigold_ros.field import FARTHEST, Evidence, fitted_field, node_distance, squared_distance
-from marigold_ros.geometry import between_rows, widened
+from marigold_ros.geometry import between_rows, resize, widened
 from marigold_ros.metric import MetricFit, log_slope
 
 # Anchors are left out in blocks, a third of them at a time, in so many parts of the image's width; of these, some are
@@ -208,88 +208,54 @@ def doubt_of(coarse_m: np.ndarray, disagreement: np.ndarray | None, fit: MetricF
     return doubt
 
 
-def judged(
+def rated(
     depth_m: np.ndarray,
     variance: np.ndarray,
-    doubt: np.ndarray | None,
+    doubt: np.ndarray,
     law: Law,
     *,
     sigma: bool = False,
     confidence: bool = False,
-    solid: float | None = None,
-    in_the_air: np.ndarray | None = None,
-) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
-    """What is asked for of (H, W) `depth_m`, (H, W) float32 each: sigma in metres, confidence, and what is `solid`.
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """What is asked for of (H, W) `depth_m`: sigma in metres and confidence in [0, 1], (H, W) float32.
 
-    Sigma is depth's deviation by the `smooth_variance` and the doubt, (h, w) of any sizes up to depth's. Confidence in
-    [0, 1] is 1 - 2 sigma / depth, at least 0, and 0 where depth is unknown. Solid is what does not float at an edge and
-    has this confidence by the variance; else NaN. It does not ask for the doubt about single pixels: a thin pole is
-    nothing but edges, and must not go for it. `in_the_air`, (H, W) bool: `floating` of the depth, if that is known.
+    Sigma is depth's deviation by the `smooth_variance` and the doubt, (h, w) of any sizes up to depth's. Confidence is
+    1 - 2 sigma / depth, at least 0, and 0 where depth is unknown.
     """
-    width = depth_m.shape[1]
-    doubt = widened(doubt, width) if sigma or confidence else np.zeros((0, 0), np.float32)
-    unwanted, most = np.zeros((0, 0), np.bool_), 0.0
-    if solid is not None:
-        unwanted = floating(depth_m) if in_the_air is None else in_the_air
-        most = (_NO_CONFIDENCE * (1.0 - solid)) ** 2
-    weight, most = np.float32(law.doubtful**2), np.float32(most)
-    found = _judged(depth_m, widened(variance, width), doubt, unwanted, weight, most, sigma, confidence)
-    wanted = sigma, confidence, solid is not None
-    return tuple(part if want else None for part, want in zip(found, wanted, strict=True))
+    wide = (widened(part, depth_m.shape[1]) for part in (variance, doubt))
+    sigma_m, sure = _rated(depth_m, *wide, np.float32(law.doubtful**2), sigma, confidence)
+    return sigma_m if sigma else None, sure if confidence else None
 
 
-def _judged_by_numpy(
-    depth_m: np.ndarray,
-    variance: np.ndarray,
-    doubt: np.ndarray,
-    unwanted: np.ndarray,
-    weight: float,
-    most: float,
-    sigma: bool,
-    confidence: bool,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`judged`, or (0, 0) for what is not asked for, by (h, W) variance and doubt, and (H, W) `unwanted` pixels.
-
-    weight: of doubt squared. most: the variance up to which depth is solid; no unwanted pixels, nothing is asked for.
-    """
-    size, nothing = depth_m.shape[::-1], np.zeros((0, 0), np.float32)
-    variance = cv2.resize(variance, size, interpolation=cv2.INTER_LINEAR)
-    sigma_m = sure = solid_m = nothing
-    if sigma or confidence:
-        doubt = cv2.resize(doubt, size, interpolation=cv2.INTER_LINEAR)
-        deviation = cv2.sqrt(cv2.add(cv2.multiply(doubt, doubt, scale=float(weight)), variance))
-        sigma_m = cv2.multiply(deviation, depth_m) if sigma else nothing
-        if confidence:
-            sure = np.maximum(np.float32(1.0) - deviation * np.float32(1 / _NO_CONFIDENCE), np.float32(0))
-            sure[np.isnan(depth_m)] = 0.0
-    if unwanted.size:
-        solid_m = np.where(unwanted | (variance > most), np.float32(np.nan), depth_m)
-    return sigma_m, sure, solid_m
+def _rated_by_numpy(
+    depth_m: np.ndarray, variance: np.ndarray, doubt: np.ndarray, weight: float, sigma: bool, confidence: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """`rated` by (h, W) variance and doubt, and the weight of doubt squared; (0, 0) of what is not asked for."""
+    variance, doubt = (resize(part, *depth_m.shape[::-1]) for part in (variance, doubt))
+    deviation = cv2.sqrt(cv2.add(cv2.multiply(doubt, doubt, scale=float(weight)), variance))
+    sigma_m = sure = np.zeros((0, 0), np.float32)
+    if sigma:
+        sigma_m = cv2.multiply(deviation, depth_m)
+    if confidence:
+        sure = np.maximum(np.float32(1.0) - deviation * np.float32(1 / _NO_CONFIDENCE), np.float32(0))
+        sure[np.isnan(depth_m)] = 0.0
+    return sigma_m, sure
 
 
-@compiled(_judged_by_numpy)
-def _judged(
-    depth_m: Pixels,
-    variance: Pixels,
-    doubt: Pixels,
-    unwanted: Mask,
-    weight: Float,
-    most: Float,
-    sigma: Bool,
-    confidence: Bool,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+@compiled(_rated_by_numpy)
+def _rated(
+    depth_m: Pixels, variance: Pixels, doubt: Pixels, weight: Float, sigma: Bool, confidence: Bool
+) -> tuple[np.ndarray, np.ndarray]:
     rows, columns = depth_m.shape
     sigma_m = np.empty((rows, columns) if sigma else (0, 0), np.float32)
     sure = np.empty((rows, columns) if confidence else (0, 0), np.float32)
-    solid_m = np.empty((rows, columns) if unwanted.size else (0, 0), np.float32)
     variances, deviation = np.empty(columns, np.float32), np.empty(columns, np.float32)
     for i in range(rows):
         depths = depth_m[i]
         between_rows(variances, variance, i, rows)
-        if sigma or confidence:
-            between_rows(deviation, doubt, i, rows)
-            for j in range(columns):
-                deviation[j] = np.sqrt(variances[j] + weight * deviation[j] * deviation[j])
+        between_rows(deviation, doubt, i, rows)
+        for j in range(columns):
+            deviation[j] = np.sqrt(variances[j] + weight * deviation[j] * deviation[j])
         if sigma:
             into = sigma_m[i]
             for j in range(columns):
@@ -300,11 +266,34 @@ def _judged(
                 value = np.float32(1) - np.float32(1 / _NO_CONFIDENCE) * deviation[j]
                 value = value if value > 0 else np.float32(0)
                 into[j] = value if depths[j] == depths[j] else np.float32(0)
-        if unwanted.size:
-            into, mask = solid_m[i], unwanted[i]
-            for j in range(columns):
-                into[j] = np.float32(np.nan) if mask[j] | (variances[j] > most) else depths[j]
-    return sigma_m, sure, solid_m
+    return sigma_m, sure
+
+
+def solid_part(depth_m: np.ndarray, variance: np.ndarray, min_confidence: float) -> np.ndarray:
+    """(H, W) float32 metres: what does not float at an edge and has this confidence by `smooth_variance`; else NaN.
+
+    Without the doubt about single pixels: a thin pole is nothing but edges, and must not go for it.
+    """
+    most = (_NO_CONFIDENCE * (1.0 - min_confidence)) ** 2
+    return _solid(depth_m, floating(depth_m), widened(variance, depth_m.shape[1]), np.float32(most))
+
+
+def _solid_by_numpy(depth_m: np.ndarray, unwanted: np.ndarray, variance: np.ndarray, most: float) -> np.ndarray:
+    """(H, W) float32: depth, NaN where it is unwanted or (h, W) variance is larger than `most`."""
+    variance = resize(variance, *depth_m.shape[::-1])
+    return np.where(unwanted | (variance > most), np.float32(np.nan), depth_m)
+
+
+@compiled(_solid_by_numpy)
+def _solid(depth_m: Pixels, unwanted: Mask, variance: Pixels, most: Float) -> np.ndarray:
+    rows, columns = depth_m.shape
+    solid_m, variances = np.empty((rows, columns), np.float32), np.empty(columns, np.float32)
+    for i in range(rows):
+        between_rows(variances, variance, i, rows)
+        depths, mask, into = depth_m[i], unwanted[i], solid_m[i]
+        for j in range(columns):
+            into[j] = np.float32(np.nan) if mask[j] | (variances[j] > most) else depths[j]
+    return solid_m
 
 
 def _folds(pixels: np.ndarray, width: int, division: int) -> np.ndarray:

@@ -228,15 +228,18 @@ def test_small_images(shape):
 
 @needs_numba
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (37, 52)])
-@pytest.mark.parametrize(("sigma", "confidence", "solid"), [(1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1)])
-def test_small_images_are_judged(shape, sigma, confidence, solid):
+@pytest.mark.parametrize(("sigma", "confidence"), [(True, True), (True, False), (False, True)])
+def test_small_images_are_rated(shape, sigma, confidence):
     random, width = np.random.default_rng(0), shape[1]
     depth_m = random.choice(np.float32([2.0, 30.0, np.nan]), shape)
     variance = random.random((-(-shape[0] // 3), width)).astype(np.float32)
     doubt = random.random((-(-shape[0] // 2), width)).astype(np.float32)
-    unwanted = random.random(shape) < 0.5 if solid else np.zeros((0, 0), bool)
-    given = depth_m, variance, doubt, unwanted, 0.3, 0.5, bool(sigma), bool(confidence)
-    assert_same(uncertainty._judged(*given), uncertainty._judged.instead(*given), "judged")
+    given = depth_m, variance, doubt, 0.3, sigma, confidence
+    assert_same(uncertainty._rated(*given), uncertainty._rated.instead(*given), "rated")
+    given = depth_m, random.random(shape) < 0.5, variance, 0.5
+    assert_same(uncertainty._solid(*given), uncertainty._solid.instead(*given), "solid")
+    given = variance, depth_m, 0.2, 0.8, True
+    assert_same(metric._enlarged(*given), metric._enlarged.instead(*given), "enlarged")
 
 
 @needs_numba

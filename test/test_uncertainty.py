@@ -24,10 +24,11 @@ from marigold_ros.uncertainty import (
     Uncertainty,
     doubt_of,
     fit_variance,
-    judged,
     law_of,
     left_out,
+    rated,
     smooth_variance,
+    solid_part,
 )
 
 HEIGHT, WIDTH = 480, 640
@@ -74,17 +75,16 @@ def test_the_law_by_hand():
 def test_sigma_and_confidence_by_hand():
     depth_m = np.float32([[10.0, 2.0, np.nan, 1.0]])
     variance, doubt = np.full((1, 4), 0.0016, np.float32), np.float32([[0.06, 0, 0, 1.0]])
-    sigma_m, confidence, solid_m = judged(depth_m, variance, doubt, Law(0, 0, 0.5), sigma=True, confidence=True)
+    sigma_m, confidence = rated(depth_m, variance, doubt, Law(0, 0, 0.5), sigma=True, confidence=True)
     np.testing.assert_allclose(sigma_m, [[0.5, 0.08, np.nan, np.hypot(0.04, 0.5)]], rtol=1e-5)
     np.testing.assert_allclose(confidence, [[0.9, 0.92, 0.0, 0.0]], atol=1e-5)
-    assert solid_m is None
 
 
 def test_doubt_and_variance_may_be_smaller_than_the_image():
     random = np.random.default_rng(0)
     depth_m = random.uniform(1, 20, (48, 64)).astype(np.float32)
     variance, doubt = (random.uniform(0, 1, shape).astype(np.float32) for shape in ((12, 16), (36, 48)))
-    sigma_m, _, _ = judged(depth_m, variance, doubt, Law(0, 0, 0.5), sigma=True)
+    sigma_m, _ = rated(depth_m, variance, doubt, Law(0, 0, 0.5), sigma=True)
     whole = [cv2.resize(part, (64, 48), interpolation=cv2.INTER_LINEAR) for part in (variance, doubt)]
     np.testing.assert_allclose(sigma_m, depth_m * np.sqrt(whole[0] + 0.25 * whole[1] ** 2), rtol=1e-5)
 
@@ -251,7 +251,7 @@ def test_the_cloud_is_what_is_sure_and_does_not_float():
     variance = np.full(depth_m.shape, 0.01, np.float32)
     variance[:, 500:] = 0.17**2
     for min_confidence, last in ((0.7, 499), (0.6, 639)):
-        _, _, found = judged(depth_m, variance, None, USUAL, solid=min_confidence)
+        found = solid_part(depth_m, variance, min_confidence)
         known = np.isfinite(found[240])
         assert known[100:102].all()
         assert not known[319]
