@@ -99,61 +99,74 @@ def _steep(depth_m: Pixels) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rows, columns = depth_m.shape
     steep = np.empty((rows, columns), np.bool_)
     half_rows, half_columns = (rows + 1) // 2, (columns + 1) // 2
-    near, far = np.empty((half_rows, half_columns), np.float32), np.empty((half_rows, half_columns), np.float32)
-    inverse = np.empty((3, columns), np.float32)
+    low, high = np.empty((half_rows, half_columns), np.float32), np.empty((half_rows, half_columns), np.float32)
+    # Metres do as well as their inverse, with unknown ones beyond all others; only the last are divided.
+    known_m = np.empty((3, columns), np.float32)
     nearest, farthest = np.empty(columns, np.float32), np.empty(columns, np.float32)
     # With what the ends are repeated by.
-    high, low = np.empty(columns + 2, np.float32), np.empty(columns + 2, np.float32)
-    wide_high, wide_low = np.empty(half_columns + 4, np.float32), np.empty(half_columns + 4, np.float32)
+    least, most = np.empty(columns + 2, np.float32), np.empty(columns + 2, np.float32)
+    wide_low, wide_high = np.empty(half_columns + 4, np.float32), np.empty(half_columns + 4, np.float32)
     for i in range(-1, rows):
         if i + 1 < rows:
-            source, into = depth_m[i + 1], inverse[(i + 1) % 3]
+            source, into = depth_m[i + 1], known_m[(i + 1) % 3]
             for j in range(columns):
-                into[j] = np.float32(1) / source[j] if source[j] == source[j] else np.float32(0)
+                into[j] = source[j] if source[j] == source[j] else np.float32(np.inf)
         if i < 0:
             continue
-        above, here, below = inverse[max(i - 1, 0) % 3], inverse[i % 3], inverse[min(i + 1, rows - 1) % 3]
-        left, middle, right = high[:-2], high[1:-1], high[2:]
+        above, here, below = known_m[max(i - 1, 0) % 3], known_m[i % 3], known_m[min(i + 1, rows - 1) % 3]
+        left, middle, right = least[:-2], least[1:-1], least[2:]
         for j in range(columns):
-            most = above[j] if above[j] > here[j] else here[j]
-            middle[j] = most if most > below[j] else below[j]
-        high[0], high[-1] = high[1], high[-2]
+            value = above[j] if above[j] < here[j] else here[j]
+            middle[j] = value if value < below[j] else below[j]
+        least[0], least[-1] = least[1], least[-2]
         for j in range(columns):
-            most = left[j] if left[j] > middle[j] else middle[j]
-            nearest[j] = most if most > right[j] else right[j]
-        left, middle, right = low[:-2], low[1:-1], low[2:]
+            value = left[j] if left[j] < middle[j] else middle[j]
+            nearest[j] = value if value < right[j] else right[j]
+        left, middle, right = most[:-2], most[1:-1], most[2:]
         for j in range(columns):
-            least = above[j] if above[j] < here[j] else here[j]
-            middle[j] = least if least < below[j] else below[j]
-        low[0], low[-1] = low[1], low[-2]
-        for j in range(columns):
-            least = left[j] if left[j] < middle[j] else middle[j]
-            farthest[j] = least if least < right[j] else right[j]
+            value = above[j] if above[j] > here[j] else here[j]
+            middle[j] = value if value > below[j] else below[j]
+        most[0], most[-1] = most[1], most[-2]
         found = steep[i]
         for j in range(columns):
-            found[j] = nearest[j] > farthest[j] * np.float32(_EDGE_RATIO)
+            value = left[j] if left[j] > middle[j] else middle[j]
+            farthest[j] = value if value > right[j] else right[j]
+            found[j] = farthest[j] > nearest[j] * np.float32(_EDGE_RATIO)
         if i % 2:
             continue
         for j in range(half_columns):
-            wide_high[j + 2], wide_low[j + 2] = nearest[2 * j], farthest[2 * j]
-        wide_high[:2], wide_high[-2:] = wide_high[2], wide_high[-3]
+            wide_low[j + 2], wide_high[j + 2] = nearest[2 * j], farthest[2 * j]
         wide_low[:2], wide_low[-2:] = wide_low[2], wide_low[-3]
-        most_of, least_of = near[i // 2], far[i // 2]
-        most_of[:], least_of[:] = wide_high[2:-2], wide_low[2:-2]
-        for step in (0, 1, 3, 4):
-            highs, lows = wide_high[step : step + half_columns], wide_low[step : step + half_columns]
-            for j in range(half_columns):
-                most_of[j] = most_of[j] if most_of[j] > highs[j] else highs[j]
-                least_of[j] = least_of[j] if least_of[j] < lows[j] else lows[j]
-    tall_near, tall_far = near.copy(), far.copy()
+        wide_high[:2], wide_high[-2:] = wide_high[2], wide_high[-3]
+        _least_of_five(low[i // 2], wide_low[:-4], wide_low[1:-3], wide_low[2:-2], wide_low[3:-1], wide_low[4:])
+        _most_of_five(high[i // 2], wide_high[:-4], wide_high[1:-3], wide_high[2:-2], wide_high[3:-1], wide_high[4:])
+    near, far = np.empty((half_rows, half_columns), np.float32), np.empty((half_rows, half_columns), np.float32)
+    last = half_rows - 1
     for i in range(half_rows):
-        most_of, least_of = tall_near[i], tall_far[i]
-        for k in range(max(i - 2, 0), min(i + 3, half_rows)):
-            highs, lows = near[k], far[k]
-            for j in range(half_columns):
-                most_of[j] = most_of[j] if most_of[j] > highs[j] else highs[j]
-                least_of[j] = least_of[j] if least_of[j] < lows[j] else lows[j]
-    return steep, tall_near, tall_far
+        a, b, d, e = max(i - 2, 0), max(i - 1, 0), min(i + 1, last), min(i + 2, last)
+        _least_of_five(near[i], low[a], low[b], low[i], low[d], low[e])
+        _most_of_five(far[i], high[a], high[b], high[i], high[d], high[e])
+        closest, remotest = near[i], far[i]
+        for j in range(half_columns):
+            closest[j] = np.float32(1) / closest[j]
+            remotest[j] = np.float32(1) / remotest[j]
+    return steep, near, far
+
+
+def _least_of_five(into: np.ndarray, a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray, e: np.ndarray) -> None:
+    """For loops: the least of (N,) numbers."""
+    for j in range(len(into)):
+        first, second = a[j] if a[j] < b[j] else b[j], c[j] if c[j] < d[j] else d[j]
+        first = first if first < second else second
+        into[j] = first if first < e[j] else e[j]
+
+
+def _most_of_five(into: np.ndarray, a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray, e: np.ndarray) -> None:
+    """For loops: the greatest of (N,) numbers."""
+    for j in range(len(into)):
+        first, second = a[j] if a[j] > b[j] else b[j], c[j] if c[j] > d[j] else d[j]
+        first = first if first > second else second
+        into[j] = first if first > e[j] else e[j]
 
 
 def _in_the_air_by_numpy(depth_m: np.ndarray, steep: np.ndarray, near: np.ndarray, far: np.ndarray) -> np.ndarray:

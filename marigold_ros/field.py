@@ -17,7 +17,19 @@ import cv2
 import numpy as np
 
 from marigold_ros.anchors import Anchors, at_random
-from marigold_ros.compiled import Float, FloatRows, Floats, Grid, Grids, Int, Ints, Pixels, WrittenGrid, compiled
+from marigold_ros.compiled import (
+    Doubles,
+    Float,
+    FloatRows,
+    Floats,
+    Grid,
+    Grids,
+    Int,
+    Ints,
+    Pixels,
+    WrittenGrid,
+    compiled,
+)
 from marigold_ros.metric import MetricFit, apply_corrected, apply_fit, bilinear, sample
 from marigold_ros.vote import CELLS, FARTHEST_LN, places_of, trust_of
 
@@ -189,16 +201,37 @@ def fitted_field(evidence: Evidence, limit: float) -> Field:
 
 def agreement(evidence: Evidence, field: Field, error: float) -> float:
     """The share of the anchors that a field, of whatever image, brings depth to within `error` of, in ln."""
-    nodes = np.linspace(evidence.low, evidence.high, _NODES[2], dtype=np.float32)
-    place = np.clip((nodes - field.low) * (_NODES[2] - 1) / (field.high - field.low), 0, _NODES[2] - 1)
+    count, ends = min(_ASKED, len(evidence.residual)), np.array([evidence.low, evidence.high, field.low, field.high])
+    there = _read_elsewhere(np.ascontiguousarray(field.log_factor), evidence.places, count, ends)
+    return float(np.count_nonzero(np.abs(evidence.residual[:count] - there) < error) / count)
+
+
+def _read_elsewhere_by_numpy(grid: np.ndarray, places: np.ndarray, count: int, ends: np.ndarray) -> np.ndarray:
+    """`_read` of a grid whose end nodes are others: `ends` are low and high of the places, and those of the grid."""
+    low, high, other_low, other_high = ends
+    place = (np.linspace(low, high, _NODES[2]) - other_low) * (_NODES[2] - 1) / (other_high - other_low)
+    place = np.clip(place, 0, _NODES[2] - 1).astype(np.float32)
     first = np.minimum(place.astype(np.intp), _NODES[2] - 2)
-    rest = (place - first).astype(np.float32)
     between = np.zeros((_NODES[2], _NODES[2]), np.float32)
-    between[first, np.arange(_NODES[2])] = np.float32(1) - rest
-    between[first + 1, np.arange(_NODES[2])] = rest
-    grid = field.log_factor @ between
-    asked = evidence.residual[:_ASKED]
-    return float(np.count_nonzero(np.abs(asked - evidence.at(grid, _ASKED)) < error) / len(asked))
+    between[first, np.arange(_NODES[2])] = np.float32(1) - (place - first)
+    between[first + 1, np.arange(_NODES[2])] = place - first
+    return _read_by_numpy(grid @ between, places, count)
+
+
+@compiled(_read_elsewhere_by_numpy)
+def _read_elsewhere(grid: Grid, places: FloatRows, count: Int, ends: Doubles) -> np.ndarray:
+    low, high, other_low, other_high = ends
+    last = _NODES[2] - 1
+    place, found = np.empty(last + 1, np.float32), np.empty(count, np.float32)
+    for step in range(last + 1):
+        there = (low + step * (high - low) / last - other_low) * last / (other_high - other_low)
+        place[step] = min(max(there, 0.0), float(last))
+    for i in range(count):
+        step = min(int(places[2, i]), last - 1)
+        near = _value(grid, places[0, i], places[1, i], place[step])
+        far = _value(grid, places[0, i], places[1, i], place[step + 1])
+        found[i] = near + (far - near) * (places[2, i] - np.float32(step))
+    return found
 
 
 def corrected(depth_m: np.ndarray, anchors: Anchors, sigma: float, limit: float, max_depth_m: float) -> np.ndarray:
@@ -413,11 +446,13 @@ def _nearest(squared: np.ndarray, step: float) -> np.ndarray:
     return np.ascontiguousarray(after.T).reshape(rows, columns, steps)
 
 
-def squared_distance(evidence: Evidence, depth_m: np.ndarray) -> np.ndarray:
-    """(h, w) float32: the square of `node_distance` at every pixel of `depth_m`, (h, w) of any size."""
+def distances(evidence: Evidence, depth_m: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(h, w) float32 each: `node_distance` at every pixel of `depth_m`, (h, w) of any size, and the distance beyond the
+    end nodes, across that.
+    """
     distance, beyond = read_back(node_distance(evidence), evidence.low, evidence.high, depth_m)
     beyond *= np.float32(_NODES_PER_LN)
-    return cv2.add(cv2.multiply(distance, distance), cv2.multiply(beyond, beyond))
+    return distance, beyond
 
 
 @lru_cache(maxsize=4)
@@ -462,21 +497,25 @@ def _read_by_numpy(grid: np.ndarray, places: np.ndarray, count: int) -> np.ndarr
 
 @compiled(_read_by_numpy)
 def _read(grid: Grid, places: FloatRows, count: Int) -> np.ndarray:
-    rows, columns, steps = grid.shape
     found = np.empty(count, np.float32)
     for i in range(count):
-        column, row = min(int(places[0, i]), columns - 2), min(int(places[1, i]), rows - 2)
-        step = min(int(places[2, i]), steps - 2)
-        right, below = places[0, i] - np.float32(column), places[1, i] - np.float32(row)
-        beyond, value = places[2, i] - np.float32(step), np.float32(0)
-        for down in range(2):
-            near, far = grid[row + down, column], grid[row + down, column + 1]
-            left_value = near[step] + (near[step + 1] - near[step]) * beyond
-            right_value = far[step] + (far[step + 1] - far[step]) * beyond
-            here = left_value + (right_value - left_value) * right
-            value += here * below if down else here * (np.float32(1) - below)
-        found[i] = value
+        found[i] = _value(grid, places[0, i], places[1, i], places[2, i])
     return found
+
+
+def _value(grid: np.ndarray, at_column: float, at_row: float, at_step: float) -> float:
+    """For loops: what a grid has at a place."""
+    rows, columns, steps = grid.shape
+    column, row, step = min(int(at_column), columns - 2), min(int(at_row), rows - 2), min(int(at_step), steps - 2)
+    right, below, beyond = at_column - np.float32(column), at_row - np.float32(row), at_step - np.float32(step)
+    value = np.float32(0)
+    for down in range(2):
+        near, far = grid[row + down, column], grid[row + down, column + 1]
+        left_value = near[step] + (near[step + 1] - near[step]) * beyond
+        right_value = far[step] + (far[step + 1] - far[step]) * beyond
+        here = left_value + (right_value - left_value) * right
+        value += here * below if down else here * (np.float32(1) - below)
+    return value
 
 
 def _sums_at(index: np.ndarray, share: np.ndarray, weight: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -19,12 +19,12 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-from marigold_ros.compiled import Bool, Float, Mask, Pixels, compiled
+from marigold_ros.compiled import Bool, Float, Floats, Int, Mask, Pixels, compiled
 from marigold_ros.correction import Correction
 from marigold_ros.edges import edge_ln, floating
-from marigold_ros.field import FARTHEST, Evidence, fitted_field, node_distance, squared_distance
+from marigold_ros.field import FARTHEST, Evidence, distances, fitted_field, node_distance
 from marigold_ros.geometry import between_rows, resize, widened
-from marigold_ros.metric import MetricFit, log_slope
+from marigold_ros.metric import SPACES, MetricFit, log_slope
 
 # Anchors are left out in blocks, a third of them at a time, in so many parts of the image's width; of these, some are
 # joined to larger blocks: so many each way, for this share of the image, the largest last. So there are short and long
@@ -72,11 +72,6 @@ class Law:
     near: float
     growth: float
     doubtful: float
-
-    def smooth_variance(self, squared_distance: np.ndarray) -> np.ndarray:
-        """What is not doubt, from squared distances in nodes."""
-        growing = np.minimum(squared_distance, np.float32(FARTHEST**2))
-        return np.float32(self.near**2) + np.float32((self.near * self.growth) ** 2) * growing
 
 
 USUAL = Law(_WIDTHS_WITHIN * _USUAL_NEAR[0], _USUAL_GROWTH[0], _WIDTHS_WITHIN * _USUAL_DOUBTFUL[0])
@@ -171,26 +166,67 @@ def smooth_variance(
     """
     step = max(1, fitted_m.shape[1] // _ACROSS)
     every = slice(step // 2, None, step)
-    small_m = np.ascontiguousarray(fitted_m[every, every])
-    of_fit = fit_variance(fit, np.ascontiguousarray(relative[every, every]), small_m)
+    small_m, small = (np.ascontiguousarray(part[every, every]) for part in (fitted_m, relative))
     if correction is None:
-        variance = law.smooth_variance(np.full(small_m.shape, FARTHEST**2, np.float32)) + of_fit
+        distance = beyond = np.full(small_m.shape, FARTHEST, np.float32)
     else:
-        distance = squared_distance(correction.evidence, small_m)
-        variance = law.smooth_variance(distance)
-        if correction.fresh:
-            of_fit *= np.minimum(distance * np.float32(1.0 / FARTHEST**2), 1)
-            np.maximum(variance, of_fit, out=variance)
-        else:
-            variance += of_fit
-    cv2.patchNaNs(variance, float(law.near**2 * (1 + (law.growth * FARTHEST) ** 2)))
+        distance, beyond = distances(correction.evidence, small_m)
+    numbers = np.array([law.near**2, (law.near * law.growth) ** 2, *fit.covariance], np.float32)
+    fresh = correction is not None and correction.fresh
+    return _variance(distance, beyond, small_m, small, numbers, SPACES.index(fit.space), fresh)
+
+
+def _variance_by_numpy(
+    distance: np.ndarray,
+    beyond: np.ndarray,
+    depth_m: np.ndarray,
+    p: np.ndarray,
+    numbers: np.ndarray,
+    space: int,
+    fresh: bool,
+) -> np.ndarray:
+    """`smooth_variance` of (h, w) fitted depth and relative depth `p`, `distances` away from anchors.
+
+    numbers: of the law, near², (near growth)²; of the fit, variance of scale, covariance, variance of shift. fresh:
+    whether anchors are of this image.
+    """
+    near, growing, *covariance = numbers
+    squared = np.minimum(np.square(distance) + np.square(beyond), np.float32(FARTHEST**2))
+    variance, of_fit = near + growing * squared, fit_variance(covariance, p, depth_m, SPACES[space])
+    share = squared * np.float32(1.0 / FARTHEST**2)
+    variance = np.maximum(variance, of_fit * share) if fresh else variance + of_fit
+    variance[np.isnan(depth_m)] = near + growing * np.float32(FARTHEST**2)
     return variance
 
 
-def fit_variance(fit: MetricFit, relative: np.ndarray, fitted_m: np.ndarray) -> np.ndarray:
+@compiled(_variance_by_numpy)
+def _variance(
+    distance: Pixels, beyond: Pixels, depth_m: Pixels, p: Pixels, numbers: Floats, space: Int, fresh: Bool
+) -> np.ndarray:
+    rows, columns = depth_m.shape
+    near, growing, of_scale, both, of_shift = numbers
+    result, farthest = np.empty((rows, columns), np.float32), np.float32(FARTHEST**2)
+    for i in range(rows):
+        away, beside, depths, values, into = distance[i], beyond[i], depth_m[i], p[i], result[i]
+        for j in range(columns):
+            squared = away[j] * away[j] + beside[j] * beside[j]
+            squared = squared if squared < farthest else farthest
+            slope = depths[j] if space == 1 else np.float32(1) / depths[j] if space == 0 else np.float32(1)
+            variance = near + growing * squared
+            of_fit = slope * slope * ((of_scale * values[j] + both + both) * values[j] + of_shift)
+            if fresh:
+                of_fit *= squared * (np.float32(1) / farthest)
+                variance = variance if variance > of_fit else of_fit
+            else:
+                variance += of_fit
+            into[j] = variance if depths[j] == depths[j] else near + growing * farthest
+    return result
+
+
+def fit_variance(covariance: Sequence[float], relative: np.ndarray, fitted_m: np.ndarray, space: str) -> np.ndarray:
     """Variance of ln depth by that of scale and shift: κ² (p² var s + 2 p cov + var t), κ = d ln z / dy."""
-    scale, both, shift = (np.float32(v) for v in fit.covariance)
-    return log_slope(fitted_m, fit.space) ** 2 * ((scale * relative + 2 * both) * relative + shift)
+    scale, both, shift = (np.float32(v) for v in covariance)
+    return log_slope(fitted_m, space) ** 2 * ((scale * relative + 2 * both) * relative + shift)
 
 
 def doubt_of(coarse_m: np.ndarray, disagreement: np.ndarray | None, fit: MetricFit, width: int) -> np.ndarray:

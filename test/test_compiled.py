@@ -167,6 +167,9 @@ def test_few_points_and_many(count):
         assert_same(loop(*given), loop.instead(*given), "sums")
     given = random.random((46, 61, 6)).astype(np.float32), places, count // 2
     assert_same(field._read(*given), field._read.instead(*given), "read")
+    for ends in ([0.5, 2.5, 0.5, 2.5], [0.5, 2.5, 1.0, 4.0], [3.0, 4.0, 0.0, 1.0]):
+        elsewhere = *given, np.array(ends)
+        assert_same(field._read_elsewhere(*elsewhere), field._read_elsewhere.instead(*elsewhere), "elsewhere")
     depth_m, some = random.choice(np.float32([3, 5, np.nan]), (480, 640)), np.arange(count // 2)
     given = depth_m, pixels, np.exp(log_m), some
     assert_same(field._placed(*given), field._placed.instead(*given), "placed")
@@ -238,6 +241,12 @@ def test_small_images_are_rated(shape, sigma, confidence):
     assert_same(uncertainty._rated(*given), uncertainty._rated.instead(*given), "rated")
     given = depth_m, random.random(shape) < 0.5, variance, 0.5
     assert_same(uncertainty._solid(*given), uncertainty._solid.instead(*given), "solid")
+    distance, beyond = (7 * random.random((2, *shape))).astype(np.float32)
+    numbers, p = np.float32([0.001, 0.002, 0.003, -0.001, 0.002]), random.random(shape).astype(np.float32)
+    for space in range(3):
+        for fresh in (False, True):
+            given = distance, beyond, depth_m, p, numbers, space, fresh
+            assert_same(uncertainty._variance(*given), uncertainty._variance.instead(*given), "variance")
     given = variance, depth_m, 0.2, 0.8, True
     assert_same(metric._enlarged(*given), metric._enlarged.instead(*given), "enlarged")
 

@@ -10,7 +10,7 @@ from marigold_ros import uncertainty
 from marigold_ros.anchors import Anchors
 from marigold_ros.correction import Correction
 from marigold_ros.degraded_truth import degraded
-from marigold_ros.field import FARTHEST, evidence_of, fitted_field, node_distance, squared_distance
+from marigold_ros.field import FARTHEST, distances, evidence_of, fitted_field, node_distance
 from marigold_ros.geometry import Camera, resize
 from marigold_ros.metric import SPACES, MetricFit
 from marigold_ros.metric_baselines import Question, ours_with_sigma
@@ -66,10 +66,12 @@ def grid_of_anchors(depth_m, step=20) -> Anchors:
 
 
 def test_the_law_by_hand():
-    law = Law(near=0.02, growth=0.5, doubtful=1.0)
-    np.testing.assert_allclose(law.smooth_variance(np.float32([0, 16])), [0.0004, 0.0004 * (1 + 0.25 * 16)], rtol=1e-6)
+    numbers = np.float32([0.02**2, (0.02 * 0.5) ** 2, 0.0, 0.0, 0.0])
+    distance, beyond = np.float32([[0, 4, 0, 7, 1000]]), np.float32([[0, 0, 4, 0, 0]])
+    anywhere = np.ones((1, 5), np.float32)
+    variance = uncertainty._variance(distance, beyond, anywhere, anywhere, numbers, 0, False)
     # From seven nodes on depth rests on the fit alone.
-    np.testing.assert_allclose(law.smooth_variance(np.float32([49, 1e6])), [0.0053, 0.0053], rtol=1e-5)
+    np.testing.assert_allclose(variance, [[0.0004, 0.002, 0.002, 0.0053, 0.0053]], rtol=1e-5)
 
 
 def test_sigma_and_confidence_by_hand():
@@ -93,11 +95,12 @@ def test_doubt_and_variance_may_be_smaller_than_the_image():
 def test_what_scale_and_shift_may_be_wrong_by(space, slope):
     """Of scale 0.1, of shift 0.2, uncorrelated, at relative depth 0.5: the hypotenuse of 0.05 and 0.2 in the space."""
     fit = replace(FIT, space=space, covariance=(0.01, 0.0, 0.04))
-    found = fit_variance(fit, np.float32([0.5]), np.float32([4.0]))
+    found = fit_variance(fit.covariance, np.float32([0.5]), np.float32([4.0]), space)
     np.testing.assert_allclose(found, slope**2 * (0.05**2 + 0.2**2), rtol=1e-5)
     # Fully against each other they cancel where both are 0.05 times 0.5.
     fit = replace(FIT, space=space, covariance=(0.01, -0.005, 0.0025))
-    np.testing.assert_allclose(fit_variance(fit, np.float32([0.5]), np.float32([4.0])), 0, atol=1e-6)
+    found = fit_variance(fit.covariance, np.float32([0.5]), np.float32([4.0]), space)
+    np.testing.assert_allclose(found, 0, atol=1e-6)
 
 
 def test_distance_to_the_anchors_by_hand():
@@ -111,8 +114,8 @@ def test_distance_to_the_anchors_by_hand():
     assert distance[row + 4, column + 3, step] == pytest.approx(5.0, abs=0.15)
     # A ln of depth is thirty nodes; the grid around one depth is a tenth of a ln.
     assert distance[row, column, -1 - step] == pytest.approx(3.0, abs=0.01)
-    behind = squared_distance(evidence, FLAT_M * np.float32(np.e))
-    assert 27.0**2 < behind[240, 320] < 30.0**2
+    across, beyond = distances(evidence, FLAT_M * np.float32(np.e))
+    assert 27.0 < np.hypot(across, beyond)[240, 320] < 30.0
 
 
 def test_doubt_is_an_edge_or_a_disagreement():
@@ -149,7 +152,8 @@ def simulated(near, growth, doubtful, wrong, count=1500, seed=0):
 def test_the_law_is_found_though_a_few_anchors_are_wrong(truth, wrong):
     errors, right = simulated(*truth, wrong)
     law = law_of([errors])
-    variance = law.smooth_variance(errors.distance**2) + (law.doubtful * errors.doubt) ** 2
+    growing = 1.0 + (law.growth * np.minimum(errors.distance, FARTHEST)) ** 2
+    variance = law.near**2 * growing + (law.doubtful * errors.doubt) ** 2
     within = np.abs(errors.error) <= np.sqrt(variance)
     for some in (right, right & (errors.distance < 2), right & (errors.distance > 5), right & (errors.doubt > 0.1)):
         assert 0.55 <= within[some].mean() <= (0.85 if wrong else 0.8)
