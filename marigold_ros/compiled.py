@@ -54,8 +54,9 @@ class Loop:
     `prepare`; as long as that is at work, and where there is no numba, `instead` answers.
     """
 
-    # Whether `prepare` is at work.
+    # Whether `prepare` is at work, and its last thread.
     preparing = False
+    preparation: threading.Thread | None = None
 
     def __init__(self, loop: Callable[..., Any], instead: Callable[..., Any]) -> None:
         self.loop, self.instead = loop, instead
@@ -115,7 +116,10 @@ def prepare() -> threading.Thread:
     """Compile all loops in a thread of its own, for programs that may not wait; `instead` answers meanwhile.
 
     The compiler would not let other threads go on, so what is not on disk yet is compiled by another process first.
+    Asked again while that goes on, it is the same thread.
     """
+    if Loop.preparing and Loop.preparation is not None:
+        return Loop.preparation
 
     def work() -> None:
         try:
@@ -129,9 +133,9 @@ def prepare() -> threading.Thread:
             Loop.preparing = False
 
     Loop.preparing = True
-    thread = threading.Thread(target=work, name="compile loops", daemon=True)
-    thread.start()
-    return thread
+    Loop.preparation = threading.Thread(target=work, name="compile loops", daemon=True)
+    Loop.preparation.start()
+    return Loop.preparation
 
 
 def compile_all(modules: Iterable[str]) -> None:

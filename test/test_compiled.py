@@ -398,6 +398,7 @@ def test_numpy_answers_while_loops_are_being_compiled(monkeypatch):
     assert begun.wait(10)
     np.testing.assert_array_equal(loop(VALUES), 2 * VALUES)
     assert answered == [3]
+    assert compiled.prepare() is thread
     goes_on.set()
     thread.join(10)
     np.testing.assert_array_equal(loop(VALUES), 2 * VALUES)
