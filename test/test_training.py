@@ -335,6 +335,13 @@ def test_a_run_goes_on_with_its_own_recipe_only(tmp_path, data, start, runs):
     assert logged(run, "step")[-1, 0] == 4
 
 
+def test_the_command_of_a_finished_run_given_again_changes_nothing(tmp_path, data, start, runs):
+    run = shutil.copytree(runs("marigold-depth"), tmp_path / "run")
+    assert train(small_recipe("marigold-depth", start), run, data)
+    assert_same_training(runs("marigold-depth"), run)
+    assert not list(run.glob("stage-*"))
+
+
 def test_passes_that_cannot_be_shared_are_refused(tmp_path, data, start, monkeypatch):
     from accelerate import Accelerator
 

@@ -68,7 +68,7 @@ def train(recipe: Recipe, run: Path, data: Path, stop_after: int | None = None) 
     if accelerator.is_main_process:
         check_recipe(run, recipe, None if newest is None else place)
         write_facts(run, accelerator)
-        _make_room(run, place)
+        _make_room(run, recipe, place)
     accelerator.wait_for_everyone()
     with Stop() as stop:
         while place.stage < len(recipe.stages):
@@ -322,10 +322,11 @@ def _accelerator(recipe: Recipe) -> Accelerator:
     return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=recipe.precision)
 
 
-def _make_room(run: Path, place: Place) -> None:
+def _make_room(run: Path, recipe: Recipe, place: Place) -> None:
     """Of a run whose recipe has grown since it ended, the result is that of a stage now."""
     former = run / f"stage-{place.stage}"
-    if place.stage and (run / CHECKPOINT).is_dir() and not former.is_dir():
+    grown = 0 < place.stage < len(recipe.stages)
+    if grown and (run / CHECKPOINT).is_dir() and not former.is_dir():
         (run / CHECKPOINT).rename(former)
 
 
