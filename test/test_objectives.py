@@ -135,6 +135,17 @@ def test_metric_targets_are_those_of_the_canonical_camera(start, data):
         np.testing.assert_allclose(again[inside], depth_m[number].numpy()[inside], rtol=1e-3)
 
 
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_what_a_faster_copy_stands_for_is_put_aside_after_all_else_was_moved(part, start, data, monkeypatch):
+    objective, _, _ = made("e2e-depth", start, data)
+    module, calls = getattr(objective.model.vae, part), []
+    monkeypatch.setattr(module, "_apply", lambda *given, **options: calls.append("moved with the whole") or module)
+    monkeypatch.setattr(module, "to", lambda device: calls.append(f"put aside: {device}"))
+    objective.place(torch.device("cpu"))
+    assert "moved with the whole" in calls
+    assert calls[-1] == "put aside: cpu"
+
+
 def test_depth_trains_a_tiny_decoder_of_one_channel(start, data):
     objective, batch, generator = made("tiny", start, data)
     assert objective.model.tiny.config.out_channels == 1

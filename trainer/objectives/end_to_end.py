@@ -31,7 +31,6 @@ class EndToEndObjective(Objective):
         """See `Objective`."""
         super().place(device)
         self._schedule.to(device)
-        self._network[0].to(device)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> Losses:
         """See `Objective`."""
