@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import yaml
@@ -28,6 +29,7 @@ from small_checkpoint import write_small_checkpoint  # noqa: E402
 from trainer import loop  # noqa: E402
 from trainer.__main__ import main as trainer  # noqa: E402
 from trainer.loop import StageRun, learning_rate, train  # noqa: E402
+from trainer.objectives.end_to_end import EndToEndObjective  # noqa: E402
 from trainer.recipe import EndToEnd, Optimiser  # noqa: E402
 from trainer.recipe_files import plain  # noqa: E402
 from trainer.states import States  # noqa: E402
@@ -87,6 +89,17 @@ def validations(run):
     return [(line["step"], line["validation"]) for line in lines if "validation" in line]
 
 
+def pictures(run):
+    """How often TensorBoard's files of a run have a picture, by what it shows; each picture can be read."""
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    found = event_accumulator.EventAccumulator(str(run / "tensorboard"), size_guidance={"images": 0}).Reload()
+    shown = {tag: found.Images(tag) for tag in found.Tags()["images"]}
+    for image in (image for images in shown.values() for image in images):
+        decoded = cv2.imdecode(np.frombuffer(image.encoded_image_string, np.uint8), cv2.IMREAD_COLOR)
+        assert decoded.shape == (image.height, image.width, 3)
+    return {tag: len(images) for tag, images in shown.items()}
+
+
 def assert_same_training(one, two):
     assert weights(one).keys() == weights(two).keys()
     assert validations(one) == validations(two)
@@ -129,6 +142,7 @@ def test_every_recipe_trains_and_our_loader_and_diffusers_run_its_result(name, r
     assert np.isfinite(losses).all()
     ends = np.cumsum([stage.steps for stage in small_recipe(name, "").stages])
     assert [step for step, _ in validations(runs(name))] == ends.tolist()
+    assert pictures(runs(name)) == {"image": ends[-1], "answer": ends[-1]}
     rgb = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     if info.kind.single_step is not None:
         with torch.inference_mode():
@@ -191,6 +205,7 @@ def test_sharded_processes_train_what_one_trains_and_resume_to_the_bit(tmp_path,
     held_out = [list(validations(tmp_path / run)[0][1].values()) for run in ("one", "whole")]
     np.testing.assert_allclose(held_out[1], held_out[0], rtol=2e-3)
     assert_same_training(tmp_path / "whole", tmp_path / "resumed")
+    assert pictures(tmp_path / "whole") == {"image": 3, "answer": 3}
     refusal = (tmp_path / "refusal").read_text()
     assert "a moving average needs whole weights, which FSDP shards; set optimiser.ema to 0" in refusal
 
@@ -416,6 +431,17 @@ def test_runs_of_other_precision_may_follow_in_one_process(tmp_path, data, start
         assert train(
             replace(small_recipe("e2e-depth", start, steps=1), precision=precision), tmp_path / precision, data
         )
+        assert pictures(tmp_path / precision) == {"image": 1, "answer": 1}
+
+
+def test_pictures_that_fail_cost_no_step(tmp_path, data, start, monkeypatch):
+    def fail(self, batch):
+        raise Killed
+
+    monkeypatch.setattr(EndToEndObjective, "preview", fail)
+    with pytest.raises(Killed):
+        train(small_recipe("e2e-depth", start), tmp_path, data)
+    assert States(tmp_path, 2).newest()[1].step == 1
 
 
 def test_killed_between_a_stages_result_and_its_state(tmp_path, data, runs, monkeypatch):

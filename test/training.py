@@ -105,6 +105,7 @@ def small_recipe(name: str, start: str, steps: int = 2, **changes: object) -> Re
         "precision": "no",
         "save_steps": 1,
         "log_steps": 1,
+        "picture_steps": 1,
         "validate_samples": 2,
         "threads": 1,  # so small a network waits longer for its threads than it computes
     }

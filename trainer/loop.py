@@ -32,7 +32,7 @@ from trainer.data import Batch, Passes, passes_of
 from trainer.facts import write_facts
 from trainer.model import Model
 from trainer.objectives import Objective, build_objective
-from trainer.objectives.base import image_of
+from trainer.objectives.base import image_of, is_sharded, whole
 from trainer.recipe import Optimiser, Recipe, Stage
 from trainer.report import Report
 from trainer.results import left_by, write_result
@@ -140,14 +140,14 @@ class StageRun:
                 report.advance()
                 if report.is_due:
                     report.numbers(self._mean(losses), self.adam.param_groups[0]["lr"], norm)
-                if place.step % self.recipe.picture_steps == 0:
-                    self._show(report)
                 stopped = self._stopped(stop) or place.step == last
                 best = not stopped and self._validate(report, stop)
                 # It was told to stop while it validated.
                 stopped = stopped or self._is_to_be_validated
                 if stopped or best or place.step % self.recipe.save_steps == 0:
                     self.states.save(accelerator, place)
+                if place.step % self.recipe.picture_steps == 0:
+                    self._show(report)
                 if stopped and (place.step < self.stage.steps or self._is_to_be_validated):
                     return False
         return True
@@ -266,13 +266,16 @@ class StageRun:
         return float(self.accelerator.reduce(torch.tensor([float(value)], device=self.accelerator.device), "sum"))
 
     def _show(self, report: Report) -> None:
-        if not self.accelerator.is_main_process:
+        """Pictures of the stage's first batch; for sharded weights all processes must come together."""
+        shards = is_sharded(self.objective)
+        if not (self.accelerator.is_main_process or shards) or (self._sharded and not shards):
             return
         batch = self.passes[0]
         if isinstance(batch, Unusable):
             return
         batch = batch.to(self.accelerator.device)
-        shown = self.objective.preview(batch)
+        with whole(self.objective), self.accelerator.autocast():
+            shown = self.objective.preview(batch)
         if shown is not None:
             report.pictures({"image": image_of(batch)[:_PICTURES], "answer": shown[:_PICTURES]})
 
