@@ -135,6 +135,18 @@ def test_metric_targets_are_those_of_the_canonical_camera(start, data):
         np.testing.assert_allclose(again[inside], depth_m[number].numpy()[inside], rtol=1e-3)
 
 
+def test_metric_depth_learns_that_the_sky_is_at_the_far_end(start, data):
+    objective, batch, _ = made("metric-log", start, data)
+    depth_m = batch.maps["depth_m"]
+    sky = depth_m.isposinf()
+    assert 0 < sky.sum() < (~depth_m.isnan()).sum()
+    right = objective._canonical(depth_m, batch).nan_to_num()
+    assert float(objective._loss(right[:, None], batch)["loss"]) == 0
+    sky_at_hand = torch.where(sky, -1.0, right)
+    share = float(sky.sum() / (depth_m > 0).sum())
+    assert float(objective._loss(sky_at_hand[:, None], batch)["loss"]) == pytest.approx(2 * share)
+
+
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
 def test_what_a_faster_copy_stands_for_is_put_aside_after_all_else_was_moved(part, start, data, monkeypatch):
     objective, _, _ = made("e2e-depth", start, data)
