@@ -19,15 +19,17 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 pytest.importorskip("accelerate")
 
-from diffusers import DiffusionPipeline  # noqa: E402
+from diffusers import AutoencoderTiny, DiffusionPipeline  # noqa: E402
+from PIL import Image  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 from marigold_ros.checkpoints import describe, load_network  # noqa: E402
 from marigold_ros.config import Unusable  # noqa: E402
 from marigold_ros.multistep import MultiStep, Settings  # noqa: E402
 from small_checkpoint import write_small_checkpoint  # noqa: E402
-from trainer import loop  # noqa: E402
+from trainer import card, loop  # noqa: E402
 from trainer.__main__ import main as trainer  # noqa: E402
+from trainer.assembly import first_model  # noqa: E402
 from trainer.loop import StageRun, learning_rate, train  # noqa: E402
 from trainer.objectives.end_to_end import EndToEndObjective  # noqa: E402
 from trainer.recipe import EndToEnd, Optimiser  # noqa: E402
@@ -151,8 +153,14 @@ def test_every_recipe_trains_and_our_loader_and_diffusers_run_its_result(name, r
     assert set(answers) == set(info.kind.targets)
     # From random weights there is no text encoder.
     without = {} if (folder / "text_encoder").is_dir() else {"text_encoder": None, "tokenizer": None}
+    if name == "tiny":  # as docs/training.md has it
+        without["vae"] = AutoencoderTiny.from_pretrained(folder / "tiny_vae", local_files_only=True)
     pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True, **without)
     assert pipeline.unet.config.in_channels == 4 * (len(info.kind.targets) + 1)
+    if name == "tiny":
+        own = {"num_inference_steps": 1, "processing_resolution": 64, "latents": torch.zeros(1, 4, 8, 8)}
+        theirs = pipeline(Image.fromarray(rgb), output_type="np", **own).prediction[0, ..., 0]
+        np.testing.assert_allclose(answers["depth"].values, theirs, atol=1e-4)
 
 
 def test_a_distilled_result_says_how_many_timesteps_it_knows(runs):
@@ -396,6 +404,19 @@ def test_fine_tuning_keeps_the_space_and_the_size_of_its_start(tmp_path, data):
     assert train(replace(recipe, space="depth"), tmp_path / "run", data)
     info = describe(tmp_path / "run" / "checkpoint")
     assert (info.space, info.width, info.height) == ("depth", 128, 96)
+
+
+def test_what_was_trained_with_a_tiny_vae_goes_on_with_it_and_is_packaged_with_it(tmp_path, runs, monkeypatch):
+    start = str(runs("tiny") / "checkpoint")
+    assert first_model(small_recipe("e2e-depth", start)).tiny is not None
+    with pytest.raises(Unusable, match="was trained with a tiny VAE, which is for objective end_to_end only"):
+        first_model(small_recipe("marigold-depth", start))
+    monkeypatch.setattr(card, "real_frames", list)
+    card.package_run(runs("tiny"), tmp_path / "half", None, None, onnx=False)
+    rgb = torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        answers = [load_network(describe(folder))(rgb) for folder in (start, tmp_path / "half")]
+    torch.testing.assert_close(*answers, atol=5e-3, rtol=0)
 
 
 def test_starts_that_would_teach_nonsense_are_refused(tmp_path, data, runs):

@@ -126,6 +126,7 @@ def of_appearance(folder, data):
     ("name", "measured"),
     [
         ("robot", of_frames),
+        ("tiny", of_frames),
         ("lcm", of_pipeline),
         ("e2e-normals", of_normals),
         ("metric-log", of_metres),
