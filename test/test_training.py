@@ -214,8 +214,9 @@ def test_sharded_processes_train_what_one_trains_and_resume_to_the_bit(tmp_path,
     np.testing.assert_allclose(held_out[1], held_out[0], rtol=2e-3)
     assert_same_training(tmp_path / "whole", tmp_path / "resumed")
     assert pictures(tmp_path / "whole") == {"image": 3, "answer": 3}
-    refusal = (tmp_path / "refusal").read_text()
-    assert "a moving average needs whole weights, which FSDP shards; set optimiser.ema to 0" in refusal
+    nano, lcm = ((tmp_path / f"refusal-{name}").read_text() for name in ("nano", "lcm"))
+    assert "average (optimiser.ema) needs whole weights, which FSDP shards; set it to 0, or do without" in nano
+    assert "average (objective.ema_target) needs whole weights, which FSDP shards; do without" in lcm
 
 
 def test_sigkill_of_a_real_process(tmp_path, data, start):

@@ -33,7 +33,7 @@ from trainer.facts import write_facts
 from trainer.model import Model
 from trainer.objectives import Objective, build_objective
 from trainer.objectives.base import image_of, is_sharded, whole
-from trainer.recipe import Optimiser, Recipe, Stage
+from trainer.recipe import Consistency, Optimiser, Recipe, Stage
 from trainer.report import Report
 from trainer.results import left_by, write_result
 from trainer.states import Place, States, check_recipe
@@ -118,9 +118,13 @@ class StageRun:
         if self.objective.average is None:
             return
         if self._sharded:
+            # A distillation is nothing without it.
+            needed = isinstance(self.stage.objective, Consistency)
+            setting = "objective.ema_target" if needed else "optimiser.ema"
             raise Unusable(
-                f"stage {self.stage.name!r}: a moving average needs whole weights, which "
-                f"{self.accelerator.distributed_type.value} shards; set optimiser.ema to 0, or do without sharding"
+                f"stage {self.stage.name!r}: a moving average ({setting}) needs whole weights, which "
+                f"{self.accelerator.distributed_type.value} shards; {'' if needed else 'set it to 0, or '}do without "
+                "sharding"
             )
         self.accelerator.register_for_checkpointing(self.objective.average)
 
