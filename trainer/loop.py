@@ -112,7 +112,6 @@ class StageRun:
         self.prepared, self.adam = accelerator.prepare(self.objective, adam)
         self._register_average()
         self.validation = validation_of(self.objective, recipe, self.stage, data, accelerator)
-        self._bad_in_a_row = 0
 
     def _register_average(self) -> None:
         if self.objective.average is None:
@@ -244,15 +243,16 @@ class StageRun:
 
     def _count_bad(self, norm: float, report: Report) -> None:
         """A batch gone wrong must not end a run of hours; a run gone wrong must end."""
+        place = self.place
         if math.isfinite(norm):
-            self._bad_in_a_row = 0
+            place.bad_in_a_row = 0
             return
-        self.place.bad += 1
-        self._bad_in_a_row += 1
+        place.bad += 1
+        place.bad_in_a_row += 1
         report.say(f"step {report.step}: the gradient is not finite; the step is skipped")
-        if self._bad_in_a_row >= self.recipe.bad_steps:
+        if place.bad_in_a_row >= self.recipe.bad_steps:
             raise Unusable(
-                f"run {self.run}: {self._bad_in_a_row} steps in a row, to step {report.step}, had no finite gradient; "
+                f"run {self.run}: {place.bad_in_a_row} steps in a row, to step {report.step}, had no finite gradient; "
                 "the last state is intact: lower stages.N.optimiser.lr, or set precision: no, in a new run"
             )
 

@@ -31,7 +31,7 @@ _FREE = (
 @dataclass
 class Place:
     """Where in its recipe a run is: number of the stage, steps taken in it; steps without a finite loss and seconds of
-    training in all, samples that were skipped.
+    training in all, samples that were skipped; bad_in_a_row: how many of the last steps were without a finite loss.
 
     Of its validations: the last step that had one; the measure that decides, its best so far and the step of that
     (None and 0: there was none); how many there were since. left: which weights the stage before left, as
@@ -49,6 +49,7 @@ class Place:
     best_step: int = 0
     since_best: int = 0
     left: str = ""
+    bad_in_a_row: int = 0
 
     def note(self, measure: str, value: float, better: bool) -> None:
         """A validation of this step found `value` of the `measure` that decides, `better` than the best or not."""
