@@ -368,6 +368,24 @@ def test_the_command_of_a_finished_run_given_again_changes_nothing(tmp_path, dat
     assert not list(run.glob("stage-*"))
 
 
+def test_a_folder_in_which_another_process_trains_is_refused(tmp_path, data, start):
+    hold = (
+        "import pathlib, sys\nfrom trainer.states import reserved\n"
+        "with reserved(pathlib.Path(sys.argv[1])):\n    print(flush=True)\n    input()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", hold, tmp_path], cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    holder.stdout.readline()
+    recipe = small_recipe("marigold-depth", start, steps=1)
+    with pytest.raises(Unusable, match="another process is training in it; wait until it has ended, or give another"):
+        train(recipe, tmp_path, data)
+    assert not list(tmp_path.glob("states"))
+    holder.kill()
+    holder.wait()
+    assert train(recipe, tmp_path, data)
+
+
 def test_passes_that_cannot_be_shared_are_refused(tmp_path, data, start, monkeypatch):
     from accelerate import Accelerator
 

@@ -36,7 +36,7 @@ from trainer.objectives.base import image_of, is_sharded, whole
 from trainer.recipe import Consistency, Optimiser, Recipe, Stage
 from trainer.report import Report
 from trainer.results import left_by, write_result
-from trainer.states import Place, States, check_recipe
+from trainer.states import Place, States, check_recipe, reserved
 from trainer.validation.validation import validation_of
 
 CHECKPOINT = "checkpoint"
@@ -62,6 +62,12 @@ def train(recipe: Recipe, run: Path, data: Path, stop_after: int | None = None) 
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise Unusable(f"run {run}: cannot be made ({error.strerror}); give another --run") from error
+    # The first process holds the run for all of them.
+    with reserved(run) if accelerator.is_main_process else contextlib.nullcontext():
+        return _train(recipe, run, data, accelerator, stop_after)
+
+
+def _train(recipe: Recipe, run: Path, data: Path, accelerator: Accelerator, stop_after: int | None) -> bool:
     states = States(run, recipe.keep)
     newest = states.newest()
     place = Place() if newest is None else newest[1]

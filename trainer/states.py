@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from trainer.recipe_files import plain, recipe_from
 
 _PLACE_FILE = "place.json"
 _RECIPE_FILE = "recipe.json"
+_LOCK_FILE = ".lock"
 # What a state is called while another of the same step takes its place.
 _ASIDE = ".before"
 # These may change between two sittings: they do not decide how the weights change.
@@ -152,6 +154,24 @@ def _explained(folder: Path) -> Iterator[None]:
             f"state {folder}: cannot be written ({one_line(error)}); make room and give the same command again: the "
             "run goes on from its last state"
         ) from error
+
+
+@contextmanager
+def reserved(run: Path) -> Iterator[None]:
+    """Raises `Unusable` where another process trains in folder `run`: each would delete the other's states.
+
+    The lock goes with the process, however that ends; processes that it has started do not inherit it.
+    """
+    with (run / _LOCK_FILE).open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise Unusable(
+                f"run {run}: another process is training in it; wait until it has ended, or give another --run"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
 
 
 def check_recipe(run: Path, recipe: Recipe, place: Place | None) -> None:
