@@ -21,6 +21,7 @@ DATASETS = (
     "hypersim-normals",
     "hypersim-light",
     "vkitti2",
+    "vkitti2-e2e",
     "vkitti2-normals",
     "tartanair",
     "interiorverse",
