@@ -14,6 +14,7 @@ from marigold_ros.config import Unusable  # noqa: E402
 from trainer.augment import Cut, cut, vary  # noqa: E402
 from trainer.data import Passes, passes_of  # noqa: E402
 from trainer.recipe import Augment, Source  # noqa: E402
+from trainer.recipe_files import load_recipe  # noqa: E402
 from trainer.samples import KINDS, SampleFolder, read_sample, write_sample  # noqa: E402
 from training import scene, small_recipe, write_data  # noqa: E402
 
@@ -240,6 +241,17 @@ def test_kittis_crop_lies_at_the_bottom_in_the_middle():
         Cut.kitti((300, 1242), (1216, 352), np.random.default_rng(0), Augment())
 
 
+def test_a_source_that_asks_for_kittis_crop_gets_it_unscaled(data):
+    """The samples are 64x48 and 96x32; shapes of 56x24 fit into both."""
+    source = Source("vkitti2", sizes=((56, 24, 1.0),), crop="kitti")
+    for number in range(4):
+        batch = passes(data, data=(source,), augment=Augment(flip=0))[number]
+        samples = [scene(seed, (48, 64) if seed % 3 else (32, 96)).maps["depth_m"] for seed in range(7)]
+        cuts = [depth[-24:, (depth.shape[1] - 56) // 2 :][:, :56] for depth in samples]
+        for depth in batch.maps["depth_m"].numpy():
+            assert any(np.allclose(depth, wanted, rtol=2e-3) for wanted in cuts)
+
+
 def test_metric_pictures_come_near_the_canonical_focal_length(data):
     """Samples have a focal length of 50 pixels; a crop enlarges it, and what cannot be reached is left to the label."""
     source = Source("hypersim", sizes=((32, 32, 1.0),))
@@ -259,6 +271,17 @@ def test_every_change_of_the_picture_keeps_shape_and_type():
             out = vary(rgb, depth, rng, always)
             assert out.shape == rgb.shape
             assert out.dtype == np.uint8
+
+
+@pytest.mark.parametrize("kind", ["gaussian_blur", "motion_blur", "jitter"])
+def test_the_published_changes_for_normals_are_made_as_often_as_asked(kind):
+    """0.3 each; blurred by the published kernel only where the picture is 768 high (reference/marigold.md §3.2)."""
+    rgb = np.random.default_rng(0).integers(0, 256, (768, 24, 3), np.uint8)
+    rng, augment = np.random.default_rng(1), Augment(**{kind: getattr(load_recipe("marigold-normals").augment, kind)})
+    changed = [np.abs(vary(rgb, None, rng, augment).astype(int) - rgb).mean() > 1 for _ in range(300)]
+    assert 0.22 < np.mean(changed) < 0.38
+    low = [np.any(vary(rgb[:760], None, rng, augment) != rgb[:760]) for _ in range(30)]
+    assert any(low) == (kind != "gaussian_blur")
 
 
 def test_without_changes_the_picture_stays_what_it_was():
