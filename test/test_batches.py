@@ -11,8 +11,10 @@ torch = pytest.importorskip("torch")
 
 from marigold_ros.canonical import MetricScale  # noqa: E402
 from marigold_ros.config import Unusable  # noqa: E402
+from trainer.assembly import first_model  # noqa: E402
 from trainer.augment import Cut, cut, vary  # noqa: E402
 from trainer.data import Passes, passes_of  # noqa: E402
+from trainer.objectives import build_objective  # noqa: E402
 from trainer.recipe import Augment, Source  # noqa: E402
 from trainer.recipe_files import load_recipe  # noqa: E402
 from trainer.samples import KINDS, SampleFolder, read_sample, write_sample  # noqa: E402
@@ -164,6 +166,30 @@ def test_a_damaged_sample_ends_the_training_or_is_skipped_and_counted(tmp_path):
     for name in folder.joinpath("camera").iterdir():
         np.save(folder / "depth_m" / f"{name.stem}.npy", np.full((4, 4), 1, np.float16))
     assert "more samples in a row are damaged" in str(passes(tmp_path, damaged="skip")[0])
+
+
+def test_a_dataset_without_a_prior_mixes_with_one_that_has_it(tmp_path):
+    """Its batches go without, and learn from the rest of the loss."""
+    for seed in range(2):
+        sample = scene(seed)
+        write_sample(tmp_path / "recordings" / "train", sample)
+        write_sample(tmp_path / "bare" / "train", replace(sample, maps={"depth_m": sample.maps["depth_m"]}))
+    bare, both = ([Source(name, ((32, 32, 1.0),)) for name in names] for names in (["bare"], ["bare", "recordings"]))
+    with pytest.raises(Unusable, match=r"bare/train: have no prior, and no other .*; collect them with --prior"):
+        passes(tmp_path, name="robot", data=tuple(bare))
+    mixed = passes(tmp_path, name="robot", data=tuple(both))
+    batches = {batch.source: batch for batch in (mixed[number] for number in range(8))}
+    assert batches["bare"].maps["prior"].isnan().all()
+    recipe = replace(mixed.recipe, start=replace(mixed.recipe.start, checkpoint=""))
+    objective = build_objective(first_model(recipe), recipe, recipe.stages[0])
+    for source, batch in batches.items():
+        losses = objective(batch, torch.Generator())
+        losses["loss"].backward()
+        assert (float(losses["prior"].detach()) == 0) == (source == "bare")
+        assert all(p.grad.isfinite().all() for p in objective.parameters() if p.grad is not None)
+    (tmp_path / "recordings" / "train" / "prior" / "000001.npy").unlink()
+    with pytest.raises(Unusable, match=r"prior/000001\.npy: is missing: the sample has no prior"):
+        list(passes_of(mixed, 0, 0, 1, 0))
 
 
 def test_a_missing_dataset_is_named(tmp_path):
