@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 from dataclasses import replace
@@ -395,6 +396,7 @@ def test_numbers_are_on_the_board_and_the_bar(tmp_path, data, start, monkeypatch
     text = capsys.readouterr().err
     assert "step 2: held-out abs_rel 0." in text
     assert ", held-out abs_rel 0." in text.rsplit("\r", 1)[-1]
+    assert re.search(r"2/2 steps, 00:00 left", text)
 
 
 # What goes wrong
