@@ -64,9 +64,20 @@ def runs(tmp_path_factory, data, start):
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory, data, start):
-    """A folder with the finished runs of all recipes, trained by two processes that torchrun started."""
+    """A folder with the finished runs of all recipes, trained by two processes that accelerate's launcher started."""
     out = tmp_path_factory.mktemp("two")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", PROJECT / "test" / "training.py"]
+    options = [
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+    ]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *options, PROJECT / "test" / "training.py"]
     environment = {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
     subprocess.run([*map(str, command), str(out), str(data), start, *RECIPES], check=True, env=environment)
     return out

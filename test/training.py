@@ -1,6 +1,6 @@
 """Small samples of all kinds and small versions of the shipped recipes, for tests of the trainer.
 
-Run by torchrun it trains recipes in several processes: `python test/training.py OUT DATA START RECIPE ...`.
+Run by a launcher it trains recipes in several processes: `python test/training.py OUT DATA START RECIPE ...`.
 """
 
 from __future__ import annotations
