@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 BUNDLED = ("nano",)
 OWN_FILE = "marigold_ros.json"
+# Where a network's own tiny VAE lies, and what our own file calls that it was trained with it.
+TINY_VAE_FOLDER = TINY_VAE_FIELD = "tiny_vae"
 ONNX_FILE = "model.onnx"
 PROMPT_FILE = "empty_prompt.safetensors"
 PROMPT_KEY = "prompt"
@@ -71,6 +73,7 @@ class CheckpointInfo:
     onnx: the exported network, if the folder has one.
     digest: hex sha256 over everything the network's answer depends on, for cache keys; how relative depth becomes
         metres is none of it.
+    tiny: the tiny VAE that stands for the checkpoint's VAE; None where it does not.
     metric: how relative depth becomes metres without anchors; None of a relative checkpoint.
     """
 
@@ -134,7 +137,7 @@ def describe(folder: Path) -> CheckpointInfo:
     space, disparity = _space(where, index, own) if kind.task == DEPTH else ("", False)
     multiple = _multiple(folder, (unet, vae))
     width, height = _working_size(where, index, own, multiple)
-    return CheckpointInfo(
+    info = CheckpointInfo(
         name=name,
         folder=folder,
         kind=kind,
@@ -149,6 +152,7 @@ def describe(folder: Path) -> CheckpointInfo:
         digest=digest,
         metric=metric_scale(where, index, own, space, disparity),
     )
+    return _with_tiny(info, folder / TINY_VAE_FOLDER, "tiny") if _has_own_tiny(where, own) else info
 
 
 def answers_x_left(folder: Path) -> bool:
@@ -168,16 +172,28 @@ def with_tiny_vae(info: CheckpointInfo, use: str, name: str, download: bool = Fa
     """`info` with the tiny VAE `name`, a folder or a hub id, in place of half or all of its own.
 
     use: 'full' leaves it as it is, 'tiny' replaces both halves, 'tiny-decoder' the decoder. Raises `Unusable` where the
-    tiny VAE is not there or does not fit.
+    tiny VAE is not there or does not fit, and where the network was trained with another tiny one.
     """
     if use == "full":
         return info
     folder = Path(name).expanduser()
+    if info.tiny is not None:
+        if use == "tiny" and folder.resolve() == info.tiny.folder:
+            return info
+        raise Unusable(
+            f"tiny VAE {name!r}: checkpoint {info.name!r} was trained with a tiny VAE of its own; set model.vae to "
+            "'full', which runs that one"
+        )
     if not name or not folder.is_dir():
         if not hub.is_hub_id(name):
             raise Unusable(f"tiny VAE {name!r}: no such folder; give one, or a hub id such as 'madebyollin/taesd'")
         what, options = "tiny VAE", f"--checkpoint {shlex.quote(str(info.folder))} --vae {use} --tiny-vae {name}"
         folder = hub.download(name, what) if download else hub.cached(name, what, _DOWNLOADS.format(options))
+    # The exported network in the checkpoint's folder is of its own VAE.
+    return replace(_with_tiny(info, folder, use), onnx=None)
+
+
+def _with_tiny(info: CheckpointInfo, folder: Path, use: str) -> CheckpointInfo:
     config, own = read_json(folder / "config.json"), read_json(info.folder / "vae" / "config.json")
     if config.get("_class_name") != "AutoencoderTiny":
         raise Unusable(f"tiny VAE {folder}: _class_name={config.get('_class_name')!r}: must be AutoencoderTiny")
@@ -189,12 +205,20 @@ def with_tiny_vae(info: CheckpointInfo, use: str, name: str, download: bool = Fa
             f"tiny VAE {folder}: has {channels[0]} latent channels, checkpoint {info.name!r} has {channels[1]}; "
             "set model.vae to 'full'"
         )
-    # The exported network in the checkpoint's folder is of its own VAE.
     digest = hashlib.sha256(f"{info.digest} {use} {sha256_of(_weights(folder, '.'))}".encode()).hexdigest()
-    return replace(info, tiny=TinyVae(folder, encodes=use == "tiny"), onnx=None, digest=digest)
+    return replace(info, tiny=TinyVae(folder, encodes=use == "tiny"), digest=digest)
 
 
-def _load_tiny(tiny: TinyVae, dtype: torch.dtype) -> AutoencoderTiny:
+def _has_own_tiny(where: str, own: dict[str, Any]) -> bool:
+    """Whether the network was trained with the tiny VAE in its folder."""
+    said = own.get(TINY_VAE_FIELD, False)
+    if type(said) is not bool:
+        raise Unusable(f"{where}: {TINY_VAE_FIELD}={said!r} in {OWN_FILE}: must be true or false")
+    return said
+
+
+def load_tiny(tiny: TinyVae, dtype: torch.dtype) -> AutoencoderTiny:
+    """The module of a tiny VAE on the CPU; raises `Unusable` where its files cannot be read."""
     from diffusers import AutoencoderTiny
 
     try:
@@ -275,7 +299,7 @@ def load_network(info: CheckpointInfo, device: str = "cpu", dtype: torch.dtype |
         step.x0_scale,
         head,
         step.timestep,
-        tiny=None if info.tiny is None else _load_tiny(info.tiny, modules.unet.dtype),
+        tiny=None if info.tiny is None else load_tiny(info.tiny, modules.unet.dtype),
         tiny_encodes=info.tiny is not None and info.tiny.encodes,
     )
     return network.to(device=device, dtype=modules.unet.dtype).eval()

@@ -25,7 +25,7 @@ from diffusers import (
 from diffusers.utils import logging as diffusers_logging
 
 from marigold_ros.canonical import check_focal, focal_after_resize
-from marigold_ros.checkpoints import CheckpointInfo, load_modules, read_json
+from marigold_ros.checkpoints import CheckpointInfo, load_modules, load_tiny, read_json
 from marigold_ros.config import Unusable, one_line
 from marigold_ros.ensemble import ensemble_depth
 from marigold_ros.family import DEPTH, DIFFUSION, E2E, INTRINSICS, LCM, NORMALS
@@ -84,6 +84,7 @@ class MultiStep:
         scheduler = self._scheduler()
         index = read_json(info.folder / "model_index.json")
         modules = load_modules(info.folder, dtype)
+        vae = modules.vae if info.tiny is None or not info.tiny.encodes else load_tiny(info.tiny, dtype)
         kind, extra = {
             DEPTH: (
                 MarigoldDepthPipeline,
@@ -96,7 +97,7 @@ class MultiStep:
         with self.refusing_what_diffusers_does():
             self.pipeline: DiffusionPipeline = kind(
                 modules.unet,
-                modules.vae,
+                vae,
                 scheduler,
                 text_encoder=None,
                 tokenizer=None,

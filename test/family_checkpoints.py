@@ -178,8 +178,11 @@ def write_tiny_vae(folder: Path, latent_channels: int = 4) -> Path:
     return folder
 
 
-def write_sd2(folder: Path) -> Path:
-    """Write Stable Diffusion 2's layout, narrow, with a safety checker's empty place, as published."""
+def write_sd2(folder: Path, levels: int = 2) -> Path:
+    """Write Stable Diffusion 2's layout, narrow, with a safety checker's empty place, as published.
+
+    levels: of the U-Net; the published one has four.
+    """
     torch.manual_seed(0)
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -191,11 +194,11 @@ def write_sd2(folder: Path) -> Path:
     )
     unet = UNet2DConditionModel(
         sample_size=96,
-        block_out_channels=(32, 32),
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(32,) * levels,
+        down_block_types=(*("CrossAttnDownBlock2D",) * (levels - 1), "DownBlock2D"),
+        up_block_types=("UpBlock2D", *("CrossAttnUpBlock2D",) * (levels - 1)),
         layers_per_block=1,
-        attention_head_dim=[1, 1],
+        attention_head_dim=[1] * levels,
         cross_attention_dim=16,
         use_linear_projection=True,
     )

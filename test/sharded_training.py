@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node 2 test/sharded_training.py OUT DATA START
 
-leaves the runs `whole` and `resumed` of one recipe in OUT, and in `refusal` why another one cannot be sharded. The
+leaves the runs `whole` and `resumed` of one recipe in OUT, and in `refusal-*` why others cannot be sharded. The
 sharding is torch's own, over gloo. accelerate takes the plug-in on GPUs only, so the kind of the processes is faked.
 """
 
@@ -37,10 +37,11 @@ def main(out: Path, data: Path, start: str) -> None:
         for stop_after in stops:
             loop.train(small_recipe("e2e-depth", start, steps=3), out / run, data, stop_after)
     assert Accelerator().distributed_type == DistributedType.FSDP
-    try:
-        loop.train(small_recipe("nano", start), out / "nano", data)
-    except Unusable as problem:
-        (out / "refusal").write_text(str(problem))
+    for name in ("nano", "lcm"):
+        try:
+            loop.train(small_recipe(name, start), out / name, data)
+        except Unusable as problem:
+            (out / f"refusal-{name}").write_text(str(problem))
 
 
 if __name__ == "__main__":

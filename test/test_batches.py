@@ -11,9 +11,12 @@ torch = pytest.importorskip("torch")
 
 from marigold_ros.canonical import MetricScale  # noqa: E402
 from marigold_ros.config import Unusable  # noqa: E402
+from trainer.assembly import first_model  # noqa: E402
 from trainer.augment import Cut, cut, vary  # noqa: E402
 from trainer.data import Passes, passes_of  # noqa: E402
+from trainer.objectives import build_objective  # noqa: E402
 from trainer.recipe import Augment, Source  # noqa: E402
+from trainer.recipe_files import load_recipe  # noqa: E402
 from trainer.samples import KINDS, SampleFolder, read_sample, write_sample  # noqa: E402
 from training import scene, small_recipe, write_data  # noqa: E402
 
@@ -165,6 +168,30 @@ def test_a_damaged_sample_ends_the_training_or_is_skipped_and_counted(tmp_path):
     assert "more samples in a row are damaged" in str(passes(tmp_path, damaged="skip")[0])
 
 
+def test_a_dataset_without_a_prior_mixes_with_one_that_has_it(tmp_path):
+    """Its batches go without, and learn from the rest of the loss."""
+    for seed in range(2):
+        sample = scene(seed)
+        write_sample(tmp_path / "recordings" / "train", sample)
+        write_sample(tmp_path / "bare" / "train", replace(sample, maps={"depth_m": sample.maps["depth_m"]}))
+    bare, both = ([Source(name, ((32, 32, 1.0),)) for name in names] for names in (["bare"], ["bare", "recordings"]))
+    with pytest.raises(Unusable, match=r"bare/train: have no prior, and no other .*; collect them with --prior"):
+        passes(tmp_path, name="robot", data=tuple(bare))
+    mixed = passes(tmp_path, name="robot", data=tuple(both))
+    batches = {batch.source: batch for batch in (mixed[number] for number in range(8))}
+    assert batches["bare"].maps["prior"].isnan().all()
+    recipe = replace(mixed.recipe, start=replace(mixed.recipe.start, checkpoint=""))
+    objective = build_objective(first_model(recipe), recipe, recipe.stages[0])
+    for source, batch in batches.items():
+        losses = objective(batch, torch.Generator())
+        losses["loss"].backward()
+        assert (float(losses["prior"].detach()) == 0) == (source == "bare")
+        assert all(p.grad.isfinite().all() for p in objective.parameters() if p.grad is not None)
+    (tmp_path / "recordings" / "train" / "prior" / "000001.npy").unlink()
+    with pytest.raises(Unusable, match=r"prior/000001\.npy: is missing: the sample has no prior"):
+        list(passes_of(mixed, 0, 0, 1, 0))
+
+
 def test_a_missing_dataset_is_named(tmp_path):
     with pytest.raises(Unusable, match=r"hypersim/train: there are none"):
         passes(tmp_path)
@@ -240,6 +267,17 @@ def test_kittis_crop_lies_at_the_bottom_in_the_middle():
         Cut.kitti((300, 1242), (1216, 352), np.random.default_rng(0), Augment())
 
 
+def test_a_source_that_asks_for_kittis_crop_gets_it_unscaled(data):
+    """The samples are 64x48 and 96x32; shapes of 56x24 fit into both."""
+    source = Source("vkitti2", sizes=((56, 24, 1.0),), crop="kitti")
+    for number in range(4):
+        batch = passes(data, data=(source,), augment=Augment(flip=0))[number]
+        samples = [scene(seed, (48, 64) if seed % 3 else (32, 96)).maps["depth_m"] for seed in range(7)]
+        cuts = [depth[-24:, (depth.shape[1] - 56) // 2 :][:, :56] for depth in samples]
+        for depth in batch.maps["depth_m"].numpy():
+            assert any(np.allclose(depth, wanted, rtol=2e-3) for wanted in cuts)
+
+
 def test_metric_pictures_come_near_the_canonical_focal_length(data):
     """Samples have a focal length of 50 pixels; a crop enlarges it, and what cannot be reached is left to the label."""
     source = Source("hypersim", sizes=((32, 32, 1.0),))
@@ -259,6 +297,17 @@ def test_every_change_of_the_picture_keeps_shape_and_type():
             out = vary(rgb, depth, rng, always)
             assert out.shape == rgb.shape
             assert out.dtype == np.uint8
+
+
+@pytest.mark.parametrize("kind", ["gaussian_blur", "motion_blur", "jitter"])
+def test_the_published_changes_for_normals_are_made_as_often_as_asked(kind):
+    """0.3 each; blurred by the published kernel only where the picture is 768 high (reference/marigold.md §3.2)."""
+    rgb = np.random.default_rng(0).integers(0, 256, (768, 24, 3), np.uint8)
+    rng, augment = np.random.default_rng(1), Augment(**{kind: getattr(load_recipe("marigold-normals").augment, kind)})
+    changed = [np.abs(vary(rgb, None, rng, augment).astype(int) - rgb).mean() > 1 for _ in range(300)]
+    assert 0.22 < np.mean(changed) < 0.38
+    low = [np.any(vary(rgb[:760], None, rng, augment) != rgb[:760]) for _ in range(30)]
+    assert any(low) == (kind != "gaussian_blur")
 
 
 def test_without_changes_the_picture_stays_what_it_was():

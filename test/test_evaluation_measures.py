@@ -101,11 +101,12 @@ def test_least_squares_in_disparity_by_hand():
     found = align(relative, depth_m, np.ones((1, 4), bool), "disparity")
     assert (found.scale, found.shift) == pytest.approx((-2.0, 1.1))
     np.testing.assert_allclose(found.depth_m, depth_m, rtol=1e-6)
-    # Where the prediction is 0 it is not fitted, and disparities below 0.001 1/m become 1000 m.
-    odd = align(np.array([[0.0, 0.25, 0.5, 1.0]]), np.array([[0.1, 4.0, 2.0, 1.0]]), np.ones((1, 4), bool), "disparity")
+    # Where the predicted disparity is 0, farthest away, it is not fitted; disparities below 0.001 1/m become 1000 m.
+    odd = align(np.array([[1.0, 0.75, 0.5, 0.0]]), np.array([[0.1, 4.0, 2.0, 1.0]]), np.ones((1, 4), bool), "disparity")
+    assert (odd.scale, odd.shift) == pytest.approx((-1.0, 1.0))
     np.testing.assert_allclose(odd.depth_m, [[1000.0, 4.0, 2.0, 1.0]], rtol=1e-5)
     with pytest.raises(Unusable, match="no valid pixel"):
-        align(np.zeros((1, 4)), depth_m, np.ones((1, 4), bool), "disparity")
+        align(np.ones((1, 4)), depth_m, np.ones((1, 4), bool), "disparity")
 
 
 def test_least_squares_in_log_depth_by_hand():

@@ -81,6 +81,17 @@ def test_ensembles_come_with_uncertainty(family, rgb, name, targets):
         assert float(prediction.uncertainty.mean()) > 0
 
 
+def test_sides_that_are_no_multiple_of_8_are_padded_with_the_edge_which_is_cut_off_again(family):
+    network = MultiStep(family("marigold-e2e-ft-depth"), Settings(resolution=-1))
+    rgb = np.random.default_rng(0).integers(0, 256, (43, 70, 3), np.uint8)
+    padded = np.pad(rgb, ((0, 5), (0, 2), (0, 0)), mode="edge")
+    seen, padding = network.preprocessed(rgb)
+    assert padding == (5, 2)
+    np.testing.assert_allclose(seen[0].permute(1, 2, 0).numpy(), padded / 127.5 - 1, atol=1e-6)
+    cut = network(padded)["depth"].values[:43, :70]
+    np.testing.assert_allclose(network(rgb)["depth"].values, cut, atol=1e-6)
+
+
 def test_the_seed_decides(family, rgb):
     info = family("marigold-depth-v1-1")
     first, again, other = (

@@ -12,10 +12,12 @@ from diffusers import LCMScheduler  # noqa: E402
 
 from marigold_ros.canonical import MetricScale  # noqa: E402
 from marigold_ros.config import Unusable  # noqa: E402
+from small_checkpoint import write_small_checkpoint  # noqa: E402
 from trainer.assembly import first_model  # noqa: E402
 from trainer.data import Passes  # noqa: E402
 from trainer.objectives import build_objective  # noqa: E402
 from trainer.objectives.base import image_of  # noqa: E402
+from trainer.objectives.end_to_end import detail_loss  # noqa: E402
 from training import small_recipe  # noqa: E402
 
 
@@ -133,6 +135,51 @@ def test_metric_targets_are_those_of_the_canonical_camera(start, data):
         inside = known[number] & (np.abs(signed[number]) < 1)
         assert inside.any()
         np.testing.assert_allclose(again[inside], depth_m[number].numpy()[inside], rtol=1e-3)
+
+
+def test_metric_depth_learns_that_the_sky_is_at_the_far_end(start, data):
+    objective, batch, _ = made("metric-log", start, data)
+    depth_m = batch.maps["depth_m"]
+    sky = depth_m.isposinf()
+    assert 0 < sky.sum() < (~depth_m.isnan()).sum()
+    right = objective._canonical(depth_m, batch).nan_to_num()
+    assert float(objective._loss(right[:, None], batch)["loss"]) == 0
+    sky_at_hand = torch.where(sky, -1.0, right)
+    share = float(sky.sum() / (depth_m > 0).sum())
+    assert float(objective._loss(sky_at_hand[:, None], batch)["loss"]) == pytest.approx(2 * share)
+
+
+def test_a_prior_keeps_the_outlines_that_sparse_depth_says_nothing_of(tmp_path, data):
+    """Fine-tuned on one pixel of twenty, the answer's edges stay nearer to what they were than without a prior."""
+    start, off = str(write_small_checkpoint(tmp_path / "start")), []
+    for weight in (0.0, 0.1, 1.0):
+        objective, batch, generator = made("robot", start, data)
+        objective.stage = replace(objective.stage, objective=replace(objective.stage.objective, prior=weight))
+        with torch.no_grad():
+            before = objective.decoded(batch, generator)[:, 0]
+        depth_m = batch.maps["depth_m"]
+        measured = torch.rand(depth_m.shape, generator=generator) < 0.05
+        batch = replace(batch, maps={"depth_m": depth_m.where(measured, torch.nan), "prior": before})
+        adam = torch.optim.Adam(objective.parameters(), lr=1e-4)
+        for _ in range(8):
+            adam.zero_grad()
+            objective(batch, generator)["loss"].backward()
+            adam.step()
+        with torch.no_grad():
+            off.append(float(detail_loss(objective.decoded(batch, generator)[:, 0], before, 4)))
+    assert off[0] > off[1] > off[2]
+    assert off[2] < 0.7 * off[0]
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_what_a_faster_copy_stands_for_is_put_aside_after_all_else_was_moved(part, start, data, monkeypatch):
+    objective, _, _ = made("e2e-depth", start, data)
+    module, calls = getattr(objective.model.vae, part), []
+    monkeypatch.setattr(module, "_apply", lambda *given, **options: calls.append("moved with the whole") or module)
+    monkeypatch.setattr(module, "to", lambda device: calls.append(f"put aside: {device}"))
+    objective.place(torch.device("cpu"))
+    assert "moved with the whole" in calls
+    assert calls[-1] == "put aside: cpu"
 
 
 def test_depth_trains_a_tiny_decoder_of_one_channel(start, data):

@@ -271,7 +271,11 @@ def test_a_tiny_vae_lies_beside_and_takes_the_place_of_the_large_one(tmp_path, s
     if channels == 1:
         tiny = AutoencoderTiny.from_config({**tiny.config, "out_channels": 1})
     folder = written(tmp_path / "model", starts, tiny_vae=tiny)
-    info = with_tiny_vae(describe(folder), "tiny", str(folder / "tiny_vae"))
+    info = describe(folder)
+    assert info.digest != describe(written(tmp_path / "large", starts)).digest
+    assert with_tiny_vae(info, "tiny", str(folder / "tiny_vae")) == with_tiny_vae(info, "full", "") == info
+    with pytest.raises(Unusable, match=r"was trained with a tiny VAE of its own; set model.vae to 'full'"):
+        with_tiny_vae(info, "tiny-decoder", str(tmp_path / "tiny"))
     network = load_network(info)
     assert network.tiny.config.out_channels == 3
     latent = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))

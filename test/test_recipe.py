@@ -3,7 +3,7 @@
 import pytest
 
 from marigold_ros.config import Unusable
-from trainer.recipe import TASKS
+from trainer.recipe import TASKS, Augment
 from trainer.recipe_files import load_recipe, plain, recipe_from
 from trainer.train import changes_in
 from training import RECIPES
@@ -29,13 +29,21 @@ def test_published_numbers():
     assert (stage.optimiser.lr, stage.optimiser.weight_decay, stage.optimiser.clip_norm) == (3e-5, 0, 0)
     assert (stage.optimiser.decay_steps, stage.optimiser.final_lr / stage.optimiser.lr) == (25000, pytest.approx(0.01))
     assert [source.weight for source in depth.data] == [0.9, 0.1]
-    assert depth.data[1].crop == "kitti"
+    assert (depth.data[1].crop, depth.data[1].folder) == ("kitti", "")
     assert (e2e.stages[0].optimiser.weight_decay, e2e.stages[0].optimiser.clip_norm) == (0.01, 1.0)
     assert e2e.gradient_checkpointing
+    assert (e2e.data[1].crop, e2e.data[1].folder) == ("kitti", "vkitti2-e2e")
     # GonzaloMG/marigold-normals, from which the published one starts, draws x to the left.
     assert load_recipe("e2e-normals").start.checkpoint == "stabilityai/stable-diffusion-2"
     assert normals.stages[0].optimiser.lr == 6e-5
     assert not normals.stages[0].objective.mask
+    assert normals.augment == Augment(flip=0.5, gaussian_blur=0.3, motion_blur=0.3, jitter=0.3)
+    assert [source.weight for source in normals.data] == [0.5, 0.49, 0.01]
+    for name, lr, decay_steps, mask in (("appearance", 3e-5, 25000, True), ("lighting", 8e-5, 45000, False)):
+        recipe = load_recipe(f"marigold-iid-{name}")
+        stage, rates = recipe.stages[0], recipe.stages[0].optimiser
+        assert (rates.lr, rates.final_lr, rates.decay_steps) == (lr, pytest.approx(lr / 100), decay_steps)
+        assert (stage.objective.mask, recipe.augment) == (mask, Augment())
     assert (lcm.stages[0].objective.timesteps, lcm.stages[0].objective.ema_target) == (5, 0.95)
     # What is published is what the last step left.
     assert {load_recipe(name).result for name in RECIPES if name != "robot"} == {"last"}

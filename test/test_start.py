@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -17,9 +18,12 @@ from marigold_ros.checkpoints import describe, load_modules  # noqa: E402
 from marigold_ros.config import Unusable  # noqa: E402
 from marigold_ros.network import SingleStepNetwork, depth_head  # noqa: E402
 from small_checkpoint import edit_json, write_small_checkpoint  # noqa: E402
-from trainer.assembly import first_model  # noqa: E402
+from trainer.assembly import first_model, scheduler_of  # noqa: E402
+from trainer.objectives import build_objective  # noqa: E402
+from trainer.recipe import Consistency, Diffusion, EndToEnd  # noqa: E402
+from trainer.recipe_files import load_recipe  # noqa: E402
 from trainer.start import from_scratch, load_start, widen  # noqa: E402
-from training import small_recipe  # noqa: E402
+from training import RECIPES, small_recipe  # noqa: E402
 
 ROWS = {row.name: row for row in FAMILY}
 
@@ -36,6 +40,38 @@ def changed(folder, tmp_path, file, **facts):
     config = json.loads((copy / file).read_text())
     (copy / file).write_text(json.dumps({**config, **facts}))
     return copy
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A function that gives a narrow stand-in, as deep as published, for what a recipe starts from."""
+    parent = tmp_path_factory.mktemp("published")
+
+    def stand_in(checkpoint):
+        name = checkpoint.rpartition("/")[2]
+        if checkpoint in ("", "nano") or (parent / name).is_dir():
+            return str(parent / name) if "/" in checkpoint else checkpoint
+        return str(write_family_checkpoint(parent, ROWS[name]) if name in ROWS else write_sd2(parent / name, levels=4))
+
+    return stand_in
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_shipped_recipe_starts_at_its_size_and_trains_on_the_schedule_of_its_kind(name, published):
+    """Zero SNR at the last timestep for networks that start from noise, 0.00466 for those that start from zeros."""
+    recipe = load_recipe(name)
+    tiny = "random" if recipe.start.tiny_vae else ""
+    start = replace(recipe.start, checkpoint=published(recipe.start.checkpoint), tiny_vae=tiny)
+    recipe = replace(recipe, start=start, gradient_checkpointing=False)
+    first = first_model(recipe)
+    assert first.size == (recipe.size if recipe.size[0] else (384, 288))
+    for stage in recipe.stages:
+        objective = build_objective(replace(first, scheduler=scheduler_of(stage, first.scheduler)), recipe, stage)
+        schedule = getattr(objective, "schedule", None) or getattr(objective, "_schedule", None)
+        if isinstance(stage.objective, (Diffusion, Consistency)):
+            assert schedule.alphas_cumprod[-1] == 0
+        if isinstance(stage.objective, EndToEnd):
+            assert schedule.alphas_cumprod[-1] == pytest.approx(0.0046601, rel=1e-4)
 
 
 @pytest.mark.parametrize("surgery", ["marigold", "e2e"])

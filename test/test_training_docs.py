@@ -1,5 +1,7 @@
 """Every command of docs/training.md runs, in its order: on less data, for fewer steps, from a small checkpoint.
 
+Those that do not are named in `ELSEWHERE`; a test fails for any other.
+
 Two things cannot be had here: a reachable hub (a small checkpoint in Stable Diffusion 2's layout stands for one on it),
 and, where LLVM is missing, the renderer (frames drawn by the test stand for rendered ones).
 """
@@ -31,7 +33,15 @@ from trainer.__main__ import main as trainer  # noqa: E402
 from training import scene, write_data  # noqa: E402
 
 PROJECT = Path(__file__).resolve().parent.parent
-INSTALLING = ("pip ", "apt-get ")
+# What does not run here, by its beginning.
+ELSEWHERE = (
+    *("pip ", "apt-get "),  # installs
+    *("ros2 bag record", "ros2 launch "),  # wants ROS and a robot
+    "accelerate launch ",  # many machines; test_training.py has it on one
+    "tensorboard ",  # goes on until it is stopped
+    "python -m trainer train RECIPE",  # names no recipe
+)
+PROGRAMS = ("accelerate ", "apt-get ", "hf ", "pip ", "python ", "ros2 ", "tensorboard ", "torchrun ")
 SHORT = ["--set", "stages.0.steps=1", "--set", "stages.0.batch=4", "--set", "stages.0.micro_batch=2"]
 SMALL = [*SHORT, "--set", "stages.0.sizes=[[64, 64, 1]]", "--set", "threads=1"]
 # What is added to a command so that it ends soon; by the words that it begins with.
@@ -41,15 +51,19 @@ ADDED = {
     "generate": ["--count", "2", "--workers", "1", "--copies", "0.1"],
     "train robot": SMALL,
     "train e2e-depth": [*SMALL, "--set", "gradient_checkpointing=false", "--set", "size=[128, 96]"],
+    "experiments": ["--count", "2", "--steps", "2"],
     "evaluate": ["--limit", "2", "--size", "checkpoint"],
 }
 
 
+def page():
+    return (PROJECT / "docs" / "training.md").read_text(encoding="utf-8")
+
+
 def commands():
-    """The lines of the page's shell blocks."""
-    text = (PROJECT / "docs" / "training.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```sh\n(.*?)```", text, re.S)
-    return [line for block in blocks for line in block.splitlines() if not line.startswith(INSTALLING)]
+    """The lines of the page's shell blocks that run here."""
+    blocks = re.findall(r"```sh\n(.*?)```", page(), re.S)
+    return [line for block in blocks for line in block.splitlines() if not line.startswith(ELSEWHERE)]
 
 
 def draw_recording(folder):
@@ -123,10 +137,19 @@ def test_what_they_have_made(start):
 
 def test_every_kind_of_command_is_shown():
     shown = {line.split()[3] for line in commands() if line.startswith("python -m trainer")}
-    assert shown >= {"record", "collect", "generate", "prepare", "train", "frames", "package", "evaluate"}
+    wanted = {"record", "collect", "generate", "prepare", "train", "frames", "package", "experiments", "evaluate"}
+    assert shown >= wanted
+
+
+def test_no_command_stands_outside_of_what_runs_here_but_those_named_above():
+    text = re.sub(r"```sh\n.*?```", "", page(), flags=re.S)
+    indented, spans = re.findall(r"^ {4,}(.*)", text, re.M), re.findall(r"`([^`]+)`", text)
+    found = [" ".join(words.split()) for words in (*indented, *spans) if words.strip().startswith(PROGRAMS)]
+    assert found
+    assert [command for command in found if not command.startswith(ELSEWHERE)] == []
 
 
 def test_every_recipe_stands_in_the_table():
-    text = (PROJECT / "docs" / "training.md").read_text(encoding="utf-8")
+    text = page()
     for path in (PROJECT / "config" / "train").glob("*.yaml"):
         assert f"`{path.stem}`" in text, path.stem

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 from dataclasses import replace
@@ -126,6 +127,7 @@ def of_appearance(folder, data):
     ("name", "measured"),
     [
         ("robot", of_frames),
+        ("tiny", of_frames),
         ("lcm", of_pipeline),
         ("e2e-normals", of_normals),
         ("metric-log", of_metres),
@@ -161,7 +163,7 @@ def test_samples_are_spread_over_a_split_and_shared_by_weight(tmp_path, start):
     for name, split, count in (("hypersim", "val", 20), ("vkitti2", "held_out", 4), ("vkitti2", "val", 2)):
         for seed in range(count):
             write_sample(tmp_path / name / split, scene(seed, (8, 8)))
-    recipe = small_recipe("e2e-depth", start, validate_samples=10)
+    recipe = small_recipe("marigold-depth", start, validate_samples=10)
     picks, without = held_out(recipe, tmp_path)
     assert [pick.number for pick in picks] == [0, 2, 4, 6, 8, 11, 13, 15, 17, 0]
     assert picks[0].name == "hypersim/val/000000"
@@ -183,8 +185,8 @@ def test_without_a_held_out_split_a_run_says_so_and_trains(tmp_path, start, caps
 
 def test_a_dataset_without_a_held_out_split_is_named(tmp_path, start, capsys):
     write_sample(tmp_path / "data" / "hypersim" / "train", scene(0))
-    write_sample(tmp_path / "data" / "vkitti2" / "train", scene(0))
-    write_sample(tmp_path / "data" / "vkitti2" / "val", scene(1))
+    write_sample(tmp_path / "data" / "vkitti2-e2e" / "train", scene(0))
+    write_sample(tmp_path / "data" / "vkitti2-e2e" / "val", scene(1))
     assert train(recipe_of("e2e-depth", start), tmp_path / "run", tmp_path / "data")
     assert "data 'hypersim': no samples are held out in held_out/ or val/: validation goes without\n" in (
         capsys.readouterr().err
@@ -394,6 +396,7 @@ def test_numbers_are_on_the_board_and_the_bar(tmp_path, data, start, monkeypatch
     text = capsys.readouterr().err
     assert "step 2: held-out abs_rel 0." in text
     assert ", held-out abs_rel 0." in text.rsplit("\r", 1)[-1]
+    assert re.search(r"2/2 steps, 00:00 left", text)
 
 
 # What goes wrong

@@ -1,6 +1,6 @@
 """Small samples of all kinds and small versions of the shipped recipes, for tests of the trainer.
 
-Run by torchrun it trains recipes in several processes: `python test/training.py OUT DATA START RECIPE ...`.
+Run by a launcher it trains recipes in several processes: `python test/training.py OUT DATA START RECIPE ...`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ DATASETS = (
     "hypersim-normals",
     "hypersim-light",
     "vkitti2",
+    "vkitti2-e2e",
     "vkitti2-normals",
     "tartanair",
     "interiorverse",
@@ -105,6 +106,7 @@ def small_recipe(name: str, start: str, steps: int = 2, **changes: object) -> Re
         "precision": "no",
         "save_steps": 1,
         "log_steps": 1,
+        "picture_steps": 1,
         "validate_samples": 2,
         "threads": 1,  # so small a network waits longer for its threads than it computes
     }

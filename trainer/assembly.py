@@ -9,14 +9,14 @@ from typing import Any
 from diffusers import AutoencoderTiny
 
 from marigold_ros import hub
-from marigold_ros.checkpoints import answers_x_left, describe
+from marigold_ros.checkpoints import TINY_VAE_FOLDER, answers_x_left, describe
 from marigold_ros.config import LARGEST_SIDE_PX, Unusable, one_line
 from marigold_ros.family import DIFFUSION, E2E, INTRINSICS, LCM
 from marigold_ros.sd2 import HEIGHT, WIDTH
 from trainer.architecture import build_scheduler
 from trainer.model import Model
-from trainer.package import TINY_VAE_FOLDER, one_channel
-from trainer.recipe import Consistency, Diffusion, Recipe, Stage
+from trainer.package import one_channel
+from trainer.recipe import Consistency, Diffusion, EndToEnd, Recipe, Stage
 from trainer.start import Start, from_scratch, load_start
 from trainer.targets import TARGET_NAMES
 
@@ -33,7 +33,7 @@ def first_model(recipe: Recipe) -> Model:
         start = from_scratch(**vars(recipe.network), targets=targets)
     size = recipe.size if recipe.size[0] else _own_size(start)
     _check_size(size, start)
-    return _model(start, recipe, recipe.stages[0], _tiny(wanted.tiny_vae, recipe.task), size)
+    return _model(start, recipe, recipe.stages[0], _tiny(wanted.tiny_vae or _own_tiny(start), recipe.task), size)
 
 
 def _check_family(start: Start, recipe: Recipe) -> None:
@@ -52,6 +52,11 @@ def _check_family(start: Start, recipe: Recipe) -> None:
         raise Unusable(
             f"checkpoint {info.name!r}: its depth is affine in {info.space!r}, the recipe's in {recipe.space!r}; set "
             f"space: {info.space}"
+        )
+    if info.tiny is not None and not all(isinstance(stage.objective, EndToEnd) for stage in recipe.stages):
+        raise Unusable(
+            f"checkpoint {info.name!r}: was trained with a tiny VAE, which is for objective end_to_end only; start "
+            "from another one"
         )
     if isinstance(recipe.stages[0].objective, Consistency) and info.kind.protocol != DIFFUSION:
         raise Unusable(
@@ -102,9 +107,8 @@ def scheduler_of(stage: Stage, base: Mapping[str, Any]) -> dict[str, Any]:
 def model_in(folder: Path, recipe: Recipe, stage: Stage) -> Model:
     """What the stage before wrote to `folder`, for `stage`."""
     start = load_start(str(folder), len(TARGET_NAMES[recipe.task]))
-    tiny = folder / TINY_VAE_FOLDER
     size = recipe.size if recipe.size[0] else _own_size(start)
-    return _model(start, recipe, stage, _tiny(str(tiny) if tiny.is_dir() else "", recipe.task), size)
+    return _model(start, recipe, stage, _tiny(_own_tiny(start), recipe.task), size)
 
 
 def _own_size(start: Start) -> tuple[int, int]:
@@ -125,6 +129,12 @@ def _model(start: Start, recipe: Recipe, stage: Stage, tiny: AutoencoderTiny | N
             f"start.tiny_vae: has {tiny.config.latent_channels} latent channels, the checkpoint {start.latent_channels}"
         )
     return Model(start.unet, start.vae, start.prompt, scheduler, recipe.task, recipe.space, size, tiny, start.source)
+
+
+def _own_tiny(start: Start) -> str:
+    """The folder of the tiny VAE that a checkpoint of the trainer's was trained with; '' where it has none."""
+    folder = Path() if start.source is None else start.source / TINY_VAE_FOLDER
+    return str(folder) if start.of_family and folder.is_dir() else ""
 
 
 def _tiny(name: str, task: str) -> AutoencoderTiny | None:

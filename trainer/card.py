@@ -53,11 +53,8 @@ def package_run(run: Path, out: Path, scenes: Path | None, notes: Path | None, o
     recipe, newest = read_recipe(run), States(run, 1).newest()
     place = Place() if newest is None else newest[1]
     stage = recipe.stages[-1]
-    if recipe.task != "depth" or protocol_of(stage) != E2E or recipe.start.tiny_vae:
-        raise Unusable(
-            f"run {run}: package is for single-step depth networks with a VAE of their own; use {run / CHECKPOINT} as "
-            "it is"
-        )
+    if recipe.task != "depth" or protocol_of(stage) != E2E:
+        raise Unusable(f"run {run}: package is for single-step depth networks; use {run / CHECKPOINT} as it is")
     model = model_in(run / CHECKPOINT, recipe, stage)
     ending = "" if notes is None else "\n" + _read(notes)
     staging = out.with_name(f".{out.name}.staging")
@@ -87,7 +84,7 @@ def card(name: str, recipe: Recipe, sittings: list[dict], place: Place, last: di
     facts = sittings[-1]
     versions, minutes = facts["versions"], place.seconds / 60
     steps = sum(stage.steps for stage in recipe.stages)
-    modules = (model.unet, model.vae)
+    modules = (model.unet, model.vae if model.tiny is None else model.tiny)
     million = sum(parameter.numel() for module in modules for parameter in module.parameters()) / 1e6
     data = ", ".join(f"{source.name} ({source.weight:g})" for source in recipe.data)
     begun = f"from `{Path(recipe.start.checkpoint).name}`" if recipe.start.checkpoint else "from random weights"

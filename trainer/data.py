@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from marigold_ros.config import Unusable
 from trainer.augment import Cut, cut, vary
 from trainer.recipe import Augment, Recipe, Source, Stage
-from trainer.samples import Sample, SampleFolder
+from trainer.samples import OPTIONAL, Sample, SampleFolder
 
 # A dataset of which so many samples in a row cannot be read is not worth reading on.
 _MOST_SKIPPED = 50
@@ -68,6 +68,7 @@ class Passes(Dataset):
     def __init__(self, recipe: Recipe, stage: Stage, number: int, data: Path) -> None:
         self.recipe, self.stage = recipe, stage
         self.buckets = [bucket for source in recipe.data for bucket in buckets_of(source, stage.sizes, data)]
+        _check_optional(recipe, [bucket.samples.folder for bucket in self.buckets])
         # Stages must not repeat each other's draws.
         self.seed = [recipe.seed, number]
         chances = np.array([bucket.chance for bucket in self.buckets])
@@ -131,6 +132,16 @@ class Passes(Dataset):
             number = int(bucket.numbers[rng.integers(len(bucket.numbers))])
 
 
+def _check_optional(recipe: Recipe, folders: list[Path]) -> None:
+    """Raises `Unusable` where a map that some datasets may be without is in none of them."""
+    for kind in set(OPTIONAL) & set(recipe.maps):
+        if not any((folder / kind).is_dir() for folder in folders):
+            raise Unusable(
+                f"samples {folders[0]}: have no {kind}, and no other dataset of the recipe has it; collect them with "
+                f"--{kind}, or set stages.N.objective.{kind} to 0"
+            )
+
+
 def _stacked(maps: list[np.ndarray]) -> Tensor:
     stacked = torch.from_numpy(np.stack(maps))
     return stacked.movedim(-1, 1).contiguous() if stacked.ndim == 4 else stacked
@@ -143,6 +154,8 @@ def _check(sample: Sample, bucket: Bucket, recipe: Recipe) -> None:
             "another dataset"
         )
     for kind, values in sample.maps.items():
+        if kind in OPTIONAL:
+            continue
         known = ~np.isnan(values)
         if kind == "depth_m":
             known = (values > max(0.0, bucket.source.valid_m[0])) & (values < bucket.source.valid_m[1])

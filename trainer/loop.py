@@ -32,11 +32,11 @@ from trainer.data import Batch, Passes, passes_of
 from trainer.facts import write_facts
 from trainer.model import Model
 from trainer.objectives import Objective, build_objective
-from trainer.objectives.base import image_of
-from trainer.recipe import Optimiser, Recipe, Stage
+from trainer.objectives.base import image_of, is_sharded, whole
+from trainer.recipe import Consistency, Optimiser, Recipe, Stage
 from trainer.report import Report
 from trainer.results import left_by, write_result
-from trainer.states import Place, States, check_recipe
+from trainer.states import Place, States, check_recipe, reserved
 from trainer.validation.validation import validation_of
 
 CHECKPOINT = "checkpoint"
@@ -62,13 +62,19 @@ def train(recipe: Recipe, run: Path, data: Path, stop_after: int | None = None) 
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise Unusable(f"run {run}: cannot be made ({error.strerror}); give another --run") from error
+    # The first process holds the run for all of them.
+    with reserved(run) if accelerator.is_main_process else contextlib.nullcontext():
+        return _train(recipe, run, data, accelerator, stop_after)
+
+
+def _train(recipe: Recipe, run: Path, data: Path, accelerator: Accelerator, stop_after: int | None) -> bool:
     states = States(run, recipe.keep)
     newest = states.newest()
     place = Place() if newest is None else newest[1]
     if accelerator.is_main_process:
         check_recipe(run, recipe, None if newest is None else place)
         write_facts(run, accelerator)
-        _make_room(run, place)
+        _make_room(run, recipe, place)
     accelerator.wait_for_everyone()
     with Stop() as stop:
         while place.stage < len(recipe.stages):
@@ -112,15 +118,18 @@ class StageRun:
         self.prepared, self.adam = accelerator.prepare(self.objective, adam)
         self._register_average()
         self.validation = validation_of(self.objective, recipe, self.stage, data, accelerator)
-        self._bad_in_a_row = 0
 
     def _register_average(self) -> None:
         if self.objective.average is None:
             return
         if self._sharded:
+            # A distillation is nothing without it.
+            needed = isinstance(self.stage.objective, Consistency)
+            setting = "objective.ema_target" if needed else "optimiser.ema"
             raise Unusable(
-                f"stage {self.stage.name!r}: a moving average needs whole weights, which "
-                f"{self.accelerator.distributed_type.value} shards; set optimiser.ema to 0, or do without sharding"
+                f"stage {self.stage.name!r}: a moving average ({setting}) needs whole weights, which "
+                f"{self.accelerator.distributed_type.value} shards; {'' if needed else 'set it to 0, or '}do without "
+                "sharding"
             )
         self.accelerator.register_for_checkpointing(self.objective.average)
 
@@ -140,14 +149,14 @@ class StageRun:
                 report.advance()
                 if report.is_due:
                     report.numbers(self._mean(losses), self.adam.param_groups[0]["lr"], norm)
-                if place.step % self.recipe.picture_steps == 0:
-                    self._show(report)
                 stopped = self._stopped(stop) or place.step == last
                 best = not stopped and self._validate(report, stop)
                 # It was told to stop while it validated.
                 stopped = stopped or self._is_to_be_validated
                 if stopped or best or place.step % self.recipe.save_steps == 0:
                     self.states.save(accelerator, place)
+                if place.step % self.recipe.picture_steps == 0:
+                    self._show(report)
                 if stopped and (place.step < self.stage.steps or self._is_to_be_validated):
                     return False
         return True
@@ -240,15 +249,16 @@ class StageRun:
 
     def _count_bad(self, norm: float, report: Report) -> None:
         """A batch gone wrong must not end a run of hours; a run gone wrong must end."""
+        place = self.place
         if math.isfinite(norm):
-            self._bad_in_a_row = 0
+            place.bad_in_a_row = 0
             return
-        self.place.bad += 1
-        self._bad_in_a_row += 1
+        place.bad += 1
+        place.bad_in_a_row += 1
         report.say(f"step {report.step}: the gradient is not finite; the step is skipped")
-        if self._bad_in_a_row >= self.recipe.bad_steps:
+        if place.bad_in_a_row >= self.recipe.bad_steps:
             raise Unusable(
-                f"run {self.run}: {self._bad_in_a_row} steps in a row, to step {report.step}, had no finite gradient; "
+                f"run {self.run}: {place.bad_in_a_row} steps in a row, to step {report.step}, had no finite gradient; "
                 "the last state is intact: lower stages.N.optimiser.lr, or set precision: no, in a new run"
             )
 
@@ -266,13 +276,16 @@ class StageRun:
         return float(self.accelerator.reduce(torch.tensor([float(value)], device=self.accelerator.device), "sum"))
 
     def _show(self, report: Report) -> None:
-        if not self.accelerator.is_main_process:
+        """Pictures of the stage's first batch; for sharded weights all processes must come together."""
+        shards = is_sharded(self.objective)
+        if not (self.accelerator.is_main_process or shards) or (self._sharded and not shards):
             return
         batch = self.passes[0]
         if isinstance(batch, Unusable):
             return
         batch = batch.to(self.accelerator.device)
-        shown = self.objective.preview(batch)
+        with whole(self.objective), self.accelerator.autocast():
+            shown = self.objective.preview(batch)
         if shown is not None:
             report.pictures({"image": image_of(batch)[:_PICTURES], "answer": shown[:_PICTURES]})
 
@@ -322,10 +335,11 @@ def _accelerator(recipe: Recipe) -> Accelerator:
     return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=recipe.precision)
 
 
-def _make_room(run: Path, place: Place) -> None:
+def _make_room(run: Path, recipe: Recipe, place: Place) -> None:
     """Of a run whose recipe has grown since it ended, the result is that of a stage now."""
     former = run / f"stage-{place.stage}"
-    if place.stage and (run / CHECKPOINT).is_dir() and not former.is_dir():
+    grown = 0 < place.stage < len(recipe.stages)
+    if grown and (run / CHECKPOINT).is_dir() and not former.is_dir():
         (run / CHECKPOINT).rename(former)
 
 

@@ -19,7 +19,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from marigold_ros.canonical import MetricScale
-from marigold_ros.checkpoints import ONNX_FILE, OWN_FILE, PROMPT_FILE, PROMPT_KEY, describe, seal
+from marigold_ros.checkpoints import (
+    ONNX_FILE,
+    OWN_FILE,
+    PROMPT_FILE,
+    PROMPT_KEY,
+    TINY_VAE_FIELD,
+    TINY_VAE_FOLDER,
+    describe,
+    seal,
+)
 from marigold_ros.config import Unusable, one_line
 from marigold_ros.family import DIFFUSION, E2E, LCM
 from marigold_ros.files import flush
@@ -29,7 +38,6 @@ from marigold_ros.sd2 import SCHEDULER
 from trainer.architecture import build_scheduler
 from trainer.model_index import PIPELINES, STEPS, model_index
 
-TINY_VAE_FOLDER = "tiny_vae"
 _TEXT_ENCODER = ("text_encoder", "tokenizer")
 _HALF = ".fp16.safetensors"
 
@@ -42,7 +50,7 @@ class Member:
     'lcm'. size: working size (width, height) in pixels. space: in which depth is affine. scheduler: the configuration
     that the training started from, see `architecture.build_scheduler`. steps: denoising steps, 0 for the published
     ones. source: a folder whose text encoder and tokenizer are copied, if it has them. metric: of depth in metres.
-    tiny_vae: a VAE of TAESD's kind, trained to do the work of `vae`.
+    tiny_vae: a VAE of TAESD's kind, trained to do the work of `vae`, which it does wherever the checkpoint runs.
     """
 
     unet: UNet2DConditionModel
@@ -190,6 +198,8 @@ def _own(name: str, member: Member) -> dict[str, Any]:
     if member.task == "normals":
         # As `targets.picture_of` draws them.
         facts[FIELD] = RIGHT
+    if member.tiny_vae is not None:
+        facts[TINY_VAE_FIELD] = True
     facts |= {"width": member.size[0], "height": member.size[1]}
     return facts if member.metric is None else {**facts, "metric": asdict(member.metric)}
 

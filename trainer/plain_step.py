@@ -110,7 +110,7 @@ class PlainStep:
         if knobs.loss == "log_metric":
             metric = self.recipe.metric
             canonical_m = depth_m * (metric.canonical_focal_px / batch.focal_px)[:, None, None]
-            return log_metric_loss(signed, log_metric(canonical_m, metric.d_min_m, metric.d_max_m), known)
+            return log_metric_loss(signed, log_metric(canonical_m, metric.d_min_m, metric.d_max_m), depth_m > 0)
         total = depth_loss(signed, make_target(depth_m, self.recipe.space, knobs.relative), knobs.relative)[0]
         if knobs.prior:
             total = total + knobs.prior * detail_loss(signed, batch.maps["prior"], knobs.relative.gradient_scales)

@@ -40,6 +40,8 @@ KINDS: Mapping[str, int] = {
     "residual": 3,
     "material": 2,
 }
+# Maps that a whole dataset may be without: it is known nowhere then.
+OPTIONAL = ("prior",)
 _PICTURES = (".jpg", ".png")
 
 
@@ -85,7 +87,10 @@ class SampleFolder:
 
 
 def read_sample(folder: Path, name: str, kinds: Sequence[str]) -> Sample:
-    """One sample with the maps of these kinds; raises `Unusable` that names a file which is missing or damaged."""
+    """One sample with the maps of these kinds; raises `Unusable` that names a file which is missing or damaged.
+
+    Of a dataset without an optional kind, see `OPTIONAL`, it is NaN everywhere.
+    """
     rgb = _read_rgb(folder, name)
     maps = {kind: _read_map(folder, name, kind, rgb.shape[:2]) for kind in kinds}
     return Sample(name, rgb, maps, _read_k(folder, name))
@@ -140,6 +145,8 @@ def _read_rgb(folder: Path, name: str) -> np.ndarray:
 
 def _read_map(folder: Path, name: str, kind: str, shape: tuple[int, int]) -> np.ndarray:
     path = folder / kind / f"{name}.npy"
+    if kind in OPTIONAL and not path.parent.is_dir():
+        return np.full(shape, np.nan, np.float32)
     try:
         values = np.load(path, allow_pickle=False)
     except FileNotFoundError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from trainer.recipe_files import plain, recipe_from
 
 _PLACE_FILE = "place.json"
 _RECIPE_FILE = "recipe.json"
+_LOCK_FILE = ".lock"
 # What a state is called while another of the same step takes its place.
 _ASIDE = ".before"
 # These may change between two sittings: they do not decide how the weights change.
@@ -31,7 +33,7 @@ _FREE = (
 @dataclass
 class Place:
     """Where in its recipe a run is: number of the stage, steps taken in it; steps without a finite loss and seconds of
-    training in all, samples that were skipped.
+    training in all, samples that were skipped; bad_in_a_row: how many of the last steps were without a finite loss.
 
     Of its validations: the last step that had one; the measure that decides, its best so far and the step of that
     (None and 0: there was none); how many there were since. left: which weights the stage before left, as
@@ -49,6 +51,7 @@ class Place:
     best_step: int = 0
     since_best: int = 0
     left: str = ""
+    bad_in_a_row: int = 0
 
     def note(self, measure: str, value: float, better: bool) -> None:
         """A validation of this step found `value` of the `measure` that decides, `better` than the best or not."""
@@ -151,6 +154,24 @@ def _explained(folder: Path) -> Iterator[None]:
             f"state {folder}: cannot be written ({one_line(error)}); make room and give the same command again: the "
             "run goes on from its last state"
         ) from error
+
+
+@contextmanager
+def reserved(run: Path) -> Iterator[None]:
+    """Raises `Unusable` where another process trains in folder `run`: each would delete the other's states.
+
+    The lock goes with the process, however that ends; processes that it has started do not inherit it.
+    """
+    with (run / _LOCK_FILE).open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise Unusable(
+                f"run {run}: another process is training in it; wait until it has ended, or give another --run"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
 
 
 def check_recipe(run: Path, recipe: Recipe, place: Place | None) -> None:

@@ -32,7 +32,8 @@ class Aligned:
 def align(relative: np.ndarray, depth_m: np.ndarray, valid: np.ndarray, space: str, longest_px: int = 0) -> Aligned:
     """Bring (H, W) `relative` onto (H, W) `depth_m` by least squares over the `valid` pixels, in `space`.
 
-    space: 'depth', 'disparity' (1/z; only where relative > 0, and at least 0.001 1/m afterwards) or 'log_depth'.
+    relative increases with distance. space: 'depth', 'disparity' (1/z; fitted only where what is predicted of it,
+    1 - relative, is above 0, and at least 0.001 1/m afterwards) or 'log_depth'.
     longest_px: as `fitted_columns`. Raises `Unusable` where no pixel is left to fit.
     """
     to, back = {
@@ -41,7 +42,7 @@ def align(relative: np.ndarray, depth_m: np.ndarray, valid: np.ndarray, space: s
         "log_depth": (np.log, np.exp),
     }[space]
     if space == "disparity":
-        valid = valid & (relative > 0)
+        valid = valid & (relative < 1)
     columns = fitted_columns(valid.shape, longest_px)
     known = valid[:, columns]
     if not known.any():

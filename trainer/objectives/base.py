@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from marigold_ros.network import SingleStepNetwork
 from trainer.checkpointing import enable_checkpointing
 from trainer.data import Batch
 from trainer.frozen import FrozenPart, frozen_encoder
@@ -48,6 +49,8 @@ class Objective(nn.Module, ABC):
         if "encoder" not in stage.train and model.tiny is None:
             self.frozen["encoder"] = frozen_encoder(model.vae)
         self._cache: LatentCache | None = None
+        # The robot's own network on the model's modules, for objectives that ask it; it has constants of its own.
+        self._network: tuple[SingleStepNetwork, ...] = ()
         self._average = (frozen_copy(self.trained),) if self.average_decay(0) is not None else ()
 
     @property
@@ -63,7 +66,9 @@ class Objective(nn.Module, ABC):
     def place(self, device: torch.device) -> None:
         """Move what learns and what is frozen to `device`, there laid out as convolutions are fastest."""
         self.model.to(device)
-        self._put_aside()
+        for network in self._network:
+            network.to(device)
+        self._put_aside()  # after the network, which has the whole VAE
         for part in self.frozen.values():
             part.place(device, FROZEN_TYPES[self.recipe.precision])
         if self.recipe.latent_cache and "encoder" in self.frozen:
@@ -110,7 +115,7 @@ class Objective(nn.Module, ABC):
 
         Neither copies weights nor draws random numbers.
         """
-        with _whole(self):
+        with whole(self):
             self._swap_average()
             self.model.to(self.model.prompt.device)
             try:
@@ -141,7 +146,7 @@ class Objective(nn.Module, ABC):
 
 
 @contextlib.contextmanager
-def _whole(module: nn.Module) -> Iterator[None]:
+def whole(module: nn.Module) -> Iterator[None]:
     """The weights gathered that FSDP (version 2) shards among the processes; others are whole anyway."""
     sharded = [part for part in module.modules() if hasattr(part, _FSDP_METHOD)]
     for part in sharded:

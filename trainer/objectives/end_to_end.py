@@ -31,7 +31,6 @@ class EndToEndObjective(Objective):
         """See `Objective`."""
         super().place(device)
         self._schedule.to(device)
-        self._network[0].to(device)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> Losses:
         """See `Objective`."""
@@ -73,7 +72,8 @@ class EndToEndObjective(Objective):
         if kind == "affine_metres":
             return {"loss": affine_metres_loss(signed.clamp(-1, 1), clamped_to_quantiles(depth_m, known), known)}
         if kind == "log_metric":
-            return {"loss": log_metric_loss(signed, self._canonical(depth_m, batch), known)}
+            # The sky and what is too far to be told are known to lie at the far end, and nothing else would teach it.
+            return {"loss": log_metric_loss(signed, self._canonical(depth_m, batch), depth_m > 0)}
         return self._relative(signed, batch)
 
     def _canonical(self, depth_m: Tensor, batch: Batch) -> Tensor:

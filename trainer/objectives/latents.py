@@ -24,11 +24,6 @@ class LatentsObjective(Objective):
         self._network = (model.network(),)
         self.frozen["teacher"] = self.frozen.get("encoder") or frozen_encoder(model.vae)
 
-    def place(self, device: torch.device) -> None:
-        """See `Objective`."""
-        super().place(device)
-        self._network[0].to(device)
-
     def forward(self, batch: Batch, generator: torch.Generator) -> Losses:
         """See `Objective`."""
         network = self._network[0]
@@ -48,4 +43,5 @@ class LatentsObjective(Objective):
     @torch.no_grad()
     def preview(self, batch: Batch) -> Tensor:
         """What the decoder draws of the predicted latents."""
-        return self._network[0].forward_normalised(image_of(batch)).float().expand(-1, 3, -1, -1)
+        network = self._network[0]
+        return network.decode(network.predict(self.encode(image_of(batch)))).float().expand(-1, 3, -1, -1)
