@@ -80,7 +80,7 @@ def test_the_benchmark_measures_every_stage_and_the_real_node(tmp_path, capsys, 
     facts = json.loads((tmp_path / "b.json").read_text())
     for size in ("640x480", "1280x720"):
         stages = facts["stages (ms)"][size]
-        assert {benchmark.NETWORK, benchmark.REST, "fit", "anchors", "rectify"} <= stages.keys()
+        assert {benchmark.NETWORK, benchmark.REST, benchmark.BESIDE, "fit", "rectify"} <= stages.keys()
         assert stages[benchmark.ALL_PUBLISHED]["p50_ms"] > stages[benchmark.NODE_REST]["p50_ms"] > 0
         assert stages[benchmark.DEPTH_ARRIVED]["p50_ms"] > 0
         assert all(0 <= t["p50_ms"] <= t["p95_ms"] for t in stages.values())
