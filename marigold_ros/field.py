@@ -246,15 +246,20 @@ def corrected(depth_m: np.ndarray, anchors: Anchors, sigma: float, limit: float,
 
 
 def apply_field(
-    field: Field, fit: MetricFit, coarse: np.ndarray, fitted_m: np.ndarray, max_depth_m: float
+    field: Field,
+    fit: MetricFit,
+    coarse: np.ndarray,
+    relative: np.ndarray,
+    max_depth_m: float,
+    far_m: float = math.inf,
 ) -> np.ndarray:
-    """(H, W) float32 metres: the fit's, (H, W) `fitted_m`, corrected. What they have beyond `max_depth_m` stays NaN.
+    """(H, W) float32 metres: the fit's at (H, W) `relative`, corrected, see `apply_corrected`.
 
     Worked out at the size of (h, w) `coarse` relative depth: an enlarged answer has no more detail.
     """
-    # The factor also where the fit has more than that: beside it, in the image, it may have less.
+    # The factor also where the fit has more than the most: beside it, in the image, it may have less.
     factor = factor_of(field, apply_fit(fit, coarse, math.inf))
-    return apply_corrected(fit, coarse, factor, fitted_m, max_depth_m)
+    return apply_corrected(fit, coarse, factor, relative, max_depth_m, far_m)
 
 
 def factor_of(field: Field, depth_m: np.ndarray) -> np.ndarray:

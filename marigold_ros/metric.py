@@ -21,6 +21,7 @@ from marigold_ros.compiled import Bool, Double, Doubles, Float, FloatRows, Float
 from marigold_ros.config import FitConfig, Unusable
 from marigold_ros.geometry import between_rows, resize, widened
 from marigold_ros.robust_fit import Base, Evidence, NoLine, Samples, gather, median, weigh
+from marigold_ros.unknown import FAR_END, farthest_known
 
 SPACES = ("depth", "inverse_depth", "log_depth")
 
@@ -348,14 +349,19 @@ def apply_fit(fit: MetricFit, relative: np.ndarray, max_depth_m: float) -> np.nd
 
 
 def apply_corrected(
-    fit: MetricFit, relative: np.ndarray, factor: np.ndarray, fitted_m: np.ndarray, max_depth_m: float
+    fit: MetricFit,
+    coarse: np.ndarray,
+    factor: np.ndarray,
+    relative: np.ndarray,
+    max_depth_m: float,
+    far_m: float = math.inf,
 ) -> np.ndarray:
-    """(h, w) relative, and as large a `factor` on its metres -> (H, W) float32 metres as `apply_fit`.
+    """(h, w) `coarse` relative depth, and as large a `factor` on its metres -> (H, W) float32 metres as `apply_fit`.
 
-    Resized in the space of the fit, as relative depth is, so that edges stay as sharp as the network drew them. What is
-    NaN in the fit's own metres, (H, W) `fitted_m`, stays so.
+    Resized in the space of the fit, as relative depth is, so that edges stay as sharp as the network drew them. What
+    the fit itself has no metres for at (H, W) `relative` stays NaN, and what `forget_far` forgets is.
     """
-    y = relative * np.float32(fit.scale)
+    y = coarse * np.float32(fit.scale)
     y += np.float32(fit.shift)
     if fit.space == "depth":
         y *= factor
@@ -363,27 +369,42 @@ def apply_corrected(
         y /= factor
     else:
         y += np.log(factor)
-    limits = _limits(fit.space, max_depth_m)
-    metres = _enlarged(widened(y, fitted_m.shape[1]), fitted_m, *limits, fit.space == "inverse_depth")
+    ends = np.array([
+        *_limits(fit.space, max_depth_m),
+        *(_limits(fit.space, min(max_depth_m, most_m))[1] for most_m in farthest_known(far_m)),
+    ])  # fmt: skip
+    line = np.float32(fit.scale), np.float32(fit.shift)
+    metres = _enlarged(widened(y, relative.shape[1]), relative, *line, ends, fit.space == "inverse_depth")
     return np.exp(metres, out=metres) if fit.space == "log_depth" else metres
 
 
-def _enlarged_by_numpy(wide: np.ndarray, besides: np.ndarray, low: float, high: float, inverse: bool) -> np.ndarray:
-    """`_on_line` of (h, W) `wide` at the size of (H, W) `besides`; NaN where that is, too."""
-    metres = _on_line_by_numpy(resize(wide, *besides.shape[::-1]), 1.0, 0.0, low, high, inverse)
-    metres[np.isnan(besides)] = np.nan
+def _enlarged_by_numpy(
+    wide: np.ndarray, relative: np.ndarray, scale: float, shift: float, ends: np.ndarray, inverse: bool
+) -> np.ndarray:
+    """`_on_line` of (h, W) `wide` at the size of (H, W) `relative`; NaN where that has no metres by scale and shift.
+
+    ends: what those lie between; and the most that is known, elsewhere and where relative depth is at its end.
+    """
+    y = resize(wide, *relative.shape[::-1])
+    low, high, most, most_sky = ends
+    unknown = y > np.where(relative > np.float32(FAR_END), most_sky, most)
+    metres = _on_line_by_numpy(y, 1.0, 0.0, low, high, inverse)
+    metres[unknown | np.isnan(_on_line_by_numpy(relative, scale, shift, low, high, False))] = np.nan
     return metres
 
 
 @compiled(_enlarged_by_numpy)
-def _enlarged(wide: Pixels, besides: Pixels, low: Float, high: Float, inverse: Bool) -> np.ndarray:
-    rows, columns = besides.shape
+def _enlarged(wide: Pixels, relative: Pixels, scale: Float, shift: Float, ends: Floats, inverse: Bool) -> np.ndarray:
+    rows, columns = relative.shape
+    low, high, most, most_sky = ends
     result, line = np.empty((rows, columns), np.float32), np.empty(columns, np.float32)
     for i in range(rows):
         between_rows(line, wide, i, rows)
-        beside, into = besides[i], result[i]
+        values, into = relative[i], result[i]
         for j in range(columns):
-            known = (line[j] > low) & (line[j] <= high) & (beside[j] == beside[j])
+            fitted = values[j] * scale + shift
+            limit = most_sky if values[j] > np.float32(FAR_END) else most
+            known = (line[j] > low) & (line[j] <= limit) & (fitted > low) & (fitted <= high)
             into[j] = (np.float32(-1) / line[j] if inverse else line[j]) if known else np.float32(np.nan)
     return result
 

@@ -95,7 +95,7 @@ def ours_with_sigma(question: Question) -> tuple[np.ndarray, np.ndarray]:
     evidence = evidence_of(fitted_m, question.anchors, fit.evidence.sigma)
     if evidence is not None:
         correction = Correction(evidence, fitted_field(evidence, limit), fresh=True)
-        depth_m = apply_field(correction.field, fit, coarse, fitted_m, _MAX_DEPTH_M)
+        depth_m = apply_field(correction.field, fit, coarse, question.relative, _MAX_DEPTH_M)
         uncertainty.learn(evidence, limit, lambda: resize(doubt, *fitted_m.shape[::-1]))
     forget_far(depth_m, question.relative, far_end(question.anchors), _MAX_DEPTH_M)
     variance = smooth_variance(uncertainty.law, fitted_m, question.relative, fit, correction)

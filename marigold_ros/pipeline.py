@@ -98,11 +98,12 @@ class FrameDepth:
 
 @dataclass(frozen=True)
 class _Projected:
-    """The anchors of scans, as they were found and at the image's time."""
+    """Scans as they were found and at the image's time, their anchors, and how far these are evidence."""
 
     found: Sequence[Scan]
     in_time: Sequence[Scan]
     anchors: Anchors
+    far_m: float
 
 
 class Pipeline:
@@ -173,7 +174,8 @@ class Pipeline:
         if not metric:
             return FrameDepth(rgb, camera, relative, stage_s=stage_s, confidence=sure)
         with _timed(stage_s, "anchors"):
-            anchors, problem, fault = self._anchors(find_scan, camera, config, *ready)
+            projected, problem, fault = self._anchors(find_scan, camera, config, *ready)
+            anchors = None if projected is None else projected.anchors
             scans = None if anchors is None else self._scans_id()
             calibration = self._watched(stamp_ns, rgb, camera, anchors, config)
         motion = self._seen.until_now(find_motion)
@@ -200,13 +202,16 @@ class Pipeline:
             limit, correction = config.fit.correction_limit, None
             if limit > 1.0 or asked:
                 correction = self._corrector(fitted_m, metres, anchors, limit, motion, scans)
-            if correction is not None:
-                depth_m = apply_field(correction.field, fit, coarse, fitted_m, most_m)
-                self._seen.remember(correction.evidence)
-        if depth_m is not None:
-            if metres.fresh and (correction is None or correction.fresh):
-                self._notice_far_end(anchors, metres)
-            self._forget_unknown(depth_m, relative, most_m, measured=fit is not self._own)
+            if fit is not None:
+                if metres.fresh and (correction is None or correction.fresh):
+                    self._notice_far_end(projected.far_m, metres)
+                far_m = math.inf if fit is self._own else self._far_m
+                if correction is None:
+                    forget_far(depth_m, relative, far_m, most_m)
+                else:
+                    depth_m = apply_field(correction.field, fit, coarse, relative, most_m, far_m)
+                    self._seen.remember(correction.evidence)
+                self._forget_unknown(depth_m, relative)
         frame = FrameDepth(
             rgb,
             camera,
@@ -274,7 +279,8 @@ class Pipeline:
 
     def _projected(self, found: Sequence[Scan], camera: Camera, config: Config) -> _Projected:
         in_time = [self._seen.in_time(scan) for scan in found]
-        return _Projected(found, in_time, anchors_of(in_time, camera, config.range, self._unseen))
+        anchors = anchors_of(in_time, camera, config.range, self._unseen)
+        return _Projected(found, in_time, anchors, far_end(anchors))
 
     def _watched(
         self, stamp_ns: int, rgb: np.ndarray, camera: Camera, anchors: Anchors | None, config: Config
@@ -304,19 +310,16 @@ class Pipeline:
             self._counted = scans
         return self._counted
 
-    def _notice_far_end(self, anchors: Anchors, metres: Metres) -> None:
+    def _notice_far_end(self, far_m: float, metres: Metres) -> None:
         """Remember how far there is evidence: a few anchors that are near by chance do not shorten it at once."""
-        far_m = far_end(anchors)
         if metres.state != OK and far_m < self._far_m < math.inf:
             far_m += _FAR_LEFT * (self._far_m - far_m)
         self._far_m = far_m
 
-    def _forget_unknown(self, depth_m: np.ndarray, relative: np.ndarray, max_depth_m: float, measured: bool) -> None:
-        """Set to NaN what is no depth: what lies far beyond all that was `measured`, the sky, the end of a metric
-        checkpoint's range, which means that far or farther and is no wall, and what the lens did not see.
+    def _forget_unknown(self, depth_m: np.ndarray, relative: np.ndarray) -> None:
+        """Set to NaN what is no depth wherever it is measured: the end of a metric checkpoint's range, which means that
+        far or farther and is no wall, and what the lens did not see.
         """
-        if measured:
-            forget_far(depth_m, relative, self._far_m, max_depth_m)
         if self._own is not None:
             depth_m[relative > _SATURATED] = np.nan
         if self._unseen is not None:
@@ -364,8 +367,8 @@ class Pipeline:
 
     def _anchors(
         self, find_scan: FindScan, camera: Camera, config: Config, ready: _Projected | None
-    ) -> tuple[Anchors | None, str | None, bool]:
-        """The anchors, or None, why there are none, and whether that is a fault; `ready` are those of some scans.
+    ) -> tuple[_Projected | None, str | None, bool]:
+        """The scans' anchors, or None, why there are none, and whether that is a fault; `ready` are those of some.
 
         No reason is needed where metres do not depend on them.
         """
@@ -378,7 +381,7 @@ class Pipeline:
         same = ready is not None and len(found) == len(ready.found) and all(map(Scan.equals, found, ready.found))
         projected = ready if same else self._projected(found, camera, config)
         self._scans = projected.in_time
-        return projected.anchors, None, False
+        return projected, None, False
 
 
 def _listed(scans: Scan | Sequence[Scan]) -> Sequence[Scan]:

@@ -111,6 +111,7 @@ def test_every_loop_says_what_numpy_says_on_a_recording(sequence, monkeypatch):
     monkeypatch.setattr(Loop, "__call__", listening)
     for _ in frames_of(sequence):
         pass
+    unknown.forget_far(-sequence.coarse[0], sequence.coarse[0], 9.0, 120.0)  # where nothing is corrected
     monkeypatch.undo()
     assert {loop.loop.__name__ for loop in asked} == {loop.loop.__name__ for loop in LOOPS}
     for loop, calls in asked.items():
@@ -247,8 +248,10 @@ def test_small_images_are_rated(shape, sigma, confidence):
         for fresh in (False, True):
             given = distance, beyond, depth_m, p, numbers, space, fresh
             assert_same(uncertainty._variance(*given), uncertainty._variance.instead(*given), "variance")
-    given = variance, depth_m, 0.2, 0.8, True
-    assert_same(metric._enlarged(*given), metric._enlarged.instead(*given), "enlarged")
+    p[::2] = 1.0
+    for most_sky, inverse in ((0.5, False), (0.3, True)):
+        given = variance, p, 0.8, 0.1, np.float32([0.2, 0.9, 0.6, most_sky]), inverse
+        assert_same(metric._enlarged(*given), metric._enlarged.instead(*given), "enlarged")
 
 
 @needs_numba

@@ -234,10 +234,13 @@ def test_corrected_metres_are_those_of_the_fit_times_the_factor_resized_in_the_s
     fit = MetricFit(space, 4.0, -0.5, 1, 1, 0.0)
     relative = ((to_space(wall_m, space) + 0.5) / 4.0).astype(np.float32)
     expected = np.float32([[3.0, 4.0], [4.0, np.nan]])  # the last is beyond the 120 m
-    np.testing.assert_allclose(apply_corrected(fit, relative, factor, wall_m, 120.0), expected, rtol=1e-5)
-    fitted_m = np.full((1, 8), 5.0, np.float32)
-    fitted_m[0, 5] = np.nan  # which is unknown, and stays so
-    wider = apply_corrected(fit, relative[:1], factor[:1], fitted_m, 120.0)[0]
+    np.testing.assert_allclose(apply_corrected(fit, relative, factor, relative, 120.0), expected, rtol=1e-5)
+    # Evidence to 1.8 m: nothing is known beyond 3.6 m.
+    near = apply_corrected(fit, relative, factor, relative, 120.0, 1.8)
+    np.testing.assert_allclose(near, [[3.0, np.nan], [np.nan, np.nan]], rtol=1e-5)
+    alike = np.full((1, 8), (to_space(5.0, space) + 0.5) / 4.0, np.float32)
+    alike[0, 5] = np.nan  # which is unknown, and stays so
+    wider = apply_corrected(fit, relative[:1], factor[:1], alike, 120.0)[0]
     assert np.flatnonzero(np.isnan(wider)) == [5]
     assert wider[[0, -1]] == pytest.approx([3.0, 4.0], rel=1e-5)
     ends = to_space(np.array([3.0, 4.0]), space)
