@@ -208,6 +208,8 @@ def widened(image: np.ndarray, width: int) -> np.ndarray:
     """(h, w) float32 enlarged to (h, width): for loops that work out with `between_rows` what lies between its rows,
     which spares the memory of the whole.
     """
+    if image.shape[1] == width:
+        return image
     return cv2.resize(image, (width, len(image)), interpolation=cv2.INTER_LINEAR)
 
 

@@ -269,17 +269,17 @@ def _measured(
 def _predicted_by_numpy(
     p: np.ndarray, depth_m: np.ndarray, scale: float, shift: float, space: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) metres by a line over (N,) `p`, NaN where there are none; how far off (N,) measured ones they are, relative,
-    infinite where there are none.
+    """(N,) metres by a line over (N,) `p`, NaN where there are none; (N,) float32 how far off (N,) measured ones they
+    are, relative, infinite where there are none.
     """
     predicted_m = from_space(scale * p + shift, SPACES[space])
     error = np.abs(predicted_m - depth_m) / depth_m
-    return predicted_m, np.where(np.isnan(error), np.inf, error)
+    return predicted_m, np.where(np.isnan(error), np.inf, error).astype(np.float32)
 
 
 @compiled(_predicted_by_numpy)
 def _predicted(p: Doubles, depth_m: Floats, scale: Double, shift: Double, space: Int) -> tuple[np.ndarray, np.ndarray]:
-    predicted_m, error = np.empty(len(p)), np.empty(len(p))
+    predicted_m, error = np.empty(len(p)), np.empty(len(p), np.float32)
     for i in range(len(p)):
         y = scale * p[i] + shift
         if space == 2:

@@ -158,7 +158,7 @@ def law_of(errors: Sequence[Errors]) -> Law:
 def smooth_variance(
     law: Law, fitted_m: np.ndarray, relative: np.ndarray, fit: MetricFit, correction: Correction | None
 ) -> np.ndarray:
-    """(h, w) float32 variance of ln depth that is not doubt, at every so-manieth pixel of (H, W) `fitted_m`; without a
+    """(h, W) float32 variance of ln depth that is not doubt, at every so-manieth row of (H, W) `fitted_m`; without a
     correction all is far from every anchor.
 
     The correction mends what is wrong with the fit where its anchors are near, and the law, which was learned behind
@@ -173,7 +173,8 @@ def smooth_variance(
         distance, beyond = distances(correction.evidence, small_m)
     numbers = np.array([law.near**2, (law.near * law.growth) ** 2, *fit.covariance], np.float32)
     fresh = correction is not None and correction.fresh
-    return _variance(distance, beyond, small_m, small, numbers, SPACES.index(fit.space), fresh)
+    variance = _variance(distance, beyond, small_m, small, numbers, SPACES.index(fit.space), fresh)
+    return widened(variance, fitted_m.shape[1])
 
 
 def _variance_by_numpy(

@@ -212,11 +212,11 @@ def test_away_from_the_anchors_depth_is_less_sure():
     law, relative = Law(0.02, 0.5, 1.0), FLAT_M / 10
     correction = Correction(evidence, fitted_field(evidence, 2.0), fresh=True)
     variance = smooth_variance(law, FLAT_M, relative, FIT, correction)
-    assert variance.shape == (120, 160)
-    assert variance[60, 25] == pytest.approx(0.0004, rel=0.5)
-    assert np.all(np.diff(variance[60, 50:100]) > -1e-7)
+    assert variance.shape == (120, 640)
+    assert variance[60, 100] == pytest.approx(0.0004, rel=0.5)
+    assert np.all(np.diff(variance[60, 200:400]) > -1e-7)
     nowhere = smooth_variance(law, FLAT_M, relative, FIT, None)
-    np.testing.assert_allclose(variance[60, 150:], nowhere[60, 150:], rtol=1e-4)
+    np.testing.assert_allclose(variance[60, 600:], nowhere[60, 600:], rtol=1e-4)
     covered = smooth_variance(law, FLAT_M, relative, replace(FIT, covariance=(0.0, 0.0, 0.25)), None)
     np.testing.assert_allclose(covered - nowhere, 0.5**2 / 5.0**2, rtol=1e-3)
 
