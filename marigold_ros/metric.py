@@ -385,12 +385,21 @@ def _enlarged_by_numpy(
 
     ends: what those lie between; and the most that is known, elsewhere and where relative depth is at its end.
     """
-    y = resize(wide, *relative.shape[::-1])
     low, high, most, most_sky = ends
-    unknown = y > np.where(relative > np.float32(FAR_END), most_sky, most)
-    metres = _on_line_by_numpy(y, 1.0, 0.0, low, high, inverse)
-    metres[unknown | np.isnan(_on_line_by_numpy(relative, scale, shift, low, high, False))] = np.nan
-    return metres
+    y = relative * scale
+    y += shift
+    known = y > low
+    known &= y <= high
+    y = resize(wide, *relative.shape[::-1])
+    y = y.copy() if y is wide else y
+    known &= y > low
+    known &= y <= most
+    if most_sky < most:
+        sky = relative > np.float32(FAR_END)
+        sky &= y > most_sky
+        known &= np.logical_not(sky, out=sky)
+    np.copyto(y, np.float32(np.nan), where=np.logical_not(known, out=known))
+    return np.divide(np.float32(-1.0), y, out=y) if inverse else y
 
 
 @compiled(_enlarged_by_numpy)
