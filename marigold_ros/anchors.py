@@ -144,7 +144,9 @@ def at_random(count: int, most: int) -> np.ndarray:
     Not every second one: clouds are stored by beams, and whole beams would go.
     """
     order = _order(max(count - 1, 0).bit_length())
-    return order[order < count][:most]
+    chosen = order[order < count][:most]
+    chosen.flags.writeable = False  # it is everybody's
+    return chosen
 
 
 @lru_cache

@@ -1,8 +1,9 @@
 """Loops over points and pixels as machine code, where numba is installed; numpy does the same where it is not.
 
 Nothing needs numba: Ubuntu 24.04 has no package of it, and one that is older than numpy does not load. So every loop
-has a function of numpy beside it, the `instead`, which it is also tested against. Numba's vectors need comparisons that
-are spelled out, since `min` and `max` look for NaN, and slices of the same length, whose places need no check.
+has a function of numpy beside it, the `instead`, which it is also tested against, or is made of loops that have one.
+Numba's vectors need comparisons that are spelled out, since `min` and `max` look for NaN, and slices of the same
+length, whose places need no check.
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ class Loop:
     preparing = False
     preparation: threading.Thread | None = None
 
-    def __init__(self, loop: Callable[..., Any], instead: Callable[..., Any]) -> None:
-        self.loop, self.instead = loop, instead
+    def __init__(self, loop: Callable[..., Any], instead: Callable[..., Any], inner: bool = False) -> None:
+        self.loop, self.instead, self.inner = loop, instead, inner
         self._answer: Callable[..., Any] | None = None
         self._complained = False
         self._lock = threading.Lock()
@@ -97,15 +98,15 @@ class Loop:
             _log.warning("%s is slower than it could be, numba fails: %s", self.loop.__name__, problem)
 
 
-def compiled(instead: Callable[..., Any] | None = None) -> Callable[[Callable[..., Any]], Loop]:
+def compiled(instead: Callable[..., Any] | None = None, inner: bool = False) -> Callable[[Callable[..., Any]], Loop]:
     """Decorates a loop whose arguments have the types above, with a function of numpy that says the same.
 
     It may call other loops, and functions of Python that numba knows how to compile. Where all work is in those, it
-    needs no `instead`: without numba it runs as it is.
+    needs no `instead`: without numba it runs as it is. inner: only other loops call it, and are compiled with it.
     """
 
     def decorate(loop: Callable[..., Any]) -> Loop:
-        made = Loop(loop, instead or loop)
+        made = Loop(loop, instead or loop, inner)
         LOOPS.append(made)
         return made
 
@@ -123,11 +124,12 @@ def prepare() -> threading.Thread:
 
     def work() -> None:
         try:
-            shortest = min(LOOPS, key=lambda loop: len(loop.loop.__code__.co_code))
+            loops = [loop for loop in LOOPS if not loop.inner]
+            shortest = min(loops, key=lambda loop: len(loop.loop.__code__.co_code))
             code = shortest.compile()
             if code is not shortest.instead and sum(code.stats.cache_misses.values()):
-                _compile_elsewhere({loop.loop.__module__ for loop in LOOPS})
-            for loop in LOOPS:
+                _compile_elsewhere({loop.loop.__module__ for loop in loops})
+            for loop in loops:
                 loop.compile()
         finally:
             Loop.preparing = False
@@ -143,7 +145,8 @@ def compile_all(modules: Iterable[str]) -> None:
     for module in modules:
         importlib.import_module(module)
     for loop in LOOPS:
-        loop.compile()
+        if not loop.inner:
+            loop.compile()
 
 
 def _compile_elsewhere(modules: Iterable[str]) -> None:
@@ -183,7 +186,7 @@ def _with_helpers(function: FunctionType, options: dict[str, Any]) -> tuple[Func
     code = function.__code__
     plain = int, float, tuple
     named = {name: function.__globals__.get(name) for name in code.co_names}
-    made_of = [code.co_code.hex(), [value for value in code.co_consts if isinstance(value, plain)]]
+    made_of = [code.co_code.hex(), code.co_names, [value for value in code.co_consts if isinstance(value, plain)]]
     made_of += sorted((name, value) for name, value in named.items() if isinstance(value, plain))
     helpers = {}
     for name, value in named.items():
@@ -211,7 +214,9 @@ def _compiled(loop: Callable[..., Any]) -> Callable[..., Any]:
     options = {"nogil": True, "error_model": "numpy", "fastmath": set(_FASTMATH)}
     loop, made_of = _with_helpers(loop, options)
     # Numba keeps code on disk by the loop's name and its file's date. What else it is made of goes into the name.
-    loop.__qualname__ = f"{loop.__name__}_{zlib.crc32(repr((sorted(_FASTMATH), made_of)).encode()):08x}"
+    loop.__qualname__ = (
+        f"{loop.__name__}_{zlib.crc32(repr((sorted(_FASTMATH), sorted(options), made_of)).encode()):08x}"
+    )
     try:
         return numba.njit(types, cache=True, **options)(loop)
     except Exception:  # what was kept is damaged, nothing can be written, or the loop's own mistake, raised again

@@ -109,7 +109,7 @@ def numba() -> Finding:
     problem = compiled.why_not()
     if problem is None:
         compiled.compile_all(["marigold_ros.pipeline"])
-        failing = [loop.loop.__name__ for loop in compiled.LOOPS if loop.compile() is loop.instead]
+        failing = [loop.loop.__name__ for loop in compiled.LOOPS if not loop.inner and loop.compile() is loop.instead]
         if not failing:
             return Finding(OK, compiled.description())
         problem = f"{compiled.description()} cannot compile {', '.join(failing)}"

@@ -69,8 +69,8 @@ class Evidence:
     """What N anchors say of a fit: `residual`, ln of measured over fitted depth, and the `weight` of each, float32.
 
     `depth_m`, (N,): what was measured. `left` and `said`, (N,): as those of `Anchors`. `trust` (N,) float32 in [0, 1]:
-    whether those around agree. `pixels` (N, 2) u, v. `places` (3, N): column, row and step in the grid, `node` (N,) the
-    nearest node, counted over rows, columns, steps. `low` and `high`: ln m of the end nodes.
+    whether those around agree. `pixels` (N, 2) u, v. `places` (3, N): column, row and step in the grid. `low`
+    and `high`: ln m of the end nodes.
     """
 
     residual: np.ndarray
@@ -81,7 +81,6 @@ class Evidence:
     trust: np.ndarray
     pixels: np.ndarray
     places: np.ndarray
-    node: np.ndarray
     low: float
     high: float
 
@@ -90,10 +89,9 @@ class Evidence:
         """(N,) bool: those of this image."""
         return np.isnan(self.said)
 
-    def at(self, grid: np.ndarray, most: int | None = None) -> np.ndarray:
-        """(N,) values of a grid (rows, columns, steps) at the anchors, or the first of them, interpolated."""
-        count = len(self.residual) if most is None else min(most, len(self.residual))
-        return _read(np.ascontiguousarray(grid), self.places, count)
+    def at(self, grid: np.ndarray) -> np.ndarray:
+        """(N,) values of a grid (rows, columns, steps) at the anchors, interpolated."""
+        return _read(np.ascontiguousarray(grid), self.places)
 
     def of(self, chosen: np.ndarray | slice) -> Evidence:
         """The evidence of some anchors, (N,) bool or a slice, whose order is random; the nodes stay."""
@@ -101,7 +99,6 @@ class Evidence:
         return Evidence(
             *(part[chosen] for part in parts),
             np.ascontiguousarray(self.places[:, chosen]),
-            self.node[chosen],
             self.low,
             self.high,
         )
@@ -123,20 +120,20 @@ def evidence_of(depth_m: np.ndarray, anchors: Anchors, sigma: float) -> Evidence
     """
     some = at_random(len(anchors), MOST_ANCHORS)
     floats = (np.ascontiguousarray(part, np.float32) for part in (depth_m, anchors.pixels, anchors.depth_m))
-    known, residual, places, node, low, high = _placed(*floats, some)
+    known, residual, places, low, high = _placed(*floats, some)
     if len(known) == 0:
         return None
     parts = (anchors.weight, anchors.depth_m, anchors.left, anchors.said)
     weight, measured_m, left, said = (part.take(known) for part in parts)
     trust, pixels = trust_of(places[:2], residual, sigma), anchors.pixels.take(known, axis=0)
-    return Evidence(residual, weight, measured_m, left, said, trust, pixels, places, node, low, high)
+    return Evidence(residual, weight, measured_m, left, said, trust, pixels, places, low, high)
 
 
 def _placed_by_numpy(
     depth_m: np.ndarray, pixels: np.ndarray, measured_m: np.ndarray, some: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float, float]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, float, float]:
     """Of `some` (M,) anchors with (N, 2) pixels and (N,) measured depth: those near known (H, W) `depth_m`, and their
-    residual, places, nodes, low and high, see `Evidence`.
+    residual, places, low and high, see `Evidence`.
     """
     predicted_m = sample(depth_m, pixels.take(some, axis=0)).astype(np.float32)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -150,14 +147,13 @@ def _placed_by_numpy(
         (log_m - np.float32(low)) * np.float32((_NODES[2] - 1) / (high - low)), np.float32(_NODES[2] - 1)
     )
     places = np.concatenate([places_of(pixels.take(known, axis=0), depth_m.shape), steps[None]])
-    column, row, step = (places + np.float32(0.5)).astype(np.intp)
-    return known, residual.take(near), places, (row * _NODES[0] + column) * _NODES[2] + step, low, high
+    return known, residual.take(near), places, low, high
 
 
 @compiled(_placed_by_numpy)
 def _placed(
     depth_m: Pixels, pixels: FloatRows, measured_m: Floats, some: Ints
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float, float]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, float, float]:
     height, width = depth_m.shape
     last_column, last_row = np.float32(_NODES[0] - 1), np.float32(_NODES[1] - 1)
     known, residual, places = np.empty_like(some), np.empty(len(some), np.float32), np.empty((3, len(some)), np.float32)
@@ -178,13 +174,10 @@ def _placed(
     if found == 0:
         low = high = np.float32(0)
     ends = np.float64(low), max(np.float64(high), np.float64(low) + _LEAST_LN)
-    per_ln, half = np.float32((_NODES[2] - 1) / (ends[1] - ends[0])), np.float32(0.5)
-    node = np.empty(found, np.int64)
+    per_ln = np.float32((_NODES[2] - 1) / (ends[1] - ends[0]))
     for i in range(found):
         places[2, i] = min((places[2, i] - low) * per_ln, np.float32(_NODES[2] - 1))
-        at = int(places[1, i] + half) * _NODES[0] + int(places[0, i] + half)
-        node[i] = at * _NODES[2] + int(places[2, i] + half)
-    return known[:found].copy(), residual[:found].copy(), places[:, :found].copy(), node, ends[0], ends[1]
+    return known[:found].copy(), residual[:found].copy(), places[:, :found].copy(), ends[0], ends[1]
 
 
 def fitted_field(evidence: Evidence, limit: float) -> Field:
@@ -207,7 +200,9 @@ def agreement(evidence: Evidence, field: Field, error: float) -> float:
 
 
 def _read_elsewhere_by_numpy(grid: np.ndarray, places: np.ndarray, count: int, ends: np.ndarray) -> np.ndarray:
-    """`_read` of a grid whose end nodes are others: `ends` are low and high of the places, and those of the grid."""
+    """`_read`, at the first of the places, of a grid whose end nodes are others: `ends` are low and high of the places,
+    and those of the grid.
+    """
     low, high, other_low, other_high = ends
     place = (np.linspace(low, high, _NODES[2]) - other_low) * (_NODES[2] - 1) / (other_high - other_low)
     place = np.clip(place, 0, _NODES[2] - 1).astype(np.float32)
@@ -215,7 +210,7 @@ def _read_elsewhere_by_numpy(grid: np.ndarray, places: np.ndarray, count: int, e
     between = np.zeros((_NODES[2], _NODES[2]), np.float32)
     between[first, np.arange(_NODES[2])] = np.float32(1) - (place - first)
     between[first + 1, np.arange(_NODES[2])] = place - first
-    return _read_by_numpy(grid @ between, places, count)
+    return _read_by_numpy(grid @ between, places[:, :count])
 
 
 @compiled(_read_elsewhere_by_numpy)
@@ -362,17 +357,17 @@ def node_distance(evidence: Evidence) -> np.ndarray:
     an earlier image is away from its place, the farther the less is left of it, in a few steps, the first one at once.
     """
     step = _NODES_PER_LN * (evidence.high - evidence.low) / (_SHAPE[2] - 1)
-    return _distances(evidence.node, evidence.trust, evidence.left, evidence.said, np.float32(step))
+    return _distances(evidence.places, evidence.trust, evidence.left, evidence.said, np.float32(step))
 
 
 def _distances_by_numpy(
-    node: np.ndarray, trust: np.ndarray, left: np.ndarray, said: np.ndarray, step: float
+    places: np.ndarray, trust: np.ndarray, left: np.ndarray, said: np.ndarray, step: float
 ) -> np.ndarray:
     """`node_distance`, by parts (N,) of the evidence. step: how far steps are apart, in the widths of nodes."""
     right = trust > 0.5
     if not right.any():
         right[:] = True
-    node, fresh = node[right], np.isnan(said[right])
+    node, fresh = _nearest_node(places)[right], np.isnan(said[right])
     away = np.ceil((np.float32(1) - left[right]) * np.float32(_AGES))
     away[~fresh] = np.maximum(away[~fresh], 1)
     squared = np.full(math.prod(_SHAPE), FARTHEST**2, np.float32)
@@ -382,17 +377,19 @@ def _distances_by_numpy(
 
 
 @compiled(_distances_by_numpy)
-def _distances(node: Ints, trust: Floats, left: Floats, said: Floats, step: Float) -> np.ndarray:
+def _distances(places: FloatRows, trust: Floats, left: Floats, said: Floats, step: Float) -> np.ndarray:
     squared = np.full((_NODES[1], _NODES[0], _NODES[2]), np.float32(FARTHEST**2))
-    places, none_right = squared.reshape(-1), True
-    for i in range(len(node)):
+    half, none_right = np.float32(0.5), True
+    for i in range(len(trust)):
         none_right = none_right and not trust[i] > 0.5
-    for i in range(len(node)):
+    for i in range(len(trust)):
         if none_right or trust[i] > 0.5:
             away = np.ceil((np.float32(1) - left[i]) * np.float32(_AGES))
             away = away if np.isnan(said[i]) else max(away, np.float32(1))
             distance = away * np.float32(FARTHEST / _AGES)
-            places[node[i]] = min(places[node[i]], distance * distance)
+            steps = squared[int(places[1, i] + half), int(places[0, i] + half)]
+            step_of = int(places[2, i] + half)
+            steps[step_of] = min(steps[step_of], distance * distance)
     return np.sqrt(_nearest(squared, step))
 
 
@@ -494,16 +491,16 @@ def _corners_of(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return base + offsets[:, None], share
 
 
-def _read_by_numpy(grid: np.ndarray, places: np.ndarray, count: int) -> np.ndarray:
-    """(count,) float32: values of a grid (rows, columns, steps) at the first of `places` (3, N), interpolated."""
-    index, share = _corners_of(places[:, :count])
+def _read_by_numpy(grid: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """(N,) float32: values of a grid (rows, columns, steps) at `places` (3, N), interpolated."""
+    index, share = _corners_of(places)
     return (grid.ravel()[index] * share).sum(axis=0)
 
 
 @compiled(_read_by_numpy)
-def _read(grid: Grid, places: FloatRows, count: Int) -> np.ndarray:
-    found = np.empty(count, np.float32)
-    for i in range(count):
+def _read(grid: Grid, places: FloatRows) -> np.ndarray:
+    found = np.empty(places.shape[1], np.float32)
+    for i in range(len(found)):
         found[i] = _value(grid, places[0, i], places[1, i], places[2, i])
     return found
 
@@ -523,6 +520,12 @@ def _value(grid: np.ndarray, at_column: float, at_row: float, at_step: float) ->
     return value
 
 
+def _nearest_node(places: np.ndarray) -> np.ndarray:
+    """(N,) flat numbers of the nodes that are nearest to `places` (3, N)."""
+    column, row, step = (places + np.float32(0.5)).astype(np.intp)
+    return (row * _NODES[0] + column) * _NODES[2] + step
+
+
 def _sums_at(index: np.ndarray, share: np.ndarray, weight: np.ndarray, values: np.ndarray) -> np.ndarray:
     """(rows, columns, 2, steps) float32: the sums of `weight` (N,), and of `values` (N,) times it, at the nodes `index`
     (k, N), which have these shares (k, N) of them.
@@ -534,9 +537,7 @@ def _sums_at(index: np.ndarray, share: np.ndarray, weight: np.ndarray, values: n
 
 def _at_nearest_by_numpy(weight: np.ndarray, values: np.ndarray, places: np.ndarray) -> np.ndarray:
     """`_sums_at` the nodes that are nearest to `places` (3, N)."""
-    column, row, step = (places + np.float32(0.5)).astype(np.intp)
-    index = (row * _NODES[0] + column) * _NODES[2] + step
-    return _sums_at(index[None], np.ones((1, len(index)), np.float32), weight, values)
+    return _sums_at(_nearest_node(places)[None], np.ones((1, len(values)), np.float32), weight, values)
 
 
 @compiled(_at_nearest_by_numpy)

@@ -22,8 +22,9 @@ from marigold_ros.pipeline import Estimator, FrameDepth, Pipeline
 from marigold_ros.sources import RangeSources
 
 ImageMessage = Image | CompressedImage
-# An image that is late by less came out of order; by more, or with the next one after it, it is a time started again.
-_LATE_S = 1.0
+# Images that are late by less came out of order; by more, or if so many of them in a row go on from each other, it is a
+# time started again.
+_LATE_S, _GO_ON = 1.0, 3
 
 
 class FrameProcessor:
@@ -49,7 +50,9 @@ class FrameProcessor:
         self._info: CameraInfo | None = None
         self._camera: tuple[tuple, Camera] | None = None
         self._newest_ns = 0
-        self._late_ns: int | None = None  # the time of the image before, if that was late
+        # The time of the image before, if that was late, and how many late ones in a row went on from each other.
+        self._late_ns: int | None = None
+        self._late_count = 0
 
     def on_camera_info(self, message: CameraInfo) -> None:
         """Keep the newest camera info."""
@@ -152,14 +155,16 @@ class FrameProcessor:
         return self._camera[1]
 
     def _in_order(self, image_ns: int) -> bool:
-        """Whether to answer an image of this time; a single one that is a little late is dropped.
+        """Whether to answer an image of this time; one or two that are a little late are dropped.
 
         When time runs backwards (a bag that starts again), what was known of the future is forgotten.
         """
         back_s, late_ns = (self._newest_ns - image_ns) * 1e-9, self._late_ns
         self._late_ns = None
         if back_s > 0.0:
-            if back_s < _LATE_S and (late_ns is None or image_ns <= late_ns):
+            goes_on = late_ns is not None and image_ns > late_ns
+            self._late_count = self._late_count + 1 if goes_on else 1
+            if back_s < _LATE_S and self._late_count < _GO_ON:
                 self._late_ns = image_ns
                 self._diagnostics.count("unusable")
                 text = f"header.stamp is {back_s:.3f} s before that of an earlier image"

@@ -204,17 +204,20 @@ def resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
+def stretched(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    """(h, w) float32 to (height, width), bilinear along both, whether that shrinks it or not."""
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
 def widened(image: np.ndarray, width: int) -> np.ndarray:
-    """(h, w) float32 enlarged to (h, width): for loops that work out with `between_rows` what lies between its rows,
-    which spares the memory of the whole.
+    """(h, w) float32 to (h, width): for loops that work out with `between_rows` what lies between its rows, which
+    spares the memory of the whole.
     """
-    if image.shape[1] == width:
-        return image
-    return cv2.resize(image, (width, len(image)), interpolation=cv2.INTER_LINEAR)
+    return image if image.shape[1] == width else stretched(image, width, len(image))
 
 
 def between_rows(line: np.ndarray, image: np.ndarray, row: int, rows: int) -> None:
-    """For loops: set `line`, (W,), to a row of (h, W) `image` enlarged to so many rows, as `resize` has it."""
+    """For loops: set `line`, (W,), to a row of (h, W) `image` that is `stretched` to so many rows."""
     count = len(image)
     place = min(max((row + 0.5) * count / rows - 0.5, 0.0), count - 1.0)
     above = max(min(int(place), count - 2), 0)

@@ -19,11 +19,13 @@ from marigold_ros.acceptance import why_not
 from marigold_ros.anchors import Anchors, at_random
 from marigold_ros.compiled import Bool, Double, Doubles, Float, FloatRows, Floats, Int, Ints, Pixels, compiled
 from marigold_ros.config import FitConfig, Unusable
-from marigold_ros.geometry import between_rows, resize, widened
+from marigold_ros.geometry import between_rows, stretched, widened
 from marigold_ros.robust_fit import Base, Evidence, NoLine, Samples, gather, median, weigh
 from marigold_ros.unknown import FAR_END, farthest_known
 
 SPACES = ("depth", "inverse_depth", "log_depth")
+# Their places in that list, which is how loops know them.
+DEPTH, INVERSE = 0, 1
 
 # Scale, shift and looseness (see `Base`) of a typical scene, the network's answer in [0, 1]: the nearest depth is a
 # thirteenth of the farthest; scenes differ by so much.
@@ -108,6 +110,24 @@ def log_slope(depth_m: np.ndarray, space: str) -> np.ndarray:
     if space == "depth":
         return 1.0 / depth_m
     return depth_m if space == "inverse_depth" else np.ones_like(depth_m)
+
+
+def depth_at(y: float, space: int) -> float:
+    """For loops: `from_space`, by the space's place in `SPACES`."""
+    if space == DEPTH:
+        return y if y > 0 else np.nan
+    if space == INVERSE:
+        return -1.0 / y if y < 0 else np.nan
+    return np.exp(y)
+
+
+def log_slope_at(y: float, space: int) -> float:
+    """For loops: `log_slope` at the depth whose g is y; infinite where there is none."""
+    if space == DEPTH:
+        return 1.0 / y if y > 0 else np.inf
+    if space == INVERSE:
+        return -1.0 / y if y < 0 else np.inf
+    return 1.0
 
 
 def sample(image: np.ndarray, pixels: np.ndarray) -> np.ndarray:
@@ -246,7 +266,7 @@ def _measured(
     for i in range(count):
         u, v = max(pixels[some[i], 0], np.float32(0)), max(pixels[some[i], 1], np.float32(0))
         per_px = np.float32(_CELLS / longer)
-        cell[i] = int(v * per_px) * (_CELLS + 1) + int(u * per_px)
+        cell[i] = min(int(v * per_px), _CELLS) * (_CELLS + 1) + min(int(u * per_px), _CELLS)
         in_cell[cell[i]] += 1.0
         per_px = np.float32(_PARTS / longer)
         groups[1, i] = int(v * per_px) * (_PARTS + 1) + int(u * per_px)
@@ -257,12 +277,8 @@ def _measured(
         groups[0, i] -= nearest
         of_p[i], weights[i] = p[of], weight[of] * min(1.0, _CELL_CAP / in_cell[cell[i]])
         noise[i], blur[i] = noise_m[of] / z, noise_px[of] * _steepness(relative, pixels[of, 0], pixels[of, 1])
-        if space == 0:
-            y[i], slope[i] = z, 1.0 / z
-        elif space == 1:
-            y[i], slope[i] = -1.0 / z, z
-        else:
-            y[i], slope[i] = np.log(z), 1.0
+        y[i] = z if space == DEPTH else -1.0 / z if space == INVERSE else np.log(z)
+        slope[i] = log_slope_at(y[i], space)
     return of_p, y, slope, weights, noise, blur, groups
 
 
@@ -281,14 +297,7 @@ def _predicted_by_numpy(
 def _predicted(p: Doubles, depth_m: Floats, scale: Double, shift: Double, space: Int) -> tuple[np.ndarray, np.ndarray]:
     predicted_m, error = np.empty(len(p)), np.empty(len(p), np.float32)
     for i in range(len(p)):
-        y = scale * p[i] + shift
-        if space == 2:
-            z = np.exp(y)
-        elif space == 0:
-            z = y if y > 0 else np.nan
-        else:
-            z = -1.0 / y if y < 0 else np.nan
-        predicted_m[i] = z
+        predicted_m[i] = z = depth_at(scale * p[i] + shift, space)
         error[i] = abs(z - depth_m[i]) / depth_m[i] if z == z else np.inf
     return predicted_m, error
 
@@ -390,8 +399,7 @@ def _enlarged_by_numpy(
     y += shift
     known = y > low
     known &= y <= high
-    y = resize(wide, *relative.shape[::-1])
-    y = y.copy() if y is wide else y
+    y = stretched(wide, *relative.shape[::-1])
     known &= y > low
     known &= y <= most
     if most_sky < most:

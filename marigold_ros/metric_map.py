@@ -15,7 +15,7 @@ import numpy as np
 
 from marigold_ros.compiled import Double, DoubleRows, Doubles, Int, IntRows, Pixels, compiled
 from marigold_ros.geometry import Camera, seen_from
-from marigold_ros.metric import SPACES, MetricFit, from_space, log_slope, to_space
+from marigold_ros.metric import SPACES, MetricFit, depth_at, from_space, log_slope, log_slope_at, to_space
 from marigold_ros.robust_fit import Base, NoLine, Samples, gather, median, weigh
 
 # The map is remembered at so many pixels across and down.
@@ -63,7 +63,7 @@ class MetricMap:
         relative, space = np.ascontiguousarray(relative, np.float32), SPACES.index(self.fit.space)
         pose = np.empty((0, 4)) if now_from_then is None else np.ascontiguousarray(now_from_then[:3], np.float64)
         shift = np.zeros(2) if shift_px is None else np.asarray(shift_px, np.float64)
-        lens = np.array([camera.fx, camera.fy, camera.cx, camera.cy, camera.width, camera.height], np.float64)
+        lens = np.array([camera.fx, camera.fy, camera.cx, camera.cy], np.float64)
         known = self.pixels, self.relative, self.fit.scale, self.fit.shift, space
         p, depth_m = _seen_again(relative, *known, pose, shift, lens)
         if len(p) < _FEWEST:
@@ -97,10 +97,10 @@ def _seen_again_by_numpy(
     """(M,) relative depths in (H, W) `relative` where the map's pixels (K, 2) are now, and the metres that they have by
     (K,) relative depth `p` and its scale and shift: of those that are in sight.
 
-    pose: (3, 4) as the camera moved; empty, the picture moved by `shift_px` (2,). lens: fx, fy, cx, cy, width, height.
+    pose: (3, 4) as the camera moved; empty, the picture moved by `shift_px` (2,). lens: fx, fy, cx, cy.
     """
     depth_m = from_space(scale * p + shift, SPACES[space])
-    camera = Camera(int(lens[4]), int(lens[5]), *lens[:4])
+    camera = Camera(*relative.shape[::-1], *lens)
     if len(pose) > 0:
         places, depth_m, known = seen_from(pixels, depth_m, camera, pose)
     else:
@@ -121,12 +121,12 @@ def _seen_again(
     shift_px: Doubles,
     lens: Doubles,
 ) -> tuple[np.ndarray, np.ndarray]:
-    fx, fy, cx, cy, width, height = lens
+    fx, fy, cx, cy = lens
+    height, width = relative.shape
     again, depth_m, found = np.empty(len(p)), np.empty(len(p)), 0
     for i in range(len(p)):
-        slope = _log_slope(scale * p[i] + shift, space)
-        z = np.exp(scale * p[i] + shift) if space == 2 else 1.0 / slope if space == 0 else slope
-        if not 0 < z < np.inf:
+        z = depth_at(scale * p[i] + shift, space)
+        if not z < np.inf:  # NaN is not
             continue
         u, v = pixels[i, 0] + shift_px[0], pixels[i, 1] + shift_px[1]
         if len(pose) > 0:
@@ -185,20 +185,11 @@ def _sigma(
 ) -> float:
     variance, found = np.empty(len(p)), 0
     for i in range(len(p)):
-        slope = _log_slope(scale * p[i] + shift, space)
+        slope = log_slope_at(scale * p[i] + shift, space)
         if slope < np.inf:
             variance[found] = slope * slope * ((of_scale * p[i] + 2.0 * both) * p[i] + of_shift)
             found += 1
     return math.sqrt(np.median(variance[:found])) if found > 0 else np.inf
-
-
-def _log_slope(y: float, space: int) -> float:
-    """`log_slope` at the depth whose g is y; infinite where there is none."""
-    if space == 2:
-        return 1.0
-    if space == 0:
-        return 1.0 / y if y > 0 else np.inf
-    return -1.0 / y if y < 0 else np.inf
 
 
 def _line_of_same(p: np.ndarray, y: np.ndarray, slope: np.ndarray, before: MetricFit) -> tuple[float, float] | None:
@@ -249,7 +240,7 @@ def _reduced_major_axis(p: Doubles, y: Doubles, scale: Double, shift: Double, sp
     for _ in range(_ROUNDS):
         agreeing = 0
         for i in range(len(p)):
-            slope = _log_slope((y[i] + scale * p[i] + shift) / 2.0, space)
+            slope = log_slope_at((y[i] + scale * p[i] + shift) / 2.0, space)
             squared[i] = slope * slope
             off[i] = abs(slope * (scale * p[i] + shift - y[i])) if slope < np.inf else np.inf
             agreeing += off[i] < _SAME
@@ -299,7 +290,7 @@ def _sums_by_numpy(p: np.ndarray, scale: float, shift: float, space: int) -> tup
 def _sums(p: Doubles, scale: Double, shift: Double, space: Int) -> tuple[int, float, float, float]:
     known, of_scale, both, of_shift = 0, 0.0, 0.0, 0.0
     for i in range(len(p)):
-        slope = _log_slope(scale * p[i] + shift, space)
+        slope = log_slope_at(scale * p[i] + shift, space)
         if slope < np.inf:
             known += 1
             of_scale += slope * slope * p[i] * p[i]
@@ -313,7 +304,9 @@ def _grid(shape: tuple[int, int]) -> np.ndarray:
     """(K, 2) pixels u, v: the centres of a grid of cells over an (H, W) image."""
     v = ((np.arange(_GRID[1]) + 0.5) * shape[0] / _GRID[1]).astype(np.intp)
     u = ((np.arange(_GRID[0]) + 0.5) * shape[1] / _GRID[0]).astype(np.intp)
-    return np.stack(np.meshgrid(u, v), axis=-1).reshape(-1, 2)
+    pixels = np.stack(np.meshgrid(u, v), axis=-1).reshape(-1, 2)
+    pixels.flags.writeable = False  # they are everybody's
+    return pixels
 
 
 def _at(relative: np.ndarray, pixels: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -47,7 +47,7 @@ class Estimator(Protocol):
     space: str
 
     def coarse(self, rgb: np.ndarray, focal_px: float | None = None) -> np.ndarray:
-        """(H, W, 3) uint8 -> (h, w) float32, increasing with distance, affine in `space`; no larger than the image."""
+        """(H, W, 3) uint8 -> (h, w) float32, increasing with distance, affine in `space`; of no more pixels than it."""
 
     def with_disagreement(self, rgb: np.ndarray, focal_px: float | None = None) -> tuple[np.ndarray, np.ndarray]:
         """As `coarse`, and (h, w) float32 >= 0 in units of relative depth, larger is less sure."""
@@ -157,7 +157,8 @@ class Pipeline:
         only the relative depth is computed. `confidence` asks for that, too: of metric depth where it can be had, else
         that of model.confidence. `sigma` asks for the deviation of metric depth, `solid` for what of it has
         output.points_min_confidence. `find_motion` tells how the camera moved since an earlier image. `peek_scan` is
-        called while the network works: what it gives is got ready, in case that `find_scan` gives the same.
+        called by another thread while the network works: what it gives is got ready, in case that `find_scan` gives
+        the same.
         """
         stage_s: dict[str, float] = {}
         with _timed(stage_s, "rectify"):
@@ -229,7 +230,7 @@ class Pipeline:
             return frame
         with _timed(stage_s, "sigma"):
             doubt = cache(lambda: doubt_of(apply_fit(fit, coarse, most_m), disagreement, fit, camera.width))
-            self._learn(correction, limit, lambda: resize(doubt(), *size))
+            self._learn(correction, limit, cache(lambda: resize(doubt(), *size)))
             law = self._uncertainty.law
             variance = smooth_variance(law, fitted_m, relative, fit, correction)
             sigma_m = None
@@ -260,7 +261,9 @@ class Pipeline:
         finally:
             if work is not None:
                 with _timed(stage_s, "beside"):
-                    answer.append(work.result())
+                    wait([work])
+        if work is not None:
+            answer.append(work.result())
 
     def _see(
         self, stamp_ns: int, rgb: np.ndarray, camera: Camera, peek_scan: FindScan | None, config: Config
@@ -273,9 +276,10 @@ class Pipeline:
         finally:
             self._seen.see(stamp_ns, rgb, camera)
         try:
-            return None if peek_scan is None else self._projected(_listed(peek_scan()), camera, config)
-        except Unusable:
-            return None  # the network takes its time, and there may be some by then
+            found = [] if peek_scan is None else _listed(peek_scan())
+            return self._projected(found, camera, config) if found else None
+        except Exception:  # what time does not mend, `find_scan` will say after the network
+            return None
 
     def _projected(self, found: Sequence[Scan], camera: Camera, config: Config) -> _Projected:
         in_time = [self._seen.in_time(scan) for scan in found]

@@ -209,7 +209,10 @@ def _draws(seed: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     parts = (
         random.integers(count, size=most) if count > most else np.arange(count) for most in (_JUDGES, _EARLY_SAMPLES)
     )
-    return uniform, *parts
+    draws = uniform, *parts
+    for part in draws:
+        part.flags.writeable = False  # it is everybody's
+    return draws
 
 
 @compiled()
@@ -317,7 +320,7 @@ def _lines_by_numpy(
     return scales, shifts
 
 
-@compiled(_lines_by_numpy)
+@compiled(_lines_by_numpy, inner=True)
 def _lines(
     p: Doubles, y: Doubles, weight: Doubles, base: Doubles, uniform: Doubles, free_scale: Bool
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -365,7 +368,7 @@ def _costs_by_numpy(
     return np.minimum(error, most, out=error) @ weight
 
 
-@compiled(_costs_by_numpy)
+@compiled(_costs_by_numpy, inner=True)
 def _costs(
     scales: Doubles, shifts: Doubles, p: Doubles, y: Doubles, slope: Doubles, weight: Doubles, most: Double
 ) -> np.ndarray:
@@ -394,7 +397,7 @@ def _relative_error_by_numpy(
     return max(float(median) / _NORMAL_MEDIAN, _SIGMA)
 
 
-@compiled(_relative_error_by_numpy)
+@compiled(_relative_error_by_numpy, inner=True)
 def _relative_error(p: Doubles, y: Doubles, slope: Doubles, weight: Doubles, scale: Double, shift: Double) -> float:
     error, total, low, high = np.empty(len(p)), 0.0, -1.0, _GROSS
     for i in range(len(p)):
@@ -467,7 +470,7 @@ def _independent_by_numpy(
     return agreeing @ independent, total, middle, information @ (p - middle) ** 2
 
 
-@compiled(_independent_by_numpy)
+@compiled(_independent_by_numpy, inner=True)
 def _independent(
     p: Doubles, weight: Doubles, agreeing: Doubles, information: Doubles, groups: IntRows
 ) -> tuple[float, float, float, float]:
@@ -525,7 +528,7 @@ def _moments_by_numpy(
     return agreeing, information, (total, mean_p, mean_y, spread, product, in_p)
 
 
-@compiled(_moments_by_numpy)
+@compiled(_moments_by_numpy, inner=True)
 def _moments(
     p: Doubles,
     y: Doubles,

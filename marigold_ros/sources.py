@@ -71,6 +71,11 @@ class RangeSource:
         if self._type == "depth_image":
             yield Input(CameraInfo, self._info_topic, self._keep_info, 1)
 
+    @property
+    def readable(self) -> bool:
+        """Whether what its messages need besides has come."""
+        return self._type != "depth_image" or self._info is not None
+
     def placed(
         self, found: StampedPoints, image: Image | CompressedImage, settings: RangeConfig
     ) -> tuple[Scan, str | None]:
@@ -121,9 +126,13 @@ class RangeSources:
         self._usual_topic = node.resolve_topic_name("range")
         self._tf: TfListener | None = None
         self._sources: dict[str, RangeSource] = {}
-        for settings in config.ranges:
-            extrinsic = self._extrinsic(node, settings)
-            self._sources[settings.SECTION] = RangeSource(node, settings, extrinsic, self._unusable)
+        try:
+            for settings in config.ranges:
+                extrinsic = self._extrinsic(node, settings)
+                self._sources[settings.SECTION] = RangeSource(node, settings, extrinsic, self._unusable)
+        except Unusable:
+            self.close()
+            raise
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -180,12 +189,18 @@ class RangeSources:
         raise kind("; ".join(f"{source.topic}: {problem}" for source, problem in problems.items()))
 
     def peek(self, image: Image | CompressedImage, config: Config) -> list[Scan]:
-        """`scans`, if there is one of every sensor already; says nothing of what is wrong, which time may mend."""
-        return [
-            source.placed(source.scans.nearest(decoding.stamp_ns(image.header), settings.max_age_s), image, settings)[0]
-            for settings in config.ranges
-            for source in (self._sources[settings.SECTION],)
-        ]
+        """Of the `scans` those that are there, and in place, already; says nothing of others, which time may mend."""
+        found = []
+        for settings in config.ranges:
+            source = self._sources[settings.SECTION]
+            try:
+                if source.readable:
+                    points = source.scans.nearest(decoding.stamp_ns(image.header), settings.max_age_s)
+                    scan, unmoved = source.placed(points, image, settings)
+                    found += [scan] if unmoved is None else []
+            except Unusable:
+                continue
+        return found
 
     def _notice_late_odometry(self, source: RangeSource, unmoved: str | None) -> None:
         """Say that what the camera sees of its motion has to serve, or that it need not any more."""

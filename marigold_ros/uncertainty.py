@@ -23,8 +23,8 @@ from marigold_ros.compiled import Bool, Float, Floats, Int, Mask, Pixels, compil
 from marigold_ros.correction import Correction
 from marigold_ros.edges import edge_ln, floating
 from marigold_ros.field import FARTHEST, Evidence, distances, fitted_field, node_distance
-from marigold_ros.geometry import between_rows, resize, widened
-from marigold_ros.metric import SPACES, MetricFit, log_slope
+from marigold_ros.geometry import between_rows, stretched, widened
+from marigold_ros.metric import DEPTH, INVERSE, SPACES, MetricFit, log_slope
 
 # Anchors are left out in blocks, a third of them at a time, in so many parts of the image's width; of these, some are
 # joined to larger blocks: so many each way, for this share of the image, the largest last. So there are short and long
@@ -212,7 +212,8 @@ def _variance(
         for j in range(columns):
             squared = away[j] * away[j] + beside[j] * beside[j]
             squared = squared if squared < farthest else farthest
-            slope = depths[j] if space == 1 else np.float32(1) / depths[j] if space == 0 else np.float32(1)
+            slope = depths[j] if space == INVERSE else np.float32(1)
+            slope = np.float32(1) / depths[j] if space == DEPTH else slope
             variance = near + growing * squared
             of_fit = slope * slope * ((of_scale * values[j] + both + both) * values[j] + of_shift)
             if fresh:
@@ -256,7 +257,7 @@ def rated(
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     """What is asked for of (H, W) `depth_m`: sigma in metres and confidence in [0, 1], (H, W) float32.
 
-    Sigma is depth's deviation by the `smooth_variance` and the doubt, (h, w) of any sizes up to depth's. Confidence is
+    Sigma is depth's deviation by the `smooth_variance` and the doubt, (h, w) of any sizes. Confidence is
     1 - 2 sigma / depth, at least 0, and 0 where depth is unknown.
     """
     wide = (widened(part, depth_m.shape[1]) for part in (variance, doubt))
@@ -268,7 +269,7 @@ def _rated_by_numpy(
     depth_m: np.ndarray, variance: np.ndarray, doubt: np.ndarray, weight: float, sigma: bool, confidence: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """`rated` by (h, W) variance and doubt, and the weight of doubt squared; (0, 0) of what is not asked for."""
-    variance, doubt = (resize(part, *depth_m.shape[::-1]) for part in (variance, doubt))
+    variance, doubt = (stretched(part, *depth_m.shape[::-1]) for part in (variance, doubt))
     deviation = cv2.sqrt(cv2.add(cv2.multiply(doubt, doubt, scale=float(weight)), variance))
     sigma_m = sure = np.zeros((0, 0), np.float32)
     if sigma:
@@ -317,7 +318,7 @@ def solid_part(depth_m: np.ndarray, variance: np.ndarray, min_confidence: float)
 
 def _solid_by_numpy(depth_m: np.ndarray, unwanted: np.ndarray, variance: np.ndarray, most: float) -> np.ndarray:
     """(H, W) float32: depth, NaN where it is unwanted or (h, W) variance is larger than `most`."""
-    variance = resize(variance, *depth_m.shape[::-1])
+    variance = stretched(variance, *depth_m.shape[::-1])
     return np.where(unwanted | (variance > most), np.float32(np.nan), depth_m)
 
 

@@ -129,6 +129,8 @@ def test_a_scan_that_is_there_already_is_projected_beside_the_network_and_one_th
 
     assert where(None, lambda: early) == ["network"]
     assert where(no_scan, lambda: early) == ["network"]
+    assert where(list, lambda: early) == ["network"]
+    assert where(lambda: 1 / 0, lambda: early) == ["network"]
     assert where(lambda: early, lambda: replace(early)) == ["beside"]
     assert where(lambda: early, lambda: later) == ["beside", "network"]
     assert where(lambda: early, lambda: [early]) == ["beside"]

@@ -1,5 +1,7 @@
 """Several range sensors, over real DDS: each alone and together, one that fails, and a robot that turns meanwhile."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -7,8 +9,8 @@ pytest.importorskip("rclpy")
 from sensor_msgs.msg import CameraInfo, Image, PointField
 
 from flat_scene_node import depth_m
-from marigold_ros.config import Range2Config
-from marigold_ros.sources import RangeSource
+from marigold_ros.config import Config, Range2Config, RangeConfig
+from marigold_ros.sources import RangeSource, RangeSources
 from ros_harness import (
     FOCAL_PX,
     HEIGHT,
@@ -221,6 +223,35 @@ def test_a_scan_that_odometry_has_not_moved_keeps_its_age(fixed_frame, unmoved, 
     scan, why = source.placed(source.scans.nearest(10**9, 1.0), image, settings)
     assert (scan.age_s, why) == (age_s, unmoved)
     assert hasattr(place, "asked") == (unmoved is None)  # or odometry that came meanwhile would move it once more
+
+
+class Robot(Names):
+    """As much of a node as all sources need."""
+
+    def __init__(self):
+        self.said = []
+
+    def get_logger(self):
+        return SimpleNamespace(warning=self.said.append)
+
+
+def test_what_is_there_and_in_place_is_peeked_at_and_the_rest_is_not_spoken_of():
+    tof = Range2Config(type="depth_image", extrinsic="static")
+    config, robot = Config(range=RangeConfig(extrinsic="static"), range2=tof), Robot()
+    sources = RangeSources(robot, config, diagnostics=None)
+    lidar, camera = (sources._sources[name] for name in ("range", "range2"))
+    image, depth = good_image(), tof_image()
+    image.header.stamp, depth.header.stamp = stamp(1_040_000_000), stamp(10**9)
+    assert sources.peek(image, config) == []
+    lidar.scans.add(cloud_at_one_second())
+    camera.scans.add(depth)
+    assert [scan.limits for scan in sources.peek(image, config)] == [config.range]  # the other has no camera info yet
+    camera._keep_info(tof_info())
+    assert [scan.limits for scan in sources.peek(image, config)] == [config.range, tof]
+    lidar.extrinsic = Place()
+    lidar.extrinsic.unmoved = "odometry is late"
+    assert [scan.limits for scan in sources.peek(image, config)] == [tof]
+    assert robot.said == []
 
 
 @pytest.mark.parametrize(

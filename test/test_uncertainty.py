@@ -107,9 +107,8 @@ def test_distance_to_the_anchors_by_hand():
     """Nodes are 640/61 pixels wide; the second anchor gives the grid its depth."""
     evidence = evidence_of(FLAT_M, anchors_at([[320, 240]], 5.0), SIGMA)
     distance = node_distance(evidence)
-    node = np.unravel_index(evidence.node[0], distance.shape)
-    assert distance[node] == 0
-    row, column, step = node
+    column, row, step = (evidence.places[:, 0] + 0.5).astype(int)
+    assert distance[row, column, step] == 0
     assert distance[row, column + 3, step] == pytest.approx(3.0, abs=0.1)
     assert distance[row + 4, column + 3, step] == pytest.approx(5.0, abs=0.15)
     # A ln of depth is thirty nodes; the grid around one depth is a tenth of a ln.
