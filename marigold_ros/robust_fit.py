@@ -150,13 +150,13 @@ def gather(
     """
     base_line = np.array([base.scale, base.shift, base.looseness, base.additive])
     draws = _draws(seed, len(samples))
-    problem, found = _gathered(*samples.numbers, samples.groups, base_line, *draws, tolerance, free_scale)
-    found = [float(number) for number in found]
+    problem, *found = _gathered(*samples.numbers, samples.groups, base_line, *draws, tolerance, free_scale)
+    of_samples, (of_base, about_base), quality = (tuple(map(float, part)) for part in found)
     if problem == _NEGATIVE:
         raise NoLine("the anchors ask for a negative scale: wrong extrinsic, or a checkpoint of another space")
     if problem == _NOT_POSITIVE:
-        raise NoLine(_NO_POSITIVE_SCALE.format(found[0]))
-    return Evidence(*found[:5], Belief(found[5], 0.0, (found[6], 0.0, 0.0)), *found[7:])
+        raise NoLine(_NO_POSITIVE_SCALE.format(of_samples[0]))
+    return Evidence(*of_samples, Belief(of_base, 0.0, (about_base, 0.0, 0.0)), *quality)
 
 
 def weigh(evidence: Evidence, belief: Belief | None = None) -> Line:
@@ -230,8 +230,9 @@ def _gathered(
     early: Ints,
     tolerance: Double,
     free_scale: Bool,
-) -> tuple[int, tuple[float, ...]]:
-    """What is wrong, if anything, and `Evidence`: all of its numbers, with scale and information for the base.
+) -> tuple[int, tuple[float, ...], tuple[float, float], tuple[float, float, float]]:
+    """What is wrong, if anything, and the numbers of `Evidence`: those of the samples; of the base, scale and the
+    information about it; effective, reliability, sigma.
 
     base: scale, shift, looseness, and whether it is additive. uniform, judges, early: see `_draws`.
     """
@@ -240,23 +241,23 @@ def _gathered(
     )
     part = p[early], y[early], slope[early], weight[early], noise[early], blur[early]
     # Reweighted least squares with a kernel that narrows.
-    sigma, found = _SIGMA, (scale, 0.0, 0.0, 0.0, 0.0, scale, 0.0, 0.0, 0.0, 0.0)
+    sigma, of_samples, of_base, quality = _SIGMA, (scale, 0.0, 0.0, 0.0, 0.0), (scale, 0.0), (0.0, 0.0, 0.0)
     for width in range(len(_WIDTHS)):
         if problem != _FINE:
             break
         last_but_one, last = width == len(_WIDTHS) - 2, width == len(_WIDTHS) - 1
         if last_but_one:
             # Few samples lie on a line by themselves: what is usual counts as some, too.
-            share = found[7] / (found[7] + _POOLED)
+            share = quality[0] / (quality[0] + _POOLED)
             own = _relative_error(part[0], part[1], part[2], part[3], scale, shift)
             sigma = math.hypot(math.sqrt(share) * own, math.sqrt(1.0 - share) * USUAL_SIGMA)
             part = p, y, slope, weight, noise, blur
-        found = _evidence(part, groups, base, scale, shift, _WIDTHS[width], sigma, last)
+        of_samples, of_base, quality = _evidence(part, groups, base, scale, shift, _WIDTHS[width], sigma, last)
         if not last:
-            scale, shift, _ = _weighed(found[:5], (found[5], 0.0), (found[6], 0.0, 0.0))
+            scale, shift, _ = _weighed(of_samples, (of_base[0], 0.0), (of_base[1], 0.0, 0.0))
             if not scale > 0:
-                problem, found = _NOT_POSITIVE, (scale, 0.0, 0.0, 0.0, 0.0, scale, 0.0, 0.0, 0.0, 0.0)
-    return problem, found
+                problem, of_samples = _NOT_POSITIVE, (scale, 0.0, 0.0, 0.0, 0.0)
+    return problem, of_samples, of_base, quality
 
 
 def _best_hypothesis(
@@ -423,7 +424,7 @@ def _evidence(
     kernel: float,
     sigma: float,
     last: bool,
-) -> tuple[float, ...]:
+) -> tuple[tuple[float, ...], tuple[float, float], tuple[float, float, float]]:
     """One step of reweighting, see `_gathered`; `sigma`: what the relative errors about the line are.
 
     last: what the samples say is not to be taken for more than their `groups` can say.
@@ -446,12 +447,9 @@ def _evidence(
     # Many samples that fix the scale need no base; it would only pull at them.
     needless = useful * min(effective / _ENOUGH, 1.0)
     trust = (_SIGMA / sigma) ** 2
-    of_base, about_base = _scale_alone(base, mean_p, mean_y, scale, 1.0 - needless)
-    mean_information = total * trust
-    return (
-        scale, useful * spread * trust, mean_p, mean_y, mean_information, of_base, about_base, effective, reliability,
-        sigma,
-    )  # fmt: skip
+    of_base = _scale_alone(base, mean_p, mean_y, scale, 1.0 - needless)
+    of_samples = scale, useful * spread * trust, mean_p, mean_y, total * trust
+    return of_samples, of_base, (effective, reliability, sigma)
 
 
 def _independent_by_numpy(
