@@ -214,9 +214,8 @@ def _compiled(loop: Callable[..., Any]) -> Callable[..., Any]:
     options = {"nogil": True, "error_model": "numpy", "fastmath": set(_FASTMATH)}
     loop, made_of = _with_helpers(loop, options)
     # Numba keeps code on disk by the loop's name and its file's date. What else it is made of goes into the name.
-    loop.__qualname__ = (
-        f"{loop.__name__}_{zlib.crc32(repr((sorted(_FASTMATH), sorted(options), made_of)).encode()):08x}"
-    )
+    parts = repr((sorted(_FASTMATH), sorted(options), made_of))
+    loop.__qualname__ = f"{loop.__name__}_{zlib.crc32(parts.encode()):08x}"
     try:
         return numba.njit(types, cache=True, **options)(loop)
     except Exception:  # what was kept is damaged, nothing can be written, or the loop's own mistake, raised again

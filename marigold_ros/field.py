@@ -387,9 +387,9 @@ def _distances(places: FloatRows, trust: Floats, left: Floats, said: Floats, ste
             away = np.ceil((np.float32(1) - left[i]) * np.float32(_AGES))
             away = away if np.isnan(said[i]) else max(away, np.float32(1))
             distance = away * np.float32(FARTHEST / _AGES)
-            steps = squared[int(places[1, i] + half), int(places[0, i] + half)]
-            step_of = int(places[2, i] + half)
-            steps[step_of] = min(steps[step_of], distance * distance)
+            column, row = int(places[0, i] + half), int(places[1, i] + half)
+            nearest = int(places[2, i] + half)
+            squared[row, column, nearest] = min(squared[row, column, nearest], distance * distance)
     return np.sqrt(_nearest(squared, step))
 
 
