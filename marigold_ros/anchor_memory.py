@@ -9,7 +9,7 @@ import numpy as np
 from marigold_ros.anchors import Anchors
 from marigold_ros.field import MOST_ANCHORS, Evidence, beside
 from marigold_ros.geometry import seen_from
-from marigold_ros.metric import sample
+from marigold_ros.metric import FittedDepth
 from marigold_ros.motion import Motion
 
 # After so many seconds half of what an anchor said is left: where the picture's motion is known, and the camera's. What
@@ -63,19 +63,19 @@ class AnchorMemory:
         """Keep what is believed of the evidence of the image of `stamp_ns`, and nothing else."""
         self._evidence, self._held, self._stamp_ns = evidence, None, stamp_ns
 
-    def beside(self, fresh: Anchors, fitted_m: np.ndarray, sigma: float, motion: Motion) -> Anchors:
+    def beside(self, fresh: Anchors, fitted: FittedDepth, sigma: float, motion: Motion) -> Anchors:
         """The anchors of an image, and where it has none those held, see `at`, as far as there is room for more."""
         room = MOST_ANCHORS - len(fresh)
-        held = self.at(fitted_m, sigma, motion) if room > 0 else None
+        held = self.at(fitted, sigma, motion) if room > 0 else None
         if held is None:
             return fresh
-        alone = np.flatnonzero(~beside(held.pixels, fresh.pixels, fitted_m.shape))[:room]
+        alone = np.flatnonzero(~beside(held.pixels, fresh.pixels, fitted.shape))[:room]
         arrays = ("pixels", "depth_m", "weight", "noise_m", "noise_px", "left", "said")
         both = {name: np.concatenate([getattr(fresh, name), getattr(held, name)[alone]]) for name in arrays}
         return Anchors(**both, seen=fresh.seen + len(alone))
 
-    def at(self, fitted_m: np.ndarray, sigma: float, motion: Motion) -> Anchors | None:
-        """Those that are in the image until which the `motion` is told and whose fit is (H, W) `fitted_m`, if any are.
+    def at(self, fitted: FittedDepth, sigma: float, motion: Motion) -> Anchors | None:
+        """Those that are in the image until which the `motion` is told and which is `fitted` so, if any are.
 
         sigma: the fit's relative error at anchors. Where the motion is not known there are none, but there may be in
         the next image.
@@ -89,7 +89,7 @@ class AnchorMemory:
             if moved is None:
                 return None
             self._held, self._stamp_ns = moved, motion.stamp_ns
-        held = self._held.of(_still_there(self._held, fitted_m, sigma))
+        held = self._held.of(_still_there(self._held, fitted, sigma))
         if len(held.depth_m) == 0:
             return None
         return Anchors(held.pixels, held.depth_m, held.weight, len(held.depth_m), left=held.left, said=held.said)
@@ -102,10 +102,10 @@ def _believed(evidence: Evidence) -> _Held:
     return _Held(evidence.pixels, evidence.depth_m, evidence.weight, age, said).of(evidence.trust > 0)
 
 
-def _still_there(held: _Held, fitted_m: np.ndarray, sigma: float) -> np.ndarray:
+def _still_there(held: _Held, fitted: FittedDepth, sigma: float) -> np.ndarray:
     """(N,) bool: the anchors where the fit sees no other surface than when they were measured."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        change = np.log(held.depth_m / sample(fitted_m, held.pixels)) - held.said
+        change = np.log(held.depth_m / fitted.at(held.pixels)) - held.said
         nearer_ln = np.clip(_NEARER_SIGMAS * sigma, *_NEARER_LN)
         return (change < nearer_ln) & (change > -_FARTHER_LN)
 

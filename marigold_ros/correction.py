@@ -11,12 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from marigold_ros.anchor_memory import AnchorMemory
 from marigold_ros.anchors import Anchors
 from marigold_ros.field import Evidence, Field, agreement, evidence_of, fitted_field
-from marigold_ros.metric import MetricFit
+from marigold_ros.metric import FittedDepth
 from marigold_ros.motion import Motion
 from marigold_ros.tracker import HOLD, Metres
 
@@ -66,45 +64,43 @@ class Corrector:
 
     def __call__(
         self,
-        fitted_m: np.ndarray | None,
+        fitted: FittedDepth | None,
         metres: Metres,
         anchors: Anchors | None,
         limit: float,
         motion: Motion,
         scan: Hashable = None,
     ) -> Correction | None:
-        """The correction of (H, W) `fitted_m` of the image until which the `motion` is told; None where none is known.
+        """The correction of the `fitted` depth of the image until which the `motion` is told; None where none is known.
 
         anchors: those in the fit, if `metres` are fresh. limit: the largest factor on depth. scan: tells scans apart;
         what one says in a second image is not said twice.
         """
         stamp_ns, earlier = motion.stamp_ns, motion.stamp_ns < self._newest_ns
         self._newest_ns = stamp_ns
-        known = fitted_m is not None and (metres.fresh or metres.state == HOLD)
+        known = fitted is not None and (metres.fresh or metres.state == HOLD)
         if earlier or not known:
             self.reset()
         if not known:
             return None
         sigma = metres.fit.evidence.sigma
         if metres.fresh:
-            evidence = evidence_of(fitted_m, self._memory.beside(anchors, fitted_m, sigma, motion), sigma)
+            evidence = evidence_of(fitted, self._memory.beside(anchors, fitted, sigma, motion), sigma)
             # Where none of this image's lies on known depth, near the fit, they say nothing.
             if evidence is not None and evidence.fresh.any():
-                held = self._instead(
-                    evidence, metres, scan, stamp_ns, lambda: self._held(fitted_m, sigma, limit, motion)
-                )
+                held = self._instead(evidence, metres, scan, stamp_ns, lambda: self._held(fitted, sigma, limit, motion))
                 return held or self._followed(stamp_ns, evidence, limit)
-        return self._held(fitted_m, sigma, limit, motion)
+        return self._held(fitted, sigma, limit, motion)
 
-    def explains(self, fit: MetricFit, fitted_m: np.ndarray, anchors: Anchors, limit: float, motion: Motion) -> bool:
-        """Whether most anchors are where remembered ones bring depth to, if its fit is this, (H, W) `fitted_m`.
+    def explains(self, fitted: FittedDepth, anchors: Anchors, limit: float, motion: Motion) -> bool:
+        """Whether most anchors are where remembered ones bring depth to, if its depth is `fitted` so.
 
         Few anchors may contradict a fit though nothing is wrong with them: where the network is wrong.
         """
-        sigma = fit.evidence.sigma
-        held = self._memory.at(fitted_m, sigma, motion)
-        remembered = None if held is None else evidence_of(fitted_m, held, sigma)
-        evidence = evidence_of(fitted_m, anchors, sigma)
+        sigma = fitted.fit.evidence.sigma
+        held = self._memory.at(fitted, sigma, motion)
+        remembered = None if held is None else evidence_of(fitted, held, sigma)
+        evidence = evidence_of(fitted, anchors, sigma)
         if remembered is None or evidence is None:
             return False
         return agreement(evidence, fitted_field(remembered, limit), _SAME_LN) >= _EXPLAINED
@@ -116,11 +112,11 @@ class Corrector:
         self._stamp_ns, self._field = stamp_ns, field if limit > 1.0 else None
         return Correction(evidence, field, True)
 
-    def _held(self, fitted_m: np.ndarray, sigma: float, limit: float, motion: Motion) -> Correction | None:
+    def _held(self, fitted: FittedDepth, sigma: float, limit: float, motion: Motion) -> Correction | None:
         """The correction by remembered anchors alone; what contradicts it again is believed."""
         self._field = None
-        held = self._memory.at(fitted_m, sigma, motion)
-        evidence = None if held is None else evidence_of(fitted_m, held, sigma)
+        held = self._memory.at(fitted, sigma, motion)
+        evidence = None if held is None else evidence_of(fitted, held, sigma)
         return None if evidence is None else Correction(evidence, fitted_field(evidence, limit), False)
 
     def _instead(

@@ -25,12 +25,11 @@ from marigold_ros.compiled import (
     Grid,
     Grids,
     Int,
-    Ints,
     Pixels,
     WrittenGrid,
     compiled,
 )
-from marigold_ros.metric import MetricFit, apply_corrected, apply_fit, bilinear, sample
+from marigold_ros.metric import FittedDepth, MetricFit, apply_corrected, apply_fit
 from marigold_ros.vote import CELLS, FARTHEST_LN, places_of, trust_of
 
 # Columns, rows and steps of log depth.
@@ -113,61 +112,61 @@ class Field:
     high: float
 
 
-def evidence_of(depth_m: np.ndarray, anchors: Anchors, sigma: float) -> Evidence | None:
-    """What anchors say of (H, W) `depth_m`, NaN unknown; None where no anchor lies on known depth.
+def evidence_of(fitted: FittedDepth, anchors: Anchors, sigma: float) -> Evidence | None:
+    """What anchors say of the `fitted` depth; None where no anchor lies on known depth.
 
-    Many are thinned out. sigma: the relative error of `depth_m` at anchors that are not wrong, as its fit has it.
+    Many are thinned out. sigma: the relative error of that depth at anchors that are not wrong, as its fit has it.
     """
     some = at_random(len(anchors), MOST_ANCHORS)
-    floats = (np.ascontiguousarray(part, np.float32) for part in (depth_m, anchors.pixels, anchors.depth_m))
-    known, residual, places, low, high = _placed(*floats, some)
+    pixels, measured_m = (np.asarray(part, np.float32).take(some, axis=0) for part in (anchors.pixels, anchors.depth_m))
+    known, residual, places, low, high = _placed(fitted.at(pixels), pixels, measured_m, *fitted.shape)
     if len(known) == 0:
         return None
-    parts = (anchors.weight, anchors.depth_m, anchors.left, anchors.said)
-    weight, measured_m, left, said = (part.take(known) for part in parts)
-    trust, pixels = trust_of(places[:2], residual, sigma), anchors.pixels.take(known, axis=0)
+    chosen = some.take(known)
+    weight, left, said = (part.take(chosen) for part in (anchors.weight, anchors.left, anchors.said))
+    pixels, measured_m = pixels.take(known, axis=0), measured_m.take(known)
+    trust = trust_of(places[:2], residual, sigma)
     return Evidence(residual, weight, measured_m, left, said, trust, pixels, places, low, high)
 
 
 def _placed_by_numpy(
-    depth_m: np.ndarray, pixels: np.ndarray, measured_m: np.ndarray, some: np.ndarray
+    predicted_m: np.ndarray, pixels: np.ndarray, measured_m: np.ndarray, height: int, width: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, float, float]:
-    """Of `some` (M,) anchors with (N, 2) pixels and (N,) measured depth: those near known (H, W) `depth_m`, and their
-    residual, places, low and high, see `Evidence`.
+    """Of N anchors with (N, 2) pixels in an image of that size, and (N,) predicted and measured depth: the numbers of
+    those where the one is near the other, and their residual, places, low and high, see `Evidence`.
     """
-    predicted_m = sample(depth_m, pixels.take(some, axis=0)).astype(np.float32)
     with np.errstate(invalid="ignore", divide="ignore"):
-        residual = np.log(measured_m.take(some) / predicted_m)
-        near = np.flatnonzero(np.abs(residual) < FARTHEST_LN)
-    known, log_m = some.take(near), np.log(predicted_m.take(near))
-    low, high = (float(log_m.min()), float(log_m.max())) if len(near) > 0 else (0.0, 0.0)
+        residual = np.log(measured_m / predicted_m)
+        known = np.flatnonzero(np.abs(residual) < FARTHEST_LN)
+    log_m = np.log(predicted_m.take(known))
+    low, high = (float(log_m.min()), float(log_m.max())) if len(known) > 0 else (0.0, 0.0)
     high = max(high, low + _LEAST_LN)
     # The nodes are the centres of equal cells of the image, as `cv2.resize` has them.
     steps = np.minimum(
         (log_m - np.float32(low)) * np.float32((_NODES[2] - 1) / (high - low)), np.float32(_NODES[2] - 1)
     )
-    places = np.concatenate([places_of(pixels.take(known, axis=0), depth_m.shape), steps[None]])
-    return known, residual.take(near), places, low, high
+    places = np.concatenate([places_of(pixels.take(known, axis=0), (height, width)), steps[None]])
+    return known, residual.take(known), places, low, high
 
 
 @compiled(_placed_by_numpy)
 def _placed(
-    depth_m: Pixels, pixels: FloatRows, measured_m: Floats, some: Ints
+    predicted_m: Floats, pixels: FloatRows, measured_m: Floats, height: Int, width: Int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, float, float]:
-    height, width = depth_m.shape
+    count = len(pixels)
     last_column, last_row = np.float32(_NODES[0] - 1), np.float32(_NODES[1] - 1)
-    known, residual, places = np.empty_like(some), np.empty(len(some), np.float32), np.empty((3, len(some)), np.float32)
+    known, residual = np.empty(count, np.int64), np.empty(count, np.float32)
+    places = np.empty((3, count), np.float32)
     found, low, high = 0, np.float32(np.inf), np.float32(-np.inf)
-    for i in some:
-        predicted = np.float32(bilinear(depth_m, pixels[i, 0], pixels[i, 1]))
-        off = np.log(measured_m[i] / predicted)
+    for i in range(count):
+        off = np.log(measured_m[i] / predicted_m[i])
         if not abs(off) < np.float32(FARTHEST_LN):  # NaN is not
             continue
         column = (pixels[i, 0] + np.float32(0.5)) * np.float32(_NODES[0] / width) - np.float32(0.5)
         row = (pixels[i, 1] + np.float32(0.5)) * np.float32(_NODES[1] / height) - np.float32(0.5)
         places[0, found] = min(max(column, np.float32(0)), last_column)
         places[1, found] = min(max(row, np.float32(0)), last_row)
-        places[2, found] = np.log(predicted)
+        places[2, found] = np.log(predicted_m[i])
         low, high = min(low, places[2, found]), max(high, places[2, found])
         known[found], residual[found] = i, off
         found += 1
@@ -231,7 +230,7 @@ def _read_elsewhere(grid: Grid, places: FloatRows, count: Int, ends: Doubles) ->
 
 def corrected(depth_m: np.ndarray, anchors: Anchors, sigma: float, limit: float, max_depth_m: float) -> np.ndarray:
     """(H, W) float32 metres brought to the anchors, see `evidence_of` and `fitted_field`; beyond `max_depth_m` NaN."""
-    evidence = evidence_of(depth_m, anchors, sigma)
+    evidence = evidence_of(FittedDepth.of_metres(depth_m), anchors, sigma)
     if evidence is None:
         return depth_m
     corrected_m = factor_of(fitted_field(evidence, limit), depth_m)

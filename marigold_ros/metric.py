@@ -72,6 +72,10 @@ class MetricFit:
         return f"{self.anchors} range points" if self.anchors else "the checkpoint"
 
 
+# Metres as they are.
+_AS_IT_IS = MetricFit("depth", 1.0, 0.0, anchors=0, inliers=0, residual=math.nan)
+
+
 @dataclass(frozen=True)
 class Refusal:
     """Why no fit could be had: a sentence that names the numbers; `fault`: it will not pass by itself."""
@@ -355,6 +359,37 @@ def apply_fit(fit: MetricFit, relative: np.ndarray, max_depth_m: float) -> np.nd
     p, line = np.atleast_2d(np.ascontiguousarray(relative, np.float32)), (np.float32(fit.scale), np.float32(fit.shift))
     metres = _on_line(p, *line, *_limits(fit.space, max_depth_m), fit.space == "inverse_depth")
     return (np.exp(metres, out=metres) if fit.space == "log_depth" else metres).reshape(np.shape(relative))
+
+
+@dataclass(frozen=True)
+class FittedDepth:
+    """Metres of (H, W) float32 `relative` depth by a fit, worked out only where they are asked for; NaN as `apply_fit`
+    has it.
+    """
+
+    fit: MetricFit
+    relative: np.ndarray
+    max_depth_m: float
+
+    @staticmethod
+    def of_metres(depth_m: np.ndarray) -> FittedDepth:
+        """Of (H, W) metres that need no fit, NaN unknown."""
+        return FittedDepth(_AS_IT_IS, np.ascontiguousarray(depth_m, np.float32), math.inf)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the image, pixels."""
+        return self.relative.shape
+
+    def at(self, pixels: np.ndarray) -> np.ndarray:
+        """(N,) float32 at (N, 2) pixels u, v, as `sample` has relative depth there."""
+        return apply_fit(self.fit, sample(self.relative, pixels), self.max_depth_m)
+
+    def every(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """(h, w) float32 metres, and relative depth, at every so-manieth row and column."""
+        at = slice(step // 2, None, step)
+        small = np.ascontiguousarray(self.relative[at, at])
+        return apply_fit(self.fit, small, self.max_depth_m), small
 
 
 def apply_corrected(

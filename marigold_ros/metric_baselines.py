@@ -20,6 +20,7 @@ from marigold_ros.correction import Correction
 from marigold_ros.field import apply_field, evidence_of, fitted_field
 from marigold_ros.geometry import resize
 from marigold_ros.metric import (
+    FittedDepth,
     MetricFit,
     Refusal,
     apply_fit,
@@ -87,18 +88,20 @@ def ours_with_sigma(question: Question) -> tuple[np.ndarray, np.ndarray]:
     fit = own_fit(question)
     if isinstance(fit, Refusal):
         return _unknown(question), _unknown(question)
-    fitted_m = apply_fit(fit, question.relative, _MAX_DEPTH_M)
+    fitted = FittedDepth(fit, question.relative, _MAX_DEPTH_M)
     coarse = question.relative if question.coarse is None else question.coarse
-    limit, correction, depth_m = FitConfig().correction_limit, None, fitted_m.copy()
-    doubt = doubt_of(apply_fit(fit, coarse, _MAX_DEPTH_M), None, fit, fitted_m.shape[1])
+    limit, correction = FitConfig().correction_limit, None
+    doubt = doubt_of(apply_fit(fit, coarse, _MAX_DEPTH_M), None, fit, fitted.shape[1])
     uncertainty = Uncertainty()
-    evidence = evidence_of(fitted_m, question.anchors, fit.evidence.sigma)
-    if evidence is not None:
+    evidence = evidence_of(fitted, question.anchors, fit.evidence.sigma)
+    if evidence is None:
+        depth_m = apply_fit(fit, question.relative, _MAX_DEPTH_M)
+    else:
         correction = Correction(evidence, fitted_field(evidence, limit), fresh=True)
         depth_m = apply_field(correction.field, fit, coarse, question.relative, _MAX_DEPTH_M)
-        uncertainty.learn(evidence, limit, lambda: resize(doubt, *fitted_m.shape[::-1]))
+        uncertainty.learn(evidence, limit, lambda: resize(doubt, *fitted.shape[::-1]))
     forget_far(depth_m, question.relative, far_end(question.anchors), _MAX_DEPTH_M)
-    variance = smooth_variance(uncertainty.law, fitted_m, question.relative, fit, correction)
+    variance = smooth_variance(uncertainty.law, fitted, correction)
     sigma_m, _ = rated(depth_m, variance, doubt, uncertainty.law, sigma=True)
     u, v = question.pixels.T
     return depth_m[v, u], sigma_m[v, u]

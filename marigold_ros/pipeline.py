@@ -24,7 +24,7 @@ from marigold_ros.correction import Correction, Corrector
 from marigold_ros.disagreement import confidence_of
 from marigold_ros.field import apply_field
 from marigold_ros.geometry import Camera, Rectifier, rectifier, resize
-from marigold_ros.metric import MetricFit, apply_fit
+from marigold_ros.metric import FittedDepth, MetricFit, apply_fit
 from marigold_ros.motion import FindMotion, unknown_motion
 from marigold_ros.picture_motion import PictureTrack
 from marigold_ros.seen_motion import SeenMotion
@@ -182,8 +182,8 @@ class Pipeline:
         motion = self._seen.until_now(find_motion)
 
         def explained(by: MetricFit) -> bool:
-            fitted_m = apply_fit(by, relative, config.fit.max_depth_m)
-            return self._corrector.explains(by, fitted_m, anchors, config.fit.correction_limit, motion)
+            fitted = FittedDepth(by, relative, config.fit.max_depth_m)
+            return self._corrector.explains(fitted, anchors, config.fit.correction_limit, motion)
 
         with _timed(stage_s, "fit"):
             metres = self._tracker.update(
@@ -198,16 +198,17 @@ class Pipeline:
                 explained=explained,
             )
             fit, most_m = metres.fit or self._own, config.fit.max_depth_m
-            depth_m = fitted_m = None if fit is None else apply_fit(fit, relative, most_m)
+            fitted = None if fit is None else FittedDepth(fit, relative, most_m)
         with _timed(stage_s, "correct"):
-            limit, correction = config.fit.correction_limit, None
+            limit, correction, depth_m = config.fit.correction_limit, None, None
             if limit > 1.0 or asked:
-                correction = self._corrector(fitted_m, metres, anchors, limit, motion, scans)
+                correction = self._corrector(fitted, metres, anchors, limit, motion, scans)
             if fit is not None:
                 if metres.fresh and (correction is None or correction.fresh):
                     self._notice_far_end(projected.far_m, metres)
                 far_m = math.inf if fit is self._own else self._far_m
                 if correction is None:
+                    depth_m = apply_fit(fit, relative, most_m)
                     forget_far(depth_m, relative, far_m, most_m)
                 else:
                     depth_m = apply_field(correction.field, fit, coarse, relative, most_m, far_m)
@@ -232,7 +233,7 @@ class Pipeline:
             doubt = cache(lambda: doubt_of(apply_fit(fit, coarse, most_m), disagreement, fit, camera.width))
             self._learn(correction, limit, cache(lambda: resize(doubt(), *size)))
             law = self._uncertainty.law
-            variance = smooth_variance(law, fitted_m, relative, fit, correction)
+            variance = smooth_variance(law, fitted, correction)
             sigma_m = None
             if sigma or confidence:
                 sigma_m, sure = rated(depth_m, variance, doubt(), law, sigma=sigma, confidence=confidence)

@@ -24,7 +24,7 @@ from marigold_ros.correction import Correction
 from marigold_ros.edges import edge_ln, floating
 from marigold_ros.field import FARTHEST, Evidence, distances, fitted_field, node_distance
 from marigold_ros.geometry import between_rows, stretched, widened
-from marigold_ros.metric import DEPTH, INVERSE, SPACES, MetricFit, log_slope
+from marigold_ros.metric import DEPTH, INVERSE, SPACES, FittedDepth, MetricFit, log_slope
 
 # Anchors are left out in blocks, a third of them at a time, in so many parts of the image's width; of these, some are
 # joined to larger blocks: so many each way, for this share of the image, the largest last. So there are short and long
@@ -155,18 +155,15 @@ def law_of(errors: Sequence[Errors]) -> Law:
     return Law(float(scale * near), growth, float(scale * doubtful))
 
 
-def smooth_variance(
-    law: Law, fitted_m: np.ndarray, relative: np.ndarray, fit: MetricFit, correction: Correction | None
-) -> np.ndarray:
-    """(h, W) float32 variance of ln depth that is not doubt, at every so-manieth row of (H, W) `fitted_m`; without a
+def smooth_variance(law: Law, fitted: FittedDepth, correction: Correction | None) -> np.ndarray:
+    """(h, W) float32 variance of ln depth that is not doubt, at every so-manieth row of the `fitted` depth; without a
     correction all is far from every anchor.
 
     The correction mends what is wrong with the fit where its anchors are near, and the law, which was learned behind
     it, knows what is left; the fit's own variance counts far from them. Without any of this image all of it counts.
     """
-    step = max(1, fitted_m.shape[1] // _ACROSS)
-    every = slice(step // 2, None, step)
-    small_m, small = (np.ascontiguousarray(part[every, every]) for part in (fitted_m, relative))
+    fit, width = fitted.fit, fitted.shape[1]
+    small_m, small = fitted.every(max(1, width // _ACROSS))
     if correction is None:
         distance = beyond = np.full(small_m.shape, FARTHEST, np.float32)
     else:
@@ -174,7 +171,7 @@ def smooth_variance(
     numbers = np.array([law.near**2, (law.near * law.growth) ** 2, *fit.covariance], np.float32)
     fresh = correction is not None and correction.fresh
     variance = _variance(distance, beyond, small_m, small, numbers, SPACES.index(fit.space), fresh)
-    return widened(variance, fitted_m.shape[1])
+    return widened(variance, width)
 
 
 def _variance_by_numpy(

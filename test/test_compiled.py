@@ -171,8 +171,7 @@ def test_few_points_and_many(count):
     for ends in ([0.5, 2.5, 0.5, 2.5], [0.5, 2.5, 1.0, 4.0], [3.0, 4.0, 0.0, 1.0]):
         elsewhere = grid, places, count // 2, np.array(ends)
         assert_same(field._read_elsewhere(*elsewhere), field._read_elsewhere.instead(*elsewhere), "elsewhere")
-    depth_m, some = random.choice(np.float32([3, 5, np.nan]), (480, 640)), np.arange(count // 2)
-    given = depth_m, pixels, np.exp(log_m), some
+    given = random.choice(np.float32([3, 5, np.nan]), count), pixels, np.exp(log_m), 480, 640
     assert_same(field._placed(*given), field._placed.instead(*given), "placed")
 
 

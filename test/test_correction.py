@@ -13,7 +13,7 @@ from test_picture_motion import CAMERA, SECOND, seen
 from marigold_ros.anchors import Anchors
 from marigold_ros.correction import Corrector
 from marigold_ros.field import factor_of
-from marigold_ros.metric import MetricFit
+from marigold_ros.metric import FittedDepth, MetricFit
 from marigold_ros.motion import Motion
 from marigold_ros.picture_motion import PictureTrack
 from marigold_ros.robust_fit import Belief, Evidence
@@ -24,6 +24,7 @@ FIT = MetricFit("depth", 10.0, 0.0, 100, 100, 0.01, (1e-4, 0.0, 1e-4), EVIDENCE)
 FRESH = Metres(OK, FIT, True, 0.01, 0.0, None, 0)
 HELD = replace(FRESH, state=HOLD, fresh=False, age_s=0.1)
 FITTED_M = np.full((240, 320), 8.0, np.float32)
+FITTED = FittedDepth(FIT, FITTED_M / 10, 100.0)
 TENTH = SECOND // 10
 
 
@@ -51,7 +52,7 @@ class Run:
         self.track.see(self.stamp_ns, seen(right, seed=seed), CAMERA)
         shift = partial(self.track.shift_px, until_ns=self.stamp_ns)
         until_now = Motion(self.stamp_ns, CAMERA, lambda then_ns: motion, shift_since=shift)
-        return self.corrector(fitted_m, metres, found, 3.0, until_now, scan)
+        return self.corrector(FittedDepth.of_metres(fitted_m), metres, found, 3.0, until_now, scan)
 
 
 def error(correction, truth_m, part=np.s_[:, :]):
@@ -152,9 +153,9 @@ def test_anchors_are_explained_by_what_remembered_ones_say_of_the_network():
     at_box, news = some_of(anchors(truth()), box), some_of(anchors(truth()), ~box)
     news = replace(news, depth_m=news.depth_m * np.float32(0.5))
     motion = Motion(run.stamp_ns, CAMERA)
-    answers = [run.corrector.explains(FIT, FITTED_M, some, 3.0, motion) for some in (at_box, news)]
+    answers = [run.corrector.explains(FITTED, some, 3.0, motion) for some in (at_box, news)]
     assert answers == [True, False]
-    assert not Corrector().explains(FIT, FITTED_M, at_box, 3.0, motion)  # without a memory nothing is
+    assert not Corrector().explains(FITTED, at_box, 3.0, motion)  # without a memory nothing is
 
 
 def test_old_anchors_are_forgotten_in_the_end():

@@ -5,6 +5,7 @@ import pytest
 
 from marigold_ros.anchors import Anchors
 from marigold_ros.field import corrected, evidence_of, factor_of, fitted_field, node_distance
+from marigold_ros.metric import FittedDepth
 
 SHAPE = (480, 640)
 # What a fit to a network that is bent as below has for its error.
@@ -12,6 +13,11 @@ SIGMA = 0.08
 ROWS, COLUMNS = np.mgrid[: SHAPE[0], : SHAPE[1]]
 FLOOR_M = (300.0 / (ROWS + 40.0)).astype(np.float32)  # from 7.5 m at the top to 0.6 m
 BEND = (0.12 * np.sin(COLUMNS / 120.0) + 0.1 * np.cos(ROWS / 90.0)).astype(np.float32)  # ln of the network's error
+
+
+def said_of(depth_m, anchors, sigma):
+    """What anchors say of metres."""
+    return evidence_of(FittedDepth.of_metres(depth_m), anchors, sigma)
 
 
 def anchors_on(truth_m, rows=slice(15, None, 30), columns=slice(4, None, 8), wrong=0.0):
@@ -48,13 +54,13 @@ def test_an_edge_stays_where_it_is_and_each_side_gets_its_own_correction():
 
 def test_nothing_changes_without_anchors_and_nothing_jumps_beside_them():
     fitted_m = np.full(SHAPE, 5.0, np.float32)
-    left = evidence_of(fitted_m, anchors_on(fitted_m * 1.2, columns=slice(0, 160, 8)), SIGMA)
+    left = said_of(fitted_m, anchors_on(fitted_m * 1.2, columns=slice(0, 160, 8)), SIGMA)
     factor = np.log(factor_of(fitted_field(left, 2.0), fitted_m))
     assert factor[:, :100] == pytest.approx(np.log(1.2), abs=0.02)
     steps = np.abs(np.diff(factor, axis=1))
     assert steps.max() < 0.01  # 1 % from pixel to pixel
     assert np.all(np.diff(factor[:, 160:], axis=1) < 1e-4)  # and it fades
-    far = evidence_of(fitted_m, anchors_on(fitted_m * 1.2, slice(0, 30, 8), slice(0, 40, 8)), SIGMA)
+    far = said_of(fitted_m, anchors_on(fitted_m * 1.2, slice(0, 30, 8), slice(0, 40, 8)), SIGMA)
     assert np.abs(np.log(factor_of(fitted_field(far, 2.0), fitted_m)))[300:, 500:].max() < 0.01
 
 
@@ -97,7 +103,7 @@ def test_what_is_unknown_or_too_far_is_so_afterwards():
 
 def test_where_no_anchor_lies_on_known_depth_it_is_left_alone():
     unknown = np.full(SHAPE, np.nan, np.float32)
-    assert evidence_of(unknown, anchors_on(FLOOR_M), SIGMA) is None
+    assert said_of(unknown, anchors_on(FLOOR_M), SIGMA) is None
     nobody = Anchors(np.zeros((0, 2), np.float32), np.zeros(0, np.float32), np.zeros(0, np.float32), 0)
     assert corrected(FLOOR_M, nobody, SIGMA, 2.0, 120.0) is FLOOR_M
     far_off = anchors_on(FLOOR_M * 10)
@@ -118,7 +124,7 @@ def test_a_surface_that_the_network_got_wrong_is_believed_and_brought_to_its_anc
     cupboard = np.s_[:240, 200:520]
     truth_m[cupboard], fitted_m[cupboard] = 5.0, 2.5
     anchors = anchors_on(truth_m, wrong=0.33)
-    evidence = evidence_of(fitted_m, anchors, sigma=0.04)
+    evidence = said_of(fitted_m, anchors, sigma=0.04)
     found = factor_of(fitted_field(evidence, 3.0), fitted_m) * fitted_m
     inside = np.s_[30:210, 230:490]
     assert error(found[inside], truth_m[inside]) < 0.02
@@ -135,7 +141,7 @@ def test_a_few_anchors_that_are_far_off_are_not_believed_among_many_that_are_not
     right = anchors_on(fitted_m, slice(0, 120, 10), slice(0, 160, 10))
     wrong = np.float32([[70, 50], [75, 50], [70, 55]])
     pixels, depth_m = np.concatenate([right.pixels, wrong]), np.append(right.depth_m, np.full(3, 2.0, np.float32))
-    evidence = evidence_of(fitted_m, Anchors(pixels, depth_m, np.ones(len(pixels), np.float32), len(pixels)), 0.05)
+    evidence = said_of(fitted_m, Anchors(pixels, depth_m, np.ones(len(pixels), np.float32), len(pixels)), 0.05)
     far_off = np.abs(evidence.residual) > 0.3
     assert np.count_nonzero(far_off) == 3
     assert not evidence.trust[far_off].any()
@@ -145,7 +151,7 @@ def test_a_few_anchors_that_are_far_off_are_not_believed_among_many_that_are_not
 def test_one_anchor_is_believed_as_far_as_the_fit_lets_expect_its_error():
     fitted_m = np.full(SHAPE, 5.0, np.float32)
     for sigma, trust in ((0.05, 0.0), (0.5, 1.0)):
-        evidence = evidence_of(fitted_m, anchors_on(np.full(SHAPE, 2.0), slice(100, 101), slice(100, 101)), sigma)
+        evidence = said_of(fitted_m, anchors_on(np.full(SHAPE, 2.0), slice(100, 101), slice(100, 101)), sigma)
         assert evidence.trust == pytest.approx(trust)
         assert node_distance(evidence).min() == 0.0  # it is asked nevertheless, where nothing is believed
 

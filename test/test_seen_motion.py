@@ -6,6 +6,7 @@ import pytest
 from marigold_ros import seen_motion
 from marigold_ros.anchors import Anchors, Scan
 from marigold_ros.field import evidence_of
+from marigold_ros.metric import FittedDepth
 from marigold_ros.motion import unknown_motion
 from marigold_ros.picture_motion import PictureTrack
 from marigold_ros.seen_motion import SeenMotion
@@ -37,7 +38,7 @@ def drive(count, remember=lambda step: True):
         rgb, depth_m = picture(PATH[step])
         seen.see(step * TENTH, rgb, CAMERA)
         if remember(step) and step < count - 1:
-            seen.remember(evidence_of(depth_m, anchors(depth_m), 0.02))
+            seen.remember(evidence_of(FittedDepth.of_metres(depth_m), anchors(depth_m), 0.02))
     return seen
 
 
@@ -73,14 +74,14 @@ def test_what_was_asked_for_once_is_worked_out_with_the_next_image(asked):
     assert asked == []
     seen.until_now(unknown_motion).seen_since(0)
     depth_m = picture(PATH[1])[1]
-    seen.remember(evidence_of(depth_m, anchors(depth_m), 0.02))
+    seen.remember(evidence_of(FittedDepth.of_metres(depth_m), anchors(depth_m), 0.02))
     rgb, depth_m = picture(PATH[2])
     seen.see(2 * TENTH, rgb, CAMERA)
     assert asked == [1, 1]
     assert error(seen.until_now(unknown_motion).seen_since(0), 0, 2) < 0.03
     assert asked == [1, 1]
     for step in (3, 4):
-        seen.remember(evidence_of(depth_m, anchors(depth_m), 0.02))
+        seen.remember(evidence_of(FittedDepth.of_metres(depth_m), anchors(depth_m), 0.02))
         rgb, depth_m = picture(PATH[step])
         seen.see(step * TENTH, rgb, CAMERA)
     assert asked == [1, 1, 1]  # and no more when nobody asked again
@@ -132,7 +133,7 @@ def creep(count, step_m):
         seen.see(step * TENTH, rgb, CAMERA)
         if step:
             whole = seen.until_now(unknown_motion).seen_since((step - 1) * TENTH) @ whole
-        seen.remember(evidence_of(depth_m, anchors(depth_m), 0.02))
+        seen.remember(evidence_of(FittedDepth.of_metres(depth_m), anchors(depth_m), 0.02))
     return whole
 
 

@@ -12,7 +12,7 @@ from marigold_ros.correction import Correction
 from marigold_ros.degraded_truth import degraded
 from marigold_ros.field import FARTHEST, distances, evidence_of, fitted_field, node_distance
 from marigold_ros.geometry import Camera, resize
-from marigold_ros.metric import SPACES, MetricFit
+from marigold_ros.metric import SPACES, FittedDepth, MetricFit
 from marigold_ros.metric_baselines import Question, ours_with_sigma
 from marigold_ros.metric_cases import CLEAN, TURNED, WRONG, cases, patterns
 from marigold_ros.metric_frames import INDOOR, Frame
@@ -38,6 +38,7 @@ FIT = MetricFit("depth", 10.0, 0.0, 100, 100, 0.01)
 # Of the fit, as relative error.
 SIGMA = 0.05
 FLAT_M = np.full((HEIGHT, WIDTH), 5.0, np.float32)
+FLAT = FittedDepth(FIT, FLAT_M / 10, 100.0)
 
 
 def room(seed) -> Frame:
@@ -105,7 +106,7 @@ def test_what_scale_and_shift_may_be_wrong_by(space, slope):
 
 def test_distance_to_the_anchors_by_hand():
     """Nodes are 640/61 pixels wide; the second anchor gives the grid its depth."""
-    evidence = evidence_of(FLAT_M, anchors_at([[320, 240]], 5.0), SIGMA)
+    evidence = evidence_of(FLAT, anchors_at([[320, 240]], 5.0), SIGMA)
     distance = node_distance(evidence)
     column, row, step = (evidence.places[:, 0] + 0.5).astype(int)
     assert distance[row, column, step] == 0
@@ -168,7 +169,7 @@ def test_what_is_left_out_does_not_help():
     """Beside the anchors that were left out, the depth is 20 % too near, and nothing tells the correction."""
     anchors = grid_of_anchors(5.0)
     anchors.depth_m[anchors.pixels[:, 0] > 320] = 6.0
-    evidence = evidence_of(FLAT_M, anchors, SIGMA)
+    evidence = evidence_of(FLAT, anchors, SIGMA)
     chosen = evidence.pixels[:, 0] > 320
     errors = left_out(evidence, chosen, 2.0, np.zeros_like(FLAT_M))
     far = evidence.pixels[chosen][:, 0] > 550
@@ -182,7 +183,7 @@ def test_what_is_left_out_does_not_help():
 def test_the_first_frame_is_looked_at_whole_and_later_ones_by_turns(monkeypatch):
     asked = []
     monkeypatch.setattr(uncertainty, "left_out", lambda *a: asked.append(len(asked)) or left_out(*a))
-    evidence, learner = evidence_of(FLAT_M, grid_of_anchors(5.5), SIGMA), Uncertainty()
+    evidence, learner = evidence_of(FLAT, grid_of_anchors(5.5), SIGMA), Uncertainty()
     counts = []
     for _ in range(13):
         learner.learn(evidence, 2.0, lambda: np.zeros_like(FLAT_M))
@@ -190,7 +191,7 @@ def test_the_first_frame_is_looked_at_whole_and_later_ones_by_turns(monkeypatch)
     assert counts[0] == 6
     assert counts[-1] - counts[0] == 2
     assert learner.law != USUAL
-    worse = evidence_of(FLAT_M, replace_depth(grid_of_anchors(5.5), 5.5 * np.exp(noise(0.1))), SIGMA)
+    worse = evidence_of(FLAT, replace_depth(grid_of_anchors(5.5), 5.5 * np.exp(noise(0.1))), SIGMA)
     before = learner.law.near
     for _ in range(42):
         learner.learn(worse, 2.0, lambda: np.zeros_like(FLAT_M))
@@ -207,16 +208,16 @@ def replace_depth(anchors, depth_m):
 
 def test_away_from_the_anchors_depth_is_less_sure():
     left = anchors_at(np.stack([COLUMNS, ROWS], -1)[10::20, 10:200:20].reshape(-1, 2), 5.5)
-    evidence = evidence_of(FLAT_M, left, SIGMA)
-    law, relative = Law(0.02, 0.5, 1.0), FLAT_M / 10
+    evidence = evidence_of(FLAT, left, SIGMA)
+    law = Law(0.02, 0.5, 1.0)
     correction = Correction(evidence, fitted_field(evidence, 2.0), fresh=True)
-    variance = smooth_variance(law, FLAT_M, relative, FIT, correction)
+    variance = smooth_variance(law, FLAT, correction)
     assert variance.shape == (120, 640)
     assert variance[60, 100] == pytest.approx(0.0004, rel=0.5)
     assert np.all(np.diff(variance[60, 200:400]) > -1e-7)
-    nowhere = smooth_variance(law, FLAT_M, relative, FIT, None)
+    nowhere = smooth_variance(law, FLAT, None)
     np.testing.assert_allclose(variance[60, 600:], nowhere[60, 600:], rtol=1e-4)
-    covered = smooth_variance(law, FLAT_M, relative, replace(FIT, covariance=(0.0, 0.0, 0.25)), None)
+    covered = smooth_variance(law, replace(FLAT, fit=replace(FIT, covariance=(0.0, 0.0, 0.25))), None)
     np.testing.assert_allclose(covered - nowhere, 0.5**2 / 5.0**2, rtol=1e-3)
 
 
@@ -224,14 +225,14 @@ def test_old_anchors_are_as_far_away_as_they_are_old():
     """In fifths of seven nodes, the first one at once: just after the image, and with half of them left."""
     anchors, nothing = grid_of_anchors(5.5), np.zeros(len(grid_of_anchors(5.5)), np.float32)
     old = [replace(anchors, left=nothing + np.float32(left), said=nothing) for left in (0.999, 0.5)]
-    distances = [node_distance(evidence_of(FLAT_M, some, SIGMA)).min() for some in (anchors, *old)]
+    distances = [node_distance(evidence_of(FLAT, some, SIGMA)).min() for some in (anchors, *old)]
     np.testing.assert_allclose(distances, [0.0, 1.4, 4.2], rtol=1e-5)
-    fit = replace(FIT, covariance=(0.0, 0.0, 0.25))
+    fitted = replace(FLAT, fit=replace(FIT, covariance=(0.0, 0.0, 0.25)))
 
     def variance(some):
-        evidence = evidence_of(FLAT_M, some, SIGMA)
+        evidence = evidence_of(FLAT, some, SIGMA)
         correction = Correction(evidence, fitted_field(evidence, 2.0), fresh=True)
-        return np.median(smooth_variance(Law(0.001, 0.5, 1.0), FLAT_M, FLAT_M / 10, fit, correction))
+        return np.median(smooth_variance(Law(0.001, 0.5, 1.0), fitted, correction))
 
     assert variance(anchors) < 0.0005
     assert variance(old[1]) == pytest.approx(0.5**2 / 5.0**2 * (4.2 / 7) ** 2, rel=0.1)
@@ -240,7 +241,7 @@ def test_old_anchors_are_as_far_away_as_they_are_old():
 def test_the_law_is_learned_from_this_images_anchors():
     anchors = grid_of_anchors(5.5)
     old = replace(anchors, said=np.where(anchors.pixels[:, 0] < 320, np.nan, 0).astype(np.float32))
-    evidence = evidence_of(FLAT_M, old, SIGMA)
+    evidence = evidence_of(FLAT, old, SIGMA)
     chosen = np.arange(len(evidence.residual)) % 3 == 0
     errors = left_out(evidence, chosen, 2.0, np.zeros_like(FLAT_M))
     assert len(errors.error) == np.count_nonzero(chosen & (evidence.pixels[:, 0] < 320))
