@@ -258,29 +258,24 @@ def apply_field(
 
 def factor_of(field: Field, depth_m: np.ndarray) -> np.ndarray:
     """(h, w) float32: what a field multiplies (h, w) `depth_m`, of any size, by; 1 where that is NaN."""
-    factor, beyond = read_back(field.log_factor, field.low, field.high, depth_m)
-    # In place: fresh memory costs more than the arithmetic.
-    beyond *= np.float32(-1.0 / _FADE)
-    beyond += np.float32(1.0)
-    np.maximum(beyond, np.float32(0), out=beyond)
-    factor *= beyond
-    cv2.exp(factor, factor)
-    cv2.patchNaNs(factor, 1.0)
-    return factor
+    log_factor, _ = read_back(field.log_factor, field.low, field.high, depth_m, _FADE)
+    return cv2.exp(log_factor, log_factor)
 
 
-def read_back(grid: np.ndarray, low: float, high: float, depth_m: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def read_back(
+    grid: np.ndarray, low: float, high: float, depth_m: np.ndarray, fade: float = math.inf
+) -> tuple[np.ndarray, np.ndarray]:
     """(h, w) float32 values of a grid (rows, columns, steps) at every pixel of `depth_m`, (h, w) of any size, and how
-    far each depth lies beyond the end nodes at `low` and `high`, in ln.
+    far each depth lies beyond the end nodes at `low` and `high`, in ln. Over so much, values `fade` to 0.
     """
     log_m = cv2.log(np.ascontiguousarray(depth_m, np.float32))
-    return _interpolated(np.ascontiguousarray(grid), log_m, np.float32(low), np.float32(high))
+    return _interpolated(np.ascontiguousarray(grid), log_m, np.float32(low), np.float32(high), np.float32(1.0 / fade))
 
 
 def _interpolated_by_numpy(
-    grid: np.ndarray, log_m: np.ndarray, low: float, high: float
+    grid: np.ndarray, log_m: np.ndarray, low: float, high: float, fading: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`read_back` for (h, w) float32 ln m."""
+    """`read_back` for (h, w) float32 ln m; of values, this part is lost in a ln beyond the ends."""
     steps = grid.shape[2]
     columns, first_row = _maps(log_m.shape, steps)
     # A strip for each row of the image, the steps of log depth below each other: one lookup interpolates along all.
@@ -297,11 +292,14 @@ def _interpolated_by_numpy(
         band = slice(top, top + _BAND_ROWS)
         strip = strips[band].reshape(-1, _NODES[0])
         cv2.remap(strip, columns[band], place[band], cv2.INTER_LINEAR, values[band], cv2.BORDER_REPLICATE)
+    if fading > 0:
+        values *= np.maximum(np.float32(1) - beyond * fading, np.float32(0))
+        cv2.patchNaNs(values, 0.0)
     return values, beyond
 
 
 @compiled(_interpolated_by_numpy)
-def _interpolated(grid: Grid, log_m: Pixels, low: Float, high: Float) -> tuple[np.ndarray, np.ndarray]:
+def _interpolated(grid: Grid, log_m: Pixels, low: Float, high: Float, fading: Float) -> tuple[np.ndarray, np.ndarray]:
     height, width = log_m.shape
     rows, _, steps = grid.shape
     values, beyond = np.empty((height, width), np.float32), np.empty((height, width), np.float32)
@@ -325,6 +323,10 @@ def _interpolated(grid: Grid, log_m: Pixels, low: Float, high: Float) -> tuple[n
                 share = np.float32(1) - abs(along[j] - np.float32(step))
                 share = share if share > 0 else np.float32(0)
                 found[j] += share * (above[j] + (below[j] - above[j]) * down)
+        if fading > 0:
+            for j in range(width):
+                left = np.float32(1) - away[j] * fading
+                found[j] *= left if left > 0 else np.float32(0)
     return values, beyond
 
 
