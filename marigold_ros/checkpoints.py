@@ -232,8 +232,9 @@ def load_tiny(tiny: TinyVae, dtype: torch.dtype) -> AutoencoderTiny:
 def require_single_step(info: CheckpointInfo, task: str = DEPTH) -> SingleStep:
     """The constants of the single step; raises `Unusable` where the checkpoint has none or does not do `task`."""
     if info.kind.task != task:
+        beside = "as model.normals_checkpoint it serves beside one for depth, and " if info.kind.task == NORMALS else ""
         raise Unusable(
-            f"checkpoint {info.name!r}: gives {' and '.join(info.kind.targets)}, not {task}; "
+            f"checkpoint {info.name!r}: gives {' and '.join(info.kind.targets)}, not {task}; {beside}"
             f"'ros2 run marigold_ros estimate --checkpoint {shlex.quote(str(info.folder))}' can run it"
         )
     if info.kind.single_step is None:

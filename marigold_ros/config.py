@@ -90,6 +90,12 @@ class ModelConfig:
     checkpoint: str = setting(
         "nano", "Checkpoint: 'nano' (bundled), a folder in diffusers' format, or a downloaded hub id.", read_only=True
     )
+    normals_checkpoint: str = setting(
+        "",
+        "A second checkpoint, for surface normals, that runs while somebody listens to normals; '' for none. The other "
+        "settings of the model hold for it too, but for confidence.",
+        read_only=True,
+    )
     engine: str = setting(
         "auto",
         "What runs the network: 'tensorrt' (NVIDIA), 'openvino' (CPU), 'torch' (the reference) or 'auto' (the first of "

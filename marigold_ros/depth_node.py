@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -45,6 +46,16 @@ def load_estimator(settings: ModelConfig) -> Any:
     return estimator.load_estimator(settings, export=False)
 
 
+def load_normals(settings: ModelConfig) -> Any:
+    """That of surface normals, if the settings name one."""
+    if not settings.normals_checkpoint:
+        return None
+    from marigold_ros import estimator
+
+    of_normals = replace(settings, checkpoint=settings.normals_checkpoint, confidence="none")
+    return estimator.load_normals_estimator(of_normals, export=False)
+
+
 class DepthNode(LifecycleNode):
     """Connects the topics of the camera and the range sensors to depth topics.
 
@@ -67,6 +78,7 @@ class DepthNode(LifecycleNode):
         self._label = "unconfigured"
         self._dropped = 0
         self._estimator: Any = None
+        self._normals: Any = None
         self._sources: RangeSources | None = None
         self._outputs: Outputs | None = None
         self._frames: FrameProcessor | None = None
@@ -157,20 +169,21 @@ class DepthNode(LifecycleNode):
         self._diagnostics.reset()
         compiled.prepare()
         self._estimator = self._load_estimator(self._config.model)
+        self._normals = load_normals(self._config.model)
         engine, checkpoint = self._estimator.engine, self._estimator.checkpoint
         self._sources = RangeSources(self, self._config, self._diagnostics)
-        self._outputs = Outputs(self, self._config.output)
+        self._outputs = Outputs(self, self._config.output, normals=self._normals is not None)
         self._frames = FrameProcessor(
-            self, lambda: self._config, self._estimator, self._sources, self._outputs, self._diagnostics
+            self, lambda: self._config, self._estimator, self._sources, self._outputs, self._diagnostics, self._normals
         )
         self._diagnostics.describe(engine=str(engine), checkpoint=str(checkpoint), loops=compiled.description())
         self.get_logger().info(f"{checkpoint} on {engine}, ready after {time.perf_counter() - start:.1f} s")
 
     def _unload(self) -> None:
-        for thing in (self._outputs, self._sources, self._estimator):
+        for thing in (self._outputs, self._sources, self._estimator, self._normals):
             if thing is not None:
                 thing.close()
-        self._frames = self._outputs = self._sources = self._estimator = None
+        self._frames = self._outputs = self._sources = self._estimator = self._normals = None
 
     def _run(self, state: LifecycleState) -> None:
         super().on_activate(state)  # the publishers

@@ -137,6 +137,17 @@ class Diagnostics:
             self.solved("metric")
         self.count("processed")  # last: what is counted has been said
 
+    def normals(self, seconds: float, alone: bool) -> None:
+        """Note an image whose surface normals took so long; `alone`: nothing else was asked for."""
+        with self._lock:
+            self._stages_s.setdefault("normals", _Window()).add(self._clock(), seconds)
+            if alone:
+                self._frame = self._metric_off_since_ns = None
+        if alone:
+            self.solved("frame", "calibration")
+            self.count("published")
+            self.count("processed")
+
     def message(self, state: str, listened: bool, dropped: int) -> DiagnosticArray:
         """The status now, without its stamp; `state` is the lifecycle state, `dropped` the overwritten images."""
         with self._lock:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 from rclpy.lifecycle import LifecycleNode
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
@@ -38,6 +39,7 @@ class FrameProcessor:
         sources: RangeSources,
         outputs: Outputs,
         diagnostics: Diagnostics,
+        normals: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> None:
         self._node = node
         self._config = config
@@ -45,6 +47,7 @@ class FrameProcessor:
         self._outputs = outputs
         self._diagnostics = diagnostics
         self._pipeline = Pipeline(estimator)
+        self._normals = normals
         self._complain = Complaints(node.get_logger().warning)
         self._topics = {name: node.resolve_topic_name(name) for name in ("image", "camera_info")}
         self._info: CameraInfo | None = None
@@ -93,6 +96,9 @@ class FrameProcessor:
         if camera is None:
             return
         decoded = time.perf_counter()
+        if wanted.anything and not wanted.of_depth:
+            self._publish_normals(self._pipeline.rectified(rgb, camera)[0], message, alone=True)
+            return
         frame = self._pipeline(
             rgb,
             camera,
@@ -108,6 +114,10 @@ class FrameProcessor:
         )
         if wanted.anything:
             self._publish(frame, message, image_ns, wanted, config, decode_s=decoded - start)
+        if wanted.normals:  # last: depth does not wait for them
+            self._publish_normals(frame.rgb, message, alone=False)
+        elif self._normals is not None and not wanted.anything:
+            self._normals(frame.rgb)
 
     def _publish(
         self,
@@ -133,6 +143,17 @@ class FrameProcessor:
             else:
                 consequence = "no metric depth" if frame.fit is None else f"metres from {frame.fit.source}"
             self._complain(self._sources.label, frame.problem, consequence)
+
+    def _publish_normals(self, rgb: np.ndarray, message: ImageMessage, alone: bool) -> None:
+        """Publish the normals of the rectified image, NaN where the lens did not see; `alone`: there is no depth."""
+        start = time.perf_counter()
+        normals = self._normals(rgb)
+        if not np.isfinite(normals).all():
+            raise ArithmeticError("the answer of the network for normals is not finite: its engine is broken")
+        if self._pipeline.unseen is not None:
+            normals[self._pipeline.unseen] = np.nan
+        self._outputs.publish_normals(normals, message.header)
+        self._diagnostics.normals(time.perf_counter() - start, alone)
 
     def _metres_needed(self, wanted: Wanted) -> bool:
         """Whether something that is wanted cannot do without metres."""

@@ -16,8 +16,9 @@ _NATIVE_IS_BIG = sys.byteorder == "big"
 
 
 def float_image(values: np.ndarray, header: Header) -> Image:
-    """(H, W) float32 as 32FC1."""
-    return _image(np.ascontiguousarray(values, np.float32), "32FC1", header)
+    """(H, W) float32 as 32FC1, or (H, W, 3) as 32FC3."""
+    channels = 1 if values.ndim == 2 else values.shape[2]
+    return _image(np.ascontiguousarray(values, np.float32), f"32FC{channels}", header)
 
 
 def millimetre_image(depth_m: np.ndarray, header: Header) -> Image:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.lifecycle import LifecycleNode
 from rclpy.lifecycle.publisher import LifecyclePublisher
@@ -62,6 +63,7 @@ class Wanted:
     confidence: bool = False
     sigma: bool = False
     status: bool = False
+    normals: bool = False
 
     @property
     def metric(self) -> bool:
@@ -69,15 +71,23 @@ class Wanted:
         return self.depth or self.points or self.visual or self.sigma or self.status
 
     @property
+    def of_depth(self) -> bool:
+        """Whether anything is wanted for which depth must be known."""
+        return self.relative or self.confidence or self.metric
+
+    @property
     def anything(self) -> bool:
         """Whether there is anything to do at all."""
-        return self.relative or self.confidence or self.metric
+        return self.of_depth or self.normals
 
 
 class Outputs:
-    """Publishes what is listened to, in the form that the settings ask for, under the image's own header."""
+    """Publishes what is listened to, in the form that the settings ask for, under the image's own header.
 
-    def __init__(self, node: LifecycleNode, settings: OutputConfig) -> None:
+    normals: whether there is a topic for them.
+    """
+
+    def __init__(self, node: LifecycleNode, settings: OutputConfig, normals: bool = False) -> None:
         self._node = node
         self._name = f"{node.get_fully_qualified_name()}: metres"
         self._profile = settings.reliability
@@ -92,6 +102,7 @@ class Outputs:
             self._confidence = self._publisher(Image, "confidence")
             self._sigma = self._publisher(Image, "depth/sigma")
             self._status = self._publisher(DiagnosticArray, "depth/status")
+            self._normals = self._publisher(Image, "normals") if normals else None
         except Unusable:
             self.close()
             raise
@@ -106,6 +117,7 @@ class Outputs:
             confidence=self._confidence.get_subscription_count() > 0,
             sigma=self._sigma.get_subscription_count() > 0,
             status=self._status.get_subscription_count() > 0,
+            normals=self._normals is not None and self._normals.get_subscription_count() > 0,
         )
 
     def publish(self, frame: FrameDepth, header: Header, wanted: Wanted, settings: OutputConfig) -> bool:
@@ -130,6 +142,10 @@ class Outputs:
         if sure:
             self._confidence.publish(messages.float_image(frame.confidence, header))
         return wanted.relative or wanted.status or sure or (wanted.metric and frame.depth_m is not None)
+
+    def publish_normals(self, normals: np.ndarray, header: Header) -> None:
+        """Publish (H, W, 3) float32 unit vectors in the optical frame."""
+        self._normals.publish(messages.float_image(normals, header))
 
     def close(self) -> None:
         """Remove the topics."""

@@ -162,7 +162,7 @@ class Pipeline:
         """
         stage_s: dict[str, float] = {}
         with _timed(stage_s, "rectify"):
-            rgb, camera = self._rectified(rgb, camera)
+            rgb, camera = self.rectified(rgb, camera)
         asked = confidence or (metric and (sigma or solid))
         beside = partial(self._see, stamp_ns, rgb, camera, peek_scan, config) if metric else None
         with self._at_work(beside, stage_s) as ready, _timed(stage_s, "network"):
@@ -284,7 +284,7 @@ class Pipeline:
 
     def _projected(self, found: Sequence[Scan], camera: Camera, config: Config) -> _Projected:
         in_time = [self._seen.in_time(scan) for scan in found]
-        anchors = anchors_of(in_time, camera, config.range, self._unseen)
+        anchors = anchors_of(in_time, camera, config.range, self.unseen)
         return _Projected(found, in_time, anchors, far_end(anchors))
 
     def _watched(
@@ -327,8 +327,8 @@ class Pipeline:
         """
         if self._own is not None:
             depth_m[relative > _SATURATED] = np.nan
-        if self._unseen is not None:
-            depth_m[self._unseen] = np.nan
+        if self.unseen is not None:
+            depth_m[self.unseen] = np.nan
 
     def _look(self, rgb: np.ndarray, camera: Camera, method: str) -> tuple[np.ndarray, np.ndarray | None]:
         """Coarse relative depth and, unless `method` is 'none', the disagreement of two answers."""
@@ -344,12 +344,12 @@ class Pipeline:
         if disagreement is None:
             return None
         confidence = confidence_of(resize(disagreement, *size), method)
-        if self._unseen is not None:
-            confidence[self._unseen] = 0.0
+        if self.unseen is not None:
+            confidence[self.unseen] = 0.0
         return confidence
 
-    def _rectified(self, rgb: np.ndarray, camera: Camera) -> tuple[np.ndarray, Camera]:
-        """The image without lens distortion, and its camera."""
+    def rectified(self, rgb: np.ndarray, camera: Camera) -> tuple[np.ndarray, Camera]:
+        """The (H, W, 3) image without lens distortion, and its camera."""
         if camera != self._raw_camera:
             self._rectifier = rectifier(camera)
             self._own = self._estimator.fit_of(camera if self._rectifier is None else self._rectifier.camera)
@@ -366,7 +366,7 @@ class Pipeline:
         return self._rectifier(rgb), self._rectifier.camera
 
     @property
-    def _unseen(self) -> np.ndarray | None:
+    def unseen(self) -> np.ndarray | None:
         """(H, W) bool: pixels of the rectified image that the lens did not see; what the network says there is air."""
         return None if self._rectifier is None else self._rectifier.unseen
 

@@ -10,11 +10,11 @@ from trainer.architecture import build_unet, build_vae, constant_prompt
 from trainer.package import Member, write_member
 
 
-def write_small_checkpoint(folder: Path, space: str = "inverse_depth", onnx: bool = False) -> Path:
+def write_small_checkpoint(folder: Path, space: str = "inverse_depth", onnx: bool = False, task: str = "depth") -> Path:
     """Write a checkpoint of a few thousand parameters, working size 128x96, into `folder` and return it."""
     torch.manual_seed(0)
     vae, unet = build_vae((8, 8, 16, 16), 4, groups=4), build_unet((32, 32, 64), 4, prompt_width=16)
-    member = Member(unet, vae, constant_prompt(16), "depth", "e2e", (128, 96), space)
+    member = Member(unet, vae, constant_prompt(16), task, "e2e", (128, 96), space)
     write_member(folder, member, "# A small checkpoint with random weights\n", onnx=onnx)
     return folder
 
