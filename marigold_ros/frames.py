@@ -8,8 +8,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
-import numpy as np
 from rclpy.lifecycle import LifecycleNode
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
@@ -19,7 +19,7 @@ from marigold_ros.config import Config, Unusable
 from marigold_ros.diagnostics import ERROR, Diagnostics
 from marigold_ros.geometry import Camera
 from marigold_ros.outputs import Outputs, Wanted
-from marigold_ros.pipeline import Estimator, FrameDepth, Pipeline
+from marigold_ros.pipeline import Estimator, FrameDepth, NormalsNetwork, Pipeline
 from marigold_ros.sources import RangeSources
 
 ImageMessage = Image | CompressedImage
@@ -39,15 +39,14 @@ class FrameProcessor:
         sources: RangeSources,
         outputs: Outputs,
         diagnostics: Diagnostics,
-        normals: Callable[[np.ndarray], np.ndarray] | None = None,
+        normals: NormalsNetwork | None = None,
     ) -> None:
         self._node = node
         self._config = config
         self._sources = sources
         self._outputs = outputs
         self._diagnostics = diagnostics
-        self._pipeline = Pipeline(estimator)
-        self._normals = normals
+        self._pipeline = Pipeline(estimator, normals)
         self._complain = Complaints(node.get_logger().warning)
         self._topics = {name: node.resolve_topic_name(name) for name in ("image", "camera_info")}
         self._info: CameraInfo | None = None
@@ -96,8 +95,9 @@ class FrameProcessor:
         if camera is None:
             return
         decoded = time.perf_counter()
-        if wanted.anything and not wanted.of_depth:
-            self._publish_normals(self._pipeline.rectified(rgb, camera)[0], message, alone=True)
+        if wanted.normals and not wanted.of_depth:
+            rgb, _ = self._pipeline.rectified(rgb, camera)
+            self._publish_normals(rgb, message, alone=True)
             return
         frame = self._pipeline(
             rgb,
@@ -112,12 +112,12 @@ class FrameProcessor:
             solid=wanted.points and config.output.points_min_confidence > 0.0,
             peek_scan=partial(self._sources.peek, message, config),
         )
-        if wanted.anything:
+        if not wanted.anything:
+            self._pipeline.normals(frame.rgb)
+        if wanted.of_depth:
             self._publish(frame, message, image_ns, wanted, config, decode_s=decoded - start)
         if wanted.normals:  # last: depth does not wait for them
             self._publish_normals(frame.rgb, message, alone=False)
-        elif self._normals is not None and not wanted.anything:
-            self._normals(frame.rgb)
 
     def _publish(
         self,
@@ -144,15 +144,10 @@ class FrameProcessor:
                 consequence = "no metric depth" if frame.fit is None else f"metres from {frame.fit.source}"
             self._complain(self._sources.label, frame.problem, consequence)
 
-    def _publish_normals(self, rgb: np.ndarray, message: ImageMessage, alone: bool) -> None:
-        """Publish the normals of the rectified image, NaN where the lens did not see; `alone`: there is no depth."""
+    def _publish_normals(self, rgb: Any, message: ImageMessage, alone: bool) -> None:
+        """Publish the normals of a rectified image; `alone`: nothing else is wanted."""
         start = time.perf_counter()
-        normals = self._normals(rgb)
-        if not np.isfinite(normals).all():
-            raise ArithmeticError("the answer of the network for normals is not finite: its engine is broken")
-        if self._pipeline.unseen is not None:
-            normals[self._pipeline.unseen] = np.nan
-        self._outputs.publish_normals(normals, message.header)
+        self._outputs.publish_normals(self._pipeline.normals(rgb), message.header)
         self._diagnostics.normals(time.perf_counter() - start, alone)
 
     def _metres_needed(self, wanted: Wanted) -> bool:

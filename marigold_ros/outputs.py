@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.lifecycle import LifecycleNode
 from rclpy.lifecycle.publisher import LifecyclePublisher
@@ -143,7 +143,7 @@ class Outputs:
             self._confidence.publish(messages.float_image(frame.confidence, header))
         return wanted.relative or wanted.status or sure or (wanted.metric and frame.depth_m is not None)
 
-    def publish_normals(self, normals: np.ndarray, header: Header) -> None:
+    def publish_normals(self, normals: Any, header: Header) -> None:
         """Publish (H, W, 3) float32 unit vectors in the optical frame."""
         self._normals.publish(messages.float_image(normals, header))
 

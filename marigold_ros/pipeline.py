@@ -56,6 +56,10 @@ class Estimator(Protocol):
         """What makes metres of its answer to this camera's images without anchors; None where nothing does."""
 
 
+# (H, W, 3) uint8 -> (H, W, 3) float32 unit vectors in the optical frame.
+NormalsNetwork = Callable[[np.ndarray], np.ndarray]
+
+
 @dataclass(frozen=True)
 class FrameDepth:
     """The answer to one image.
@@ -112,8 +116,9 @@ class Pipeline:
     Of a metric checkpoint, its own scale and shift serve where no anchors give better ones.
     """
 
-    def __init__(self, estimator: Estimator) -> None:
+    def __init__(self, estimator: Estimator, normals: NormalsNetwork | None = None) -> None:
         self._estimator = estimator
+        self._normals = normals
         self._tracker = MetricTracker(estimator.space)
         track = PictureTrack()
         self._seen = SeenMotion(track)
@@ -240,6 +245,20 @@ class Pipeline:
             solid_m = solid_part(depth_m, variance, config.output.points_min_confidence) if solid else None
             return replace(frame, sigma_m=sigma_m, confidence=sure, solid_m=solid_m)
 
+    def normals(self, rgb: np.ndarray) -> np.ndarray | None:
+        """(H, W, 3) float32 surface normals of the last image, `rectified`, uint8; NaN where the lens did not see.
+
+        None without a network for them.
+        """
+        if self._normals is None:
+            return None
+        normals = self._normals(rgb)
+        if not np.isfinite(normals).all():
+            raise ArithmeticError("the answer of the network for normals is not finite: its engine is broken")
+        if self._unseen is not None:
+            normals[self._unseen] = np.nan
+        return normals
+
     def _learn(self, correction: Correction | None, limit: float, find_doubt: Callable[[], np.ndarray]) -> None:
         """Look at how far wrong a correction by anchors of this image is; the first one at once, others later."""
         if correction is None or not correction.fresh:
@@ -284,7 +303,7 @@ class Pipeline:
 
     def _projected(self, found: Sequence[Scan], camera: Camera, config: Config) -> _Projected:
         in_time = [self._seen.in_time(scan) for scan in found]
-        anchors = anchors_of(in_time, camera, config.range, self.unseen)
+        anchors = anchors_of(in_time, camera, config.range, self._unseen)
         return _Projected(found, in_time, anchors, far_end(anchors))
 
     def _watched(
@@ -327,8 +346,8 @@ class Pipeline:
         """
         if self._own is not None:
             depth_m[relative > _SATURATED] = np.nan
-        if self.unseen is not None:
-            depth_m[self.unseen] = np.nan
+        if self._unseen is not None:
+            depth_m[self._unseen] = np.nan
 
     def _look(self, rgb: np.ndarray, camera: Camera, method: str) -> tuple[np.ndarray, np.ndarray | None]:
         """Coarse relative depth and, unless `method` is 'none', the disagreement of two answers."""
@@ -344,8 +363,8 @@ class Pipeline:
         if disagreement is None:
             return None
         confidence = confidence_of(resize(disagreement, *size), method)
-        if self.unseen is not None:
-            confidence[self.unseen] = 0.0
+        if self._unseen is not None:
+            confidence[self._unseen] = 0.0
         return confidence
 
     def rectified(self, rgb: np.ndarray, camera: Camera) -> tuple[np.ndarray, Camera]:
@@ -366,7 +385,7 @@ class Pipeline:
         return self._rectifier(rgb), self._rectifier.camera
 
     @property
-    def unseen(self) -> np.ndarray | None:
+    def _unseen(self) -> np.ndarray | None:
         """(H, W) bool: pixels of the rectified image that the lens did not see; what the network says there is air."""
         return None if self._rectifier is None else self._rectifier.unseen
 

@@ -378,6 +378,13 @@ def test_metres_are_32fc1_with_nan():
     np.testing.assert_array_equal(np.frombuffer(message.data, "<f4").reshape(HEIGHT, WIDTH), depth())
 
 
+def test_vectors_are_32fc3():
+    vectors = np.stack([depth(), -depth(), 2 * depth()], axis=-1)
+    message = messages.float_image(vectors, HEADER)
+    assert (message.encoding, message.step, message.height) == ("32FC3", 12 * WIDTH, HEIGHT)
+    np.testing.assert_array_equal(np.frombuffer(message.data, "<f4").reshape(HEIGHT, WIDTH, 3), vectors)
+
+
 def test_millimetres_are_rounded_and_unknown_is_zero():
     metres = np.float32([[1.0004, 1.0006, np.nan, 65.535, 65.54, 0.0, -1.0, np.inf, 0.0004, 0.0006]])
     message = messages.millimetre_image(metres, HEADER)

@@ -348,6 +348,15 @@ def test_scans_without_points_give_no_metres(points):
     assert len(frame.anchors) == 0
 
 
+def test_normals_that_are_not_finite_are_a_failure():
+    def broken(rgb):
+        return np.full(rgb.shape, np.nan, np.float32)
+
+    with pytest.raises(ArithmeticError, match="network for normals is not finite"):
+        Pipeline(Scene(), broken).normals(RGB)
+    assert Pipeline(Scene()).normals(RGB) is None
+
+
 def test_where_the_lens_did_not_see_nothing_is_known():
     pincushion = replace(CAMERA, distortion=(0.4, 0.0, 0.0, 0.0, 0.0))
     frame = Pipeline(Scene())(RGB, pincushion, 0, scan, CONFIG)
