@@ -414,39 +414,37 @@ def _nearest_by_numpy(squared: np.ndarray, step: float) -> np.ndarray:
 def _nearest(squared: np.ndarray, step: float) -> np.ndarray:
     """For loops: as `_nearest_by_numpy`."""
     rows, columns, steps = squared.shape
-    reach = int(FARTHEST)
-    # Steps beside each other make one line of a row's nodes: a column to the side is as many numbers away.
-    down = squared.copy()
-    for row in range(rows):
-        into = down[row].ravel()
-        for other in range(max(row - reach, 0), min(row + reach + 1, rows)):
-            line, away = squared[other].ravel(), np.float32((other - row) ** 2)
-            for k in range(len(into)):
-                gone = line[k] + away
-                into[k] = gone if gone < into[k] else into[k]
-    across = down.copy()
-    for row in range(rows):
-        for apart in range(1, reach + 1):
-            away, gap = np.float32(apart**2), apart * steps
-            line, into = down[row].ravel()[gap:], across[row].ravel()[:-gap]
-            for k in range(len(into)):
-                gone = line[k] + away
-                into[k] = gone if gone < into[k] else into[k]
-            line, into = down[row].ravel()[:-gap], across[row].ravel()[gap:]
-            for k in range(len(into)):
-                gone = line[k] + away
-                into[k] = gone if gone < into[k] else into[k]
+    reach, farthest = int(FARTHEST), np.float32(FARTHEST**2)
+    # All nodes make one line, with what is farthest around it: rows and columns are so many numbers away.
+    row, count = columns * steps, rows * columns * steps
+    padded = np.full(count + 2 * reach * row, farthest)
+    padded[reach * row : reach * row + count] = squared.ravel()
+    down = padded[reach * row :][:count].copy()
+    for apart in range(1, reach + 1):
+        _nearer(down, padded[(reach - apart) * row :], padded[(reach + apart) * row :], np.float32(apart**2))
+    # Between rows, too.
+    margin = reach * steps
+    wide = np.full((rows, row + 2 * margin), farthest)
+    wide[:, margin : margin + row] = down.reshape(rows, row)
+    line, across = wide.ravel(), wide.copy()
+    into = across.ravel()[margin : len(line) - margin]
+    for apart in range(1, reach + 1):
+        gap = apart * steps
+        _nearer(into, line[margin - gap :], line[margin + gap :], np.float32(apart**2))
     # Along the steps all nodes of one step are a line.
-    before = np.ascontiguousarray(across.reshape(-1, steps).T)
+    before = np.ascontiguousarray(across[:, margin : margin + row]).reshape(-1, steps).T.copy()
     after = before.copy()
     for of in range(steps):
-        into = after[of]
         for other in range(steps):
-            line, away = before[other], ((other - of) * step) * ((other - of) * step)
-            for k in range(len(into)):
-                gone = line[k] + away
-                into[k] = gone if gone < into[k] else into[k]
+            _nearer(after[of], before[other], before[other], ((other - of) * step) * ((other - of) * step))
     return np.ascontiguousarray(after.T).reshape(rows, columns, steps)
+
+
+def _nearer(into: np.ndarray, left: np.ndarray, right: np.ndarray, away: float) -> None:
+    """For loops: `into`, (N,), is at most what `left` and `right`, (N, or more,), have and so much."""
+    for k in range(len(into)):
+        gone = (left[k] if left[k] < right[k] else right[k]) + away
+        into[k] = gone if gone < into[k] else into[k]
 
 
 def distances(evidence: Evidence, depth_m: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
