@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -38,7 +37,7 @@ from marigold_ros.metric_baselines import (
     own_fit,
 )
 from marigold_ros.metric_cases import FAULTS, SEED, Fault, Pattern, cases, patterns
-from marigold_ros.metric_frames import DATA_VARIABLE, DATASETS, SEQUENCES, Frame, data_folder, read_frames
+from marigold_ros.metric_frames import SEQUENCES, Frame, read_frames
 from marigold_ros.metric_over_time import SequenceRow, sequence_rows
 from marigold_ros.metric_report import SCORES, Row, Target, case_tables, means, overview, targets, targets_table
 from marigold_ros.metric_sequence_cases import GROUPS
@@ -51,6 +50,7 @@ from marigold_ros.metric_sequence_report import (
 )
 from marigold_ros.metric_sequences import Source, read_sequence
 from marigold_ros.places import shared
+from marigold_ros.real_data import DATA_VARIABLE, DATASETS, real_data
 from marigold_ros.scores import near_rates, score, shares_within
 from marigold_ros.timing import measure, timing
 
@@ -261,13 +261,14 @@ def _still_frames(arguments: argparse.Namespace) -> Iterator[Frame]:
     chosen = None if arguments.on is None else [name for name in arguments.on if name in DATASETS]
     if chosen == []:
         return iter(())
-    try:
-        return read_frames(data_folder(arguments.data), chosen)
-    except Unusable as problem:
-        if chosen is not None or arguments.data is not None or DATA_VARIABLE in os.environ:
-            raise
-        print(f"left out: {problem}", file=sys.stderr)
-        return iter(())
+    folder = real_data(arguments.data)
+    if folder is not None:
+        return read_frames(folder, chosen)
+    problem = f"no real frames; name the folder that holds kitti/ or indoor/ by --data or {DATA_VARIABLE}"
+    if chosen is not None:
+        raise Unusable(problem)
+    print(f"left out: {problem}", file=sys.stderr)
+    return iter(())
 
 
 def _recordings(arguments: argparse.Namespace) -> list[Path]:

@@ -8,7 +8,6 @@ anchors, and a plane in inverse depth that never looks at the image.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,9 +24,9 @@ from marigold_ros.driver import Driver, driven_node
 from marigold_ros.geometry import quaternion_from_rotation
 from marigold_ros.kitti_files import KittiFrame, read_frames
 from marigold_ros.pictures import Shot, draw
+from marigold_ros.real_data import DATA_VARIABLE, KITTI, real_data
 from marigold_ros.scores import Scores, score
 
-DATA_VARIABLE = "MARIGOLD_ROS_DATA"
 _EVERY_POINT = RangeConfig(max_points=1_000_000)
 
 
@@ -38,20 +37,6 @@ class Row:
     frame: str
     method: str
     scores: Scores
-
-
-def data_folder(given: Path | None) -> Path | None:
-    """The folder with kitti/ in it: as given, by the environment, or beside the checkout.
-
-    None where the latter two have none: real frames are not part of the package. A wrong `given` is an error.
-    """
-    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
-    folder = given or Path(os.environ.get(DATA_VARIABLE) or beside)
-    if (folder / "kitti").is_dir():
-        return folder
-    if given is not None:
-        raise Unusable(f"--data {given}: has no folder kitti in it; name the folder that holds kitti/000000 and so on")
-    return None
 
 
 def split(frame: KittiFrame, beams: int) -> tuple[np.ndarray, Anchors, Anchors]:
@@ -144,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     arguments = parser.parse_args(remove_ros_args(["", *argv])[1:])
     try:
-        folder = data_folder(arguments.data)
+        folder = real_data(arguments.data, [KITTI])
         if folder is None:
             print(f"kitti: skipped, no KITTI frames; name the folder that holds kitti/ by --data or ${DATA_VARIABLE}")
             return 0

@@ -17,7 +17,8 @@ from marigold_ros.anchors import Anchors, find_anchors
 from marigold_ros.beams import beam_of_each_point, every_nth_beam
 from marigold_ros.config import RangeConfig
 from marigold_ros.geometry import backproject, pixel_rays, project, transformed
-from marigold_ros.metric_frames import KITTI, Frame
+from marigold_ros.metric_frames import Frame
+from marigold_ros.real_data import KITTI
 
 SEED = 0
 BLOCK_PX = 64

@@ -6,7 +6,6 @@ The folder has `kitti/NAME/{image.png,velodyne.bin,calib.txt}` (object benchmark
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +16,8 @@ import numpy as np
 from marigold_ros import kitti_files
 from marigold_ros.config import Unusable
 from marigold_ros.geometry import Camera
+from marigold_ros.real_data import DATASETS, INDOOR, KITTI
 
-DATA_VARIABLE = "MARIGOLD_ROS_DATA"
-KITTI, INDOOR = "kitti", "indoor"
-DATASETS = (KITTI, INDOOR)
 SEQUENCES = "sequences"
 # PrimeSense cameras as Open3D has them, at 640x480.
 _INDOOR_CAMERA = {"fx": 525.0, "fy": 525.0, "cx": 319.5, "cy": 239.5}
@@ -44,18 +41,6 @@ class Frame:
     camera_from_lidar: np.ndarray = field(default_factory=lambda: np.eye(4))
     depth_m: np.ndarray | None = None
     number: int | None = None
-
-
-def data_folder(given: Path | None) -> Path:
-    """The folder of real frames: as given, by the environment, or beside the checkout; raises `Unusable` without."""
-    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
-    folder = given or Path(os.environ.get(DATA_VARIABLE) or beside)
-    if not any((folder / name).is_dir() for name in DATASETS):
-        raise Unusable(
-            f"real frames {folder}: there is neither kitti/ nor indoor/ in it; name the folder that holds them by "
-            f"--data or {DATA_VARIABLE}"
-        )
-    return folder
 
 
 def read_frames(folder: Path, datasets: Sequence[str] | None = None) -> Iterator[Frame]:

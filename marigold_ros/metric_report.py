@@ -10,7 +10,7 @@ import numpy as np
 
 from marigold_ros.metric_baselines import GLOBAL, LINEAR, ORACLE, OURS
 from marigold_ros.metric_cases import CLEAN, TURNED, WRONG
-from marigold_ros.metric_frames import INDOOR, KITTI
+from marigold_ros.real_data import INDOOR, KITTI
 
 # Below this coverage a table says how much is known, since leaving pixels out flatters.
 WHOLE = 0.995

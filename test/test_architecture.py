@@ -111,6 +111,7 @@ CORE = {
     "half_range": {"diffusers", "torch"},
     "hub": {"huggingface_hub"},
     "kitti_files": {"numpy", "cv2"},
+    "real_data": set(),
     "metric_guided": {"numpy", "torch"},
     "motion": {"numpy"},
     "multistep": {"numpy", "diffusers", "torch"},

@@ -17,8 +17,9 @@ from marigold_ros.geometry import Camera, project, transformed
 from marigold_ros.metric import to_space
 from marigold_ros.metric_baselines import METHODS, Question, oracle_affine
 from marigold_ros.metric_cases import CLEAN, FAULTS, TURNED, WRONG, Pattern, cases, patterns, with_wrong_depths
-from marigold_ros.metric_frames import DATA_VARIABLE, INDOOR, KITTI, Frame, data_folder, read_frames
+from marigold_ros.metric_frames import Frame, read_frames
 from marigold_ros.metric_report import Row, means, targets
+from marigold_ros.real_data import DATA_VARIABLE, INDOOR, KITTI, real_data
 from marigold_ros.scores import near_rates, score, shares_within
 
 ROWS, COLUMNS = 96, 128
@@ -514,17 +515,9 @@ def test_json_is_written_whole_or_not_at_all(folder, tmp_path, capsys, monkeypat
     assert not list(tmp_path.iterdir())
 
 
-def real_data():
-    try:
-        folder = data_folder(None)
-    except Unusable:
-        return None
-    return folder if (folder / KITTI).is_dir() else None
-
-
-@pytest.mark.skipif(real_data() is None, reason=f"no KITTI frames; set {DATA_VARIABLE}")
+@pytest.mark.skipif(real_data(None, [KITTI]) is None, reason=f"no KITTI frames; set {DATA_VARIABLE}")
 def test_linear_interpolation_of_sixteen_beams_is_as_good_as_it_was_measured():
-    frame = next(read_frames(real_data(), [KITTI]))
+    frame = next(read_frames(real_data(None), [KITTI]))
     pattern = next(p for p in patterns(frame) if p.name == "16 of 64 beams")
     v, u = np.nonzero(np.isfinite(pattern.truth_m))
     (case,) = cases(pattern, (CLEAN,))

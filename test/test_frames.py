@@ -107,7 +107,7 @@ def test_nano_beats_what_sees_no_image_on_every_real_frame():
 
 
 def test_a_folder_without_real_frames_is_named(tmp_path):
-    with pytest.raises(Unusable, match="neither indoor/ nor kitti/"):
+    with pytest.raises(Unusable, match="there is no kitti/ nor indoor/"):
         list(on_frames.real_frames(tmp_path))
 
 

@@ -4,14 +4,16 @@ import numpy as np
 import pytest
 
 from marigold_ros import kitti, kitti_files
+from marigold_ros import real_data as real_data_module
 from marigold_ros.anchors import Anchors
 from marigold_ros.beams import beam_of_each_point, every_nth_beam, linear_depth, plane_depth
 from marigold_ros.config import Unusable
 from marigold_ros.geometry import Camera, project, transformed
+from marigold_ros.real_data import DATA_VARIABLE, KITTI, real_data
 from marigold_ros.scores import score
 
-DATA = kitti.data_folder(None)
-needs_data = pytest.mark.skipif(DATA is None, reason=f"no KITTI frames; set {kitti.DATA_VARIABLE}")
+DATA = real_data(None, [KITTI])
+needs_data = pytest.mark.skipif(DATA is None, reason=f"no KITTI frames; set {DATA_VARIABLE}")
 
 
 def sweep(beams, per_beam, start):
@@ -113,14 +115,21 @@ def test_a_scan_is_read_without_its_reflectance(tmp_path):
 
 
 def test_without_data_the_program_says_so_and_succeeds(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv(kitti.DATA_VARIABLE, str(tmp_path))
+    monkeypatch.delenv(DATA_VARIABLE, raising=False)
+    monkeypatch.setattr(real_data_module, "__file__", str(tmp_path / "checkout" / "marigold_ros" / "real_data.py"))
     assert kitti.main([]) == 0
     assert "skipped" in capsys.readouterr().out
 
 
+def test_a_folder_that_the_environment_names_wrongly_is_an_error(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv(DATA_VARIABLE, str(tmp_path / "typo"))
+    assert kitti.main([]) == 1
+    assert f"real frames {tmp_path / 'typo'}: there is no kitti/ in it" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("folders", ["", "kitti"])
 def test_a_named_folder_without_frames_is_an_error(tmp_path, capsys, monkeypatch, folders):
-    monkeypatch.delenv(kitti.DATA_VARIABLE, raising=False)
+    monkeypatch.delenv(DATA_VARIABLE, raising=False)
     (tmp_path / "typo" / folders).mkdir(parents=True)
     assert kitti.main(["--data", str(tmp_path / "typo"), "--out", str(tmp_path / "out")]) == 1
     said = capsys.readouterr()

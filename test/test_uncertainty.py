@@ -15,7 +15,8 @@ from marigold_ros.geometry import Camera, resize
 from marigold_ros.metric import SPACES, FittedDepth, MetricFit
 from marigold_ros.metric_baselines import Question, ours_with_sigma
 from marigold_ros.metric_cases import CLEAN, TURNED, WRONG, cases, patterns
-from marigold_ros.metric_frames import INDOOR, Frame
+from marigold_ros.metric_frames import Frame
+from marigold_ros.real_data import INDOOR
 from marigold_ros.scores import shares_within
 from marigold_ros.uncertainty import (
     USUAL,

@@ -7,7 +7,6 @@ baseline is the plane of inverse depth a u + b v + c fitted to the same pixels i
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from marigold_ros.estimator import load_estimator
 from marigold_ros.geometry import transformed
 from marigold_ros.kitti_files import read_calibration, read_scan
 from marigold_ros.metric import from_space, log_slope, to_space
+from marigold_ros.real_data import real_data
 from marigold_ros.scores import Scores, score
 from trainer.samples import SampleFolder
 
@@ -29,7 +29,6 @@ ITERATIONS = 15
 FARTHEST_M = 120.0
 NEAREST_M = 0.05
 NEAR_M = 5.0
-DATA_VARIABLE = "MARIGOLD_ROS_DATA"
 
 Predictor = Callable[[np.ndarray], np.ndarray]
 
@@ -135,10 +134,9 @@ def real_frames(folder: Path | None = None) -> Iterator[Frame]:
 
     Raises `Unusable` where a folder was named and holds none.
     """
-    named = folder or os.environ.get(DATA_VARIABLE)
-    folder = Path(named or _beside_checkout())
-    if named and not (folder / "indoor").is_dir() and not (folder / "kitti").is_dir():
-        raise Unusable(f"real frames {folder}: there is neither indoor/ nor kitti/ in it")
+    folder = real_data(folder)
+    if folder is None:
+        return
     for path in sorted((folder / "indoor").glob("color_*.jpg")):
         depth_mm = cv2.imread(str(path.with_name(path.stem.replace("color", "depth") + ".png")), cv2.IMREAD_UNCHANGED)
         depth_m = np.where(depth_mm > 0, depth_mm.astype(np.float32) / 1000, np.nan)
@@ -146,10 +144,6 @@ def real_frames(folder: Path | None = None) -> Iterator[Frame]:
     for path in sorted((folder / "kitti").glob("*/image.png")):
         rgb = _read_rgb(path)
         yield Frame(f"kitti {path.parent.name}", rgb, kitti_depth(path.parent, rgb.shape[:2]))
-
-
-def _beside_checkout() -> Path:
-    return Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def _read_rgb(path: Path) -> np.ndarray:
