@@ -75,7 +75,7 @@ class AnchorMemory:
         return Anchors(**both, seen=fresh.seen + len(alone))
 
     def at(self, fitted: FittedDepth, sigma: float, motion: Motion) -> Anchors | None:
-        """Those that are in the image until which the `motion` is told and which is `fitted` so, if any are.
+        """Those in the image whose depth is `fitted` and until which the `motion` is told; None if none are.
 
         sigma: the fit's relative error at anchors. Where the motion is not known there are none, but there may be in
         the next image.

@@ -232,7 +232,8 @@ def load_tiny(tiny: TinyVae, dtype: torch.dtype) -> AutoencoderTiny:
 def require_single_step(info: CheckpointInfo, task: str = DEPTH) -> SingleStep:
     """The constants of the single step; raises `Unusable` where the checkpoint has none or does not do `task`."""
     if info.kind.task != task:
-        beside = "as model.normals_checkpoint it serves beside one for depth, and " if info.kind.task == NORMALS else ""
+        serves = info.kind.task == NORMALS and info.kind.single_step is not None
+        beside = "as model.normals_checkpoint it serves beside one for depth, and " if serves else ""
         raise Unusable(
             f"checkpoint {info.name!r}: gives {' and '.join(info.kind.targets)}, not {task}; {beside}"
             f"'ros2 run marigold_ros estimate --checkpoint {shlex.quote(str(info.folder))}' can run it"
@@ -241,7 +242,7 @@ def require_single_step(info: CheckpointInfo, task: str = DEPTH) -> SingleStep:
         raise Unusable(
             f"checkpoint {info.name!r}: starts from noise and wants {info.kind.steps} steps ({info.kind.protocol}), so "
             "one step from zeros means nothing to it; give an end-to-end fine-tuned one, such as "
-            "'GonzaloMG/marigold-e2e-ft-depth', or run it with 'ros2 run marigold_ros estimate'"
+            f"'GonzaloMG/marigold-e2e-ft-{task}', or run it with 'ros2 run marigold_ros estimate'"
         )
     return info.kind.single_step
 

@@ -90,12 +90,6 @@ class ModelConfig:
     checkpoint: str = setting(
         "nano", "Checkpoint: 'nano' (bundled), a folder in diffusers' format, or a downloaded hub id.", read_only=True
     )
-    normals_checkpoint: str = setting(
-        "",
-        "A second checkpoint, for surface normals, that runs while somebody listens to normals; '' for none. The other "
-        "settings of the model hold for it too, but for confidence.",
-        read_only=True,
-    )
     engine: str = setting(
         "auto",
         "What runs the network: 'tensorrt' (NVIDIA), 'openvino' (CPU), 'torch' (the reference) or 'auto' (the first of "
@@ -140,6 +134,12 @@ class ModelConfig:
     )
     cache_dir: str = setting(
         "", "Folder for exported networks; '' means ~/.cache/marigold_ros (or $XDG_CACHE_HOME).", read_only=True
+    )
+    normals_checkpoint: str = setting(
+        "",
+        "A second checkpoint, for surface normals, that runs while somebody listens to normals; '' for none. The other "
+        "settings of the model hold for it too, but for confidence.",
+        read_only=True,
     )
 
     def __post_init__(self) -> None:

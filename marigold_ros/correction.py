@@ -93,7 +93,7 @@ class Corrector:
         return self._held(fitted, sigma, limit, motion)
 
     def explains(self, fitted: FittedDepth, anchors: Anchors, limit: float, motion: Motion) -> bool:
-        """Whether most anchors are where remembered ones bring depth to, if its depth is `fitted` so.
+        """Whether most anchors are where remembered ones bring the `fitted` depth to.
 
         Few anchors may contradict a fit though nothing is wrong with them: where the network is wrong.
         """

@@ -53,7 +53,10 @@ def load_normals(settings: ModelConfig) -> Any:
     from marigold_ros import estimator
 
     of_normals = replace(settings, checkpoint=settings.normals_checkpoint, confidence="none")
-    return estimator.load_normals_estimator(of_normals, export=False)
+    try:
+        return estimator.load_normals_estimator(of_normals, export=False)
+    except Unusable as problem:
+        raise Unusable(f"model.normals_checkpoint={settings.normals_checkpoint!r}: {problem}") from problem
 
 
 class DepthNode(LifecycleNode):
@@ -177,6 +180,10 @@ class DepthNode(LifecycleNode):
             self, lambda: self._config, self._estimator, self._sources, self._outputs, self._diagnostics, self._normals
         )
         self._diagnostics.describe(engine=str(engine), checkpoint=str(checkpoint), loops=compiled.description())
+        if self._normals is not None:
+            normals = f"{self._normals.checkpoint} on {self._normals.engine}"
+            self._diagnostics.describe(normals=normals)
+            self.get_logger().info(f"surface normals: {normals}")
         self.get_logger().info(f"{checkpoint} on {engine}, ready after {time.perf_counter() - start:.1f} s")
 
     def _unload(self) -> None:

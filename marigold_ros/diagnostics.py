@@ -137,15 +137,16 @@ class Diagnostics:
             self.solved("metric")
         self.count("processed")  # last: what is counted has been said
 
-    def normals(self, seconds: float, alone: bool) -> None:
-        """Note an image whose surface normals took so long; `alone`: nothing else was asked for."""
+    def normals(self, seconds: float, latency_s: float | None) -> None:
+        """Note surface normals that took so long; `latency_s` to their publication, if nothing else was asked for."""
         with self._lock:
-            self._stages_s.setdefault("normals", _Window()).add(self._clock(), seconds)
-            if alone:
+            now = self._clock()
+            self._stages_s.setdefault("normals", _Window()).add(now, seconds)
+            if latency_s is not None:
+                self._latencies_s.add(now, latency_s)
                 self._frame = self._metric_off_since_ns = None
-        if alone:
+        if latency_s is not None:
             self.solved("frame", "calibration")
-            self.count("published")
             self.count("processed")
 
     def message(self, state: str, listened: bool, dropped: int) -> DiagnosticArray:

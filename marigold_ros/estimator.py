@@ -339,7 +339,7 @@ def _open_tensorrt(info: CheckpointInfo, config: ModelConfig, size: tuple[int, i
         if config.int8 != "none":
             command += f" --int8 {config.int8} --calibration FOLDER"
         raise Unusable(
-            f"model.checkpoint={config.checkpoint!r}: no TensorRT engine for {size[0]}x{size[1]} is built for this "
+            f"checkpoint {info.name!r}: no TensorRT engine for {size[0]}x{size[1]} is built for this "
             f"GPU and TensorRT yet; run: {command}"
         )
     engine, found = opened
@@ -364,8 +364,7 @@ def _open_openvino(
     path = onnx_file(info, cache) if export else ready_file(info, cache)
     if path is None:
         raise Unusable(
-            f"model.checkpoint={config.checkpoint!r}: is not exported for OpenVINO yet; run: "
-            f"{_export_command(config, cache)}"
+            f"checkpoint {info.name!r}: is not exported for OpenVINO yet; run: {_export_command(config, cache)}"
         )
     engine = OpenVinoEngine(path, config.threads)
     found = kept_verdict(engine, engine.identity, path, cache)

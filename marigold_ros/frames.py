@@ -48,7 +48,7 @@ class FrameProcessor:
         self._diagnostics = diagnostics
         self._pipeline = Pipeline(estimator, normals)
         self._complain = Complaints(node.get_logger().warning)
-        self._topics = {name: node.resolve_topic_name(name) for name in ("image", "camera_info")}
+        self._topics = {name: node.resolve_topic_name(name) for name in ("image", "camera_info", "normals")}
         self._info: CameraInfo | None = None
         self._camera: tuple[tuple, Camera] | None = None
         self._newest_ns = 0
@@ -78,9 +78,10 @@ class FrameProcessor:
         wanted = self._outputs.wanted()
         if not self._metres_needed(wanted):
             self._diagnostics.solved("metric", *self._sources.problems)
+        if not wanted.normals:
+            self._diagnostics.solved("normals")
         if not wanted.anything:
             self._diagnostics.rest()
-            # The first look at a camera's shape compiles the network for it: better now than when somebody waits.
             if self._info is None or self._camera is not None:
                 return
         config, image_ns = self._config(), decoding.require_stamp(message.header)
@@ -91,33 +92,34 @@ class FrameProcessor:
         compressed = isinstance(message, CompressedImage)
         rgb = decoding.rgb_from_compressed(message) if compressed else decoding.rgb_from_image(message)
         self._diagnostics.solved("image")
+        before = self._camera
         camera = self._camera_of(rgb.shape[1], rgb.shape[0], config)
         if camera is None:
             return
-        decoded = time.perf_counter()
-        if wanted.normals and not wanted.of_depth:
-            rgb, _ = self._pipeline.rectified(rgb, camera)
-            self._publish_normals(rgb, message, alone=True)
-            return
-        frame = self._pipeline(
-            rgb,
-            camera,
-            image_ns,
-            partial(self._sources.scans, message, config),
-            config,
-            metric=wanted.metric or wanted.confidence,
-            confidence=wanted.confidence,
-            find_motion=self._sources.motion_until(message),
-            sigma=wanted.sigma,
-            solid=wanted.points and config.output.points_min_confidence > 0.0,
-            peek_scan=partial(self._sources.peek, message, config),
-        )
-        if not wanted.anything:
-            self._pipeline.normals(frame.rgb)
-        if wanted.of_depth:
-            self._publish(frame, message, image_ns, wanted, config, decode_s=decoded - start)
-        if wanted.normals:  # last: depth does not wait for them
-            self._publish_normals(frame.rgb, message, alone=False)
+        # The first look at a camera's shape compiles the networks for it: better now than when somebody waits.
+        first, decoded = self._camera is not before, time.perf_counter()
+        published = False
+        if wanted.of_depth or first:
+            frame = self._pipeline(
+                rgb,
+                camera,
+                image_ns,
+                partial(self._sources.scans, message, config),
+                config,
+                metric=wanted.metric or wanted.confidence,
+                confidence=wanted.confidence,
+                find_motion=self._sources.motion_until(message),
+                sigma=wanted.sigma,
+                solid=wanted.points and config.output.points_min_confidence > 0.0,
+                peek_scan=partial(self._sources.peek, message, config),
+            )
+            rectified = frame.rgb
+            if wanted.of_depth:
+                published = self._publish(frame, message, image_ns, wanted, config, decode_s=decoded - start)
+        else:
+            rectified, _ = self._pipeline.rectified(rgb, camera)
+        if wanted.normals or first:  # last: depth does not wait for them
+            self._send_normals(rectified, message, image_ns, wanted, published)
 
     def _publish(
         self,
@@ -127,11 +129,12 @@ class FrameProcessor:
         wanted: Wanted,
         config: Config,
         decode_s: float,
-    ) -> None:
+    ) -> bool:
+        """Publish what is wanted of depth; returns whether anything was."""
         start = time.perf_counter()
         published = self._outputs.publish(frame, message.header, wanted, config.output)
         frame.stage_s.update(decode=decode_s, publish=time.perf_counter() - start)
-        latency_s = (self._node.get_clock().now().nanoseconds - image_ns) * 1e-9
+        latency_s = self._latency_s(image_ns)
         self._diagnostics.solved("frame")
         if published:
             self._diagnostics.count("published")
@@ -143,12 +146,33 @@ class FrameProcessor:
             else:
                 consequence = "no metric depth" if frame.fit is None else f"metres from {frame.fit.source}"
             self._complain(self._sources.label, frame.problem, consequence)
+        return published
 
-    def _publish_normals(self, rgb: Any, message: ImageMessage, alone: bool) -> None:
-        """Publish the normals of a rectified image; `alone`: nothing else is wanted."""
+    def _send_normals(self, rgb: Any, message: ImageMessage, image_ns: int, wanted: Wanted, published: bool) -> None:
+        """Publish the normals of the image that was rectified last, if they are wanted; a failure costs nothing else.
+
+        published: whether depth of this image was.
+        """
         start = time.perf_counter()
-        self._outputs.publish_normals(self._pipeline.normals(rgb), message.header)
-        self._diagnostics.normals(time.perf_counter() - start, alone)
+        try:
+            normals = self._pipeline.normals(rgb)
+        except Exception as problem:
+            if self._node.context.ok():
+                text = f"surface normals failed with {type(problem).__name__}: {problem}"
+                self._diagnostics.problem("normals", text)
+                self._complain(self._topics["normals"], text, "no normals of this image")
+            return
+        self._diagnostics.solved("normals")
+        if not wanted.normals:
+            return
+        taken_s = time.perf_counter() - start
+        self._outputs.publish_normals(normals, message.header)
+        if not published:
+            self._diagnostics.count("published")
+        self._diagnostics.normals(taken_s, None if wanted.of_depth else self._latency_s(image_ns))
+
+    def _latency_s(self, image_ns: int) -> float:
+        return (self._node.get_clock().now().nanoseconds - image_ns) * 1e-9
 
     def _metres_needed(self, wanted: Wanted) -> bool:
         """Whether something that is wanted cannot do without metres."""

@@ -246,9 +246,9 @@ class Pipeline:
             return replace(frame, sigma_m=sigma_m, confidence=sure, solid_m=solid_m)
 
     def normals(self, rgb: np.ndarray) -> np.ndarray | None:
-        """(H, W, 3) float32 surface normals of the last image, `rectified`, uint8; NaN where the lens did not see.
+        """(H, W, 3) float32 normals of `rgb`, the image that was rectified last; NaN where the lens did not see.
 
-        None without a network for them.
+        None without a network for them. Raises ArithmeticError where what it answers is not finite.
         """
         if self._normals is None:
             return None

@@ -222,7 +222,7 @@ def test_the_documentation_lists_the_whole_family():
     for row in FAMILY:
         (found,) = [line for line in cells if f"/{row.name}`" in line[0] or f"`{row.name}`" in line[0]]
         assert found[1] == ", ".join(row.targets)
-        fast = "as a library ¹" if row.task == "normals" else "yes"
+        fast = "beside depth ¹" if row.task == "normals" else "yes"
         assert (found[4] == fast) == (row.protocol == "e2e")
         assert found[5].startswith("yes")
         assert found[6] == (("left" if row.x_left else "right") if row.task == "normals" else "")
