@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -461,6 +462,7 @@ def _enlarged(wide: Pixels, relative: Pixels, scale: Float, shift: Float, ends: 
     return result
 
 
+@lru_cache(maxsize=16)
 def _limits(space: str, max_depth_m: float) -> tuple[np.float32, np.float32]:
     """What the values of a space lie between: above the first, that of a millimetre, up to that of the other depth."""
     low, high = (np.float32(to_space(np.float64(limit), space)) for limit in (1e-3, max_depth_m))
