@@ -100,19 +100,7 @@ class FrameProcessor:
         first, decoded = self._camera is not before, time.perf_counter()
         published = False
         if wanted.of_depth or first:
-            frame = self._pipeline(
-                rgb,
-                camera,
-                image_ns,
-                partial(self._sources.scans, message, config),
-                config,
-                metric=wanted.metric or wanted.confidence,
-                confidence=wanted.confidence,
-                find_motion=self._sources.motion_until(message),
-                sigma=wanted.sigma,
-                solid=wanted.points and config.output.points_min_confidence > 0.0,
-                peek_scan=partial(self._sources.peek, message, config),
-            )
+            frame = self._seen(message, rgb, camera, image_ns, wanted, config)
             rectified = frame.rgb
             if wanted.of_depth:
                 published = self._publish(frame, message, image_ns, wanted, config, decode_s=decoded - start)
@@ -120,6 +108,24 @@ class FrameProcessor:
             rectified, _ = self._pipeline.rectified(rgb, camera)
         if wanted.normals or first:  # last: depth does not wait for them
             self._send_normals(rectified, message, image_ns, wanted, published)
+
+    def _seen(
+        self, message: ImageMessage, rgb: Any, camera: Camera, image_ns: int, wanted: Wanted, config: Config
+    ) -> FrameDepth:
+        """What the pipeline makes of the image."""
+        return self._pipeline(
+            rgb,
+            camera,
+            image_ns,
+            partial(self._sources.scans, message, config),
+            config,
+            metric=wanted.metric or wanted.confidence,
+            confidence=wanted.confidence,
+            find_motion=self._sources.motion_until(message),
+            sigma=wanted.sigma,
+            solid=wanted.points and config.output.points_min_confidence > 0.0,
+            peek_scan=partial(self._sources.peek, message, config),
+        )
 
     def _publish(
         self,
