@@ -58,7 +58,8 @@ def test_they_are_unit_vectors_of_the_network_that_is_named(robot, node, estimat
     robot.listen(__up__normals=Image)
     found = vectors(robot.frame_answered(NORMALS, "/up/"))
     np.testing.assert_allclose(np.linalg.norm(found, axis=2), 1.0, rtol=1e-3)
-    np.testing.assert_allclose(found, estimator(rgb_from_image(good_image())), atol=1e-5)
+    # With other threads torch adds up in another order, which random weights make much of.
+    np.testing.assert_allclose(found, estimator(rgb_from_image(good_image())), atol=2e-3)
     timed = {"normals time p50 (ms)", "latency"}  # the stamps are not those of this time
     robot.spin_until(lambda: timed < robot.values(NODE).keys(), "diagnostics", 20.0)
     assert robot.values(NODE)["normals"].startswith("normals on ")
@@ -85,7 +86,7 @@ def test_of_a_distorted_image_they_are_those_of_the_rectified_one_and_unknown_wh
     assert 0 < straight.unseen.sum() < 0.5 * straight.unseen.size
     assert np.isnan(found[straight.unseen]).all()
     expected = estimator(straight(rgb_from_image(good_image())))
-    np.testing.assert_allclose(found[~straight.unseen], expected[~straight.unseen], atol=1e-5)
+    np.testing.assert_allclose(found[~straight.unseen], expected[~straight.unseen], atol=2e-3)
 
 
 def test_without_a_checkpoint_for_them_there_is_no_topic(robot, start_node, checkpoints):
