@@ -11,6 +11,7 @@ from marigold_ros.canonical import MetricScale
 from marigold_ros.config import FitConfig, Unusable
 from marigold_ros.metric import (
     SPACES,
+    FittedDepth,
     MetricFit,
     Refusal,
     apply_corrected,
@@ -245,3 +246,13 @@ def test_corrected_metres_are_those_of_the_fit_times_the_factor_resized_in_the_s
     assert wider[[0, -1]] == pytest.approx([3.0, 4.0], rel=1e-5)
     ends = to_space(np.array([3.0, 4.0]), space)
     assert to_space(wider[3], space) == pytest.approx(ends @ [0.625, 0.375], rel=1e-4)  # bilinear, in the space
+
+
+def test_fitted_depth_between_pixels_is_that_of_the_relative_depth_there():
+    """As the fit sees its anchors: halfway between 2 and 8 m in inverse depth are 3.2 m, not 5."""
+    relative = np.float32([[-0.5, -0.125], [-0.5, -0.125]])
+    fitted = FittedDepth(MetricFit("inverse_depth", 1.0, 0.0, 2, 2, 0.0), relative, 100.0)
+    np.testing.assert_allclose(fitted.at(np.float32([[0, 0], [0.5, 0.5], [1, 1]])), [2.0, 3.2, 8.0], rtol=1e-6)
+    metres, small = fitted.every(2)
+    assert (metres.shape, small.shape) == ((1, 1), (1, 1))
+    np.testing.assert_allclose(metres, 8.0)
