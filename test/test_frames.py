@@ -53,6 +53,12 @@ def test_scores_of_a_hand_worked_case():
     np.testing.assert_allclose(plain, [1.0, 3.0, 3.0], atol=1e-6)
 
 
+def test_who_takes_near_for_far_is_as_good_as_who_sees_nothing():
+    depth_m, known = np.array([1.0, 2.0, 4.0]), np.ones(3, bool)
+    mirrored = on_frames.aligned(np.array([4.0, 2.0, 1.0]), depth_m, known, "depth", best=False)
+    np.testing.assert_allclose(mirrored, np.full(3, 7 / 3))
+
+
 def test_plane_is_what_the_blind_baseline_fits():
     v, u = np.mgrid[:20, :30]
     depth = (1 / (0.1 + 0.01 * v + 0.002 * u)).astype(np.float32)

@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-from trainer.losses import Target, depth_loss, fit_scale_shift, full_range, make_target  # noqa: E402
+from trainer.losses import Target, depth_loss, fit_scale_shift, full_range, gradient_loss, make_target  # noqa: E402
 from trainer.objectives.end_to_end import detail_loss  # noqa: E402
 from trainer.recipe import RelativeLoss  # noqa: E402
 
@@ -81,3 +81,9 @@ def test_details_are_compared_after_scale_and_shift_and_slopes_do_not_count_wher
     other = 3 * prior.nan_to_num(0.3) - 1
     other[:, :, 8:] += torch.rand(2, 16, 8)
     assert float(detail_loss(other, prior, 2)) < 1e-4
+
+
+def test_gradients_of_a_side_of_one_pixel_are_none():
+    """At the last scales of small pictures; the mean of nothing would be NaN."""
+    residual = torch.rand(2, 64, 4, generator=torch.Generator().manual_seed(0))
+    assert 0 < float(gradient_loss(residual, torch.ones_like(residual), 4)) < 1

@@ -1,5 +1,6 @@
 """The training loop: every recipe, on one process and two, killed and resumed, and what goes wrong."""
 
+import errno
 import importlib.metadata
 import json
 import os
@@ -32,6 +33,7 @@ from trainer import card, loop  # noqa: E402
 from trainer.__main__ import main as trainer  # noqa: E402
 from trainer.assembly import first_model  # noqa: E402
 from trainer.loop import StageRun, learning_rate, train  # noqa: E402
+from trainer.objectives import end_to_end  # noqa: E402
 from trainer.objectives.end_to_end import EndToEndObjective  # noqa: E402
 from trainer.recipe import EndToEnd, Optimiser  # noqa: E402
 from trainer.recipe_files import plain  # noqa: E402
@@ -39,6 +41,7 @@ from trainer.states import States  # noqa: E402
 from training import RECIPES, small_recipe, write_data  # noqa: E402
 
 PROJECT = Path(__file__).resolve().parent.parent
+UNET_FILE = "diffusion_pytorch_model.safetensors"
 
 
 pytestmark = pytest.mark.usefixtures("threads_of_others")
@@ -327,12 +330,80 @@ def test_a_step_without_a_finite_gradient_is_skipped_and_counted_and_many_end_th
     monkeypatch.setattr(loop.StageRun, "_step", step)
     assert train(recipe, tmp_path / "two", data)
     assert logged(tmp_path / "two", "bad_steps")[-1, 0] == 2
-    bad |= set(range(6))
-    for bad_steps in (2, 3):  # given again, it goes on counting where it was
-        words = f"{bad_steps} steps in a row, to step {bad_steps}, had no finite gradient; the last state is intact"
+    bad |= set(range(1, 6))
+    for bad_steps in (2, 3):
+        words = f"{bad_steps} steps in a row, to step {bad_steps + 1}, had no finite loss and gradient; the last state"
         with pytest.raises(Unusable, match=words):
             train(replace(recipe, bad_steps=bad_steps), tmp_path / "all", data)
-        assert States(tmp_path / "all", 2).newest()[1].step == bad_steps - 1
+        # What may have ruined the weights is not saved over what was good.
+        assert States(tmp_path / "all", 2).newest()[1].step == 1
+
+
+def test_a_loss_that_is_nan_is_a_bad_step_though_its_gradient_is_finite(tmp_path, data, start, monkeypatch):
+    real = EndToEndObjective.forward
+
+    def forward(self, batch, generator):
+        losses = real(self, batch, generator)
+        return losses | {"loss": losses["loss"] + float("nan")}
+
+    monkeypatch.setattr(EndToEndObjective, "forward", forward)
+    before = first_model(small_recipe("e2e-depth", start)).unet.state_dict()
+    assert train(small_recipe("e2e-depth", start, steps=2), tmp_path / "run", data)
+    assert logged(tmp_path / "run", "bad_steps")[-1, 0] == 2
+    for name, values in load_file(tmp_path / "run" / "checkpoint" / "unet" / UNET_FILE).items():
+        assert torch.equal(values, before[name]), name
+
+
+def test_weights_that_are_not_finite_are_no_result(tmp_path, data, start, monkeypatch):
+    real = StageRun.train
+
+    def ruined(self, stop, stop_after):
+        done = real(self, stop, stop_after)
+        with torch.no_grad():
+            self.parameters[0].fill_(float("nan"))
+        return done
+
+    monkeypatch.setattr(StageRun, "train", ruined)
+    with pytest.raises(Unusable, match="its weights are not finite; delete its newest states"):
+        train(small_recipe("e2e-depth", start, steps=2), tmp_path / "run", data)
+    assert not (tmp_path / "run" / "checkpoint").exists()
+
+
+def test_a_network_that_draws_near_as_far_is_told(tmp_path, data, start, monkeypatch, capsys):
+    monkeypatch.setattr(end_to_end, "fit_affine", lambda signed, depth_m, known: (-torch.ones(len(signed)), None))
+    assert train(small_recipe("e2e-depth", start, steps=2), tmp_path / "run", data)
+    assert logged(tmp_path / "run", "mirrored").tolist() == [[1.0], [1.0]]
+    assert "warning: this network draws near as far" in capsys.readouterr().err
+
+
+def test_without_room_for_tensorboard_a_run_goes_on(tmp_path, data, start, runs, monkeypatch, capsys):
+    tensorboard = pytest.importorskip("torch.utils.tensorboard")
+
+    def full(self, *arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for method in ("add_scalar", "add_images", "close"):
+        monkeypatch.setattr(tensorboard.SummaryWriter, method, full)
+    assert train(small_recipe("marigold-depth", start), tmp_path / "run", data)
+    assert capsys.readouterr().err.count("TensorBoard's files cannot be written (No space left on device)") == 1
+    assert_same_training(runs("marigold-depth"), tmp_path / "run")
+
+
+def test_a_run_goes_on_with_its_own_samples_only(tmp_path, data, start):
+    """Others would come in another order, and its best would be the best of other samples."""
+    own = shutil.copytree(data, tmp_path / "data")
+    recipe = small_recipe("marigold-depth", start, steps=2)
+    assert not train(recipe, tmp_path / "run", own, stop_after=1)
+    held_out = own / "hypersim" / "held_out" / "camera"
+    added = shutil.copy(next(held_out.glob("*.json")), held_out / "added.json")
+    words = r"samples hypersim/held_out: run .* was begun with 2, and now there are 3; bring back"
+    with pytest.raises(Unusable, match=words):
+        train(recipe, tmp_path / "run", own)
+    Path(added).unlink()
+    assert train(recipe, tmp_path / "run", own)
+    # Nothing is left to train on them.
+    shutil.rmtree(own)
+    assert train(recipe, tmp_path / "run", own)
 
 
 def test_a_full_disk_leaves_the_states_before(tmp_path, data, start, monkeypatch):
@@ -456,6 +527,9 @@ def test_fine_tuning_keeps_the_space_and_the_size_of_its_start(tmp_path, data):
     recipe = replace(small_recipe("robot", start, steps=1), size=(0, 0))
     with pytest.raises(Unusable, match="affine in 'depth', the recipe's in 'inverse_depth'; set space: depth"):
         train(recipe, tmp_path / "run", data)
+    inverse = str(write_small_checkpoint(tmp_path / "inverse", space="inverse_depth"))
+    with pytest.raises(Unusable, match="affine in 'inverse_depth', the recipe's in 'depth'; set space: inverse_depth"):
+        train(small_recipe("e2e-depth", inverse), tmp_path / "other", data)
     assert train(replace(recipe, space="depth"), tmp_path / "run", data)
     info = describe(tmp_path / "run" / "checkpoint")
     assert (info.space, info.width, info.height) == ("depth", 128, 96)

@@ -47,8 +47,8 @@ def _check_family(start: Start, recipe: Recipe) -> None:
             f"start.checkpoint={recipe.start.checkpoint!r}: is of task {info.kind.task!r}, the recipe of {task!r}; "
             "give one that fits, or start from stabilityai/stable-diffusion-2"
         )
-    relative = any(getattr(stage.objective, "loss", "") == "relative" for stage in recipe.stages)
-    if relative and info.space != recipe.space:
+    losses = {getattr(stage.objective, "loss", "") for stage in recipe.stages}
+    if losses & {"relative", "affine_metres"} and info.space != recipe.space:
         raise Unusable(
             f"checkpoint {info.name!r}: its depth is affine in {info.space!r}, the recipe's in {recipe.space!r}; set "
             f"space: {info.space}"

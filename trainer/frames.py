@@ -67,9 +67,14 @@ def evaluate_frame(frame: Frame, relative: np.ndarray, space: str) -> FrameScore
 
 
 def aligned(relative: np.ndarray, depth_m: np.ndarray, known: np.ndarray, space: str, best: bool) -> np.ndarray:
-    """(H, W) metres: `relative` after scale and shift fitted to the `known` pixels."""
+    """(H, W) metres: `relative` after scale and shift fitted to the `known` pixels.
+
+    The scale is not negative: who takes near for far knows nothing, and no node would turn it round.
+    """
     design = np.stack([relative[known].astype(np.float64), np.ones(np.count_nonzero(known))], axis=1)
     scale, shift = fit(design, depth_m[known].astype(np.float64), space, best)
+    if scale < 0:
+        scale, (shift,) = 0.0, fit(design[:, 1:], depth_m[known].astype(np.float64), space, best)
     return limited(scale * relative.astype(np.float64) + shift, space)
 
 

@@ -36,6 +36,7 @@ from trainer.objectives.base import image_of, is_sharded, whole
 from trainer.recipe import Consistency, Optimiser, Recipe, Stage
 from trainer.report import Report
 from trainer.results import left_by, write_result
+from trainer.sample_lists import check_samples
 from trainer.states import Place, States, check_recipe, reserved
 from trainer.validation.validation import validation_of
 
@@ -43,6 +44,10 @@ CHECKPOINT = "checkpoint"
 _PICTURES = 4
 # What leaves no process with all the weights.
 _SHARDING = ("FSDP", "DEEPSPEED")
+_MIRRORED = (
+    "warning: this network draws near as far, which the published loss does not mind and no node can use; start from "
+    "one that knows it (prs-eth/marigold-depth-v1-1), train with another seed, or with objective.loss: relative"
+)
 
 
 def train(recipe: Recipe, run: Path, data: Path, stop_after: int | None = None) -> bool:
@@ -73,6 +78,7 @@ def _train(recipe: Recipe, run: Path, data: Path, accelerator: Accelerator, stop
     place = Place() if newest is None else newest[1]
     if accelerator.is_main_process:
         check_recipe(run, recipe, None if newest is None else place)
+        check_samples(run, recipe, data, begun=newest is not None, ended=place.stage >= len(recipe.stages))
         write_facts(run, accelerator)
         _make_room(run, recipe, place)
     accelerator.wait_for_everyone()
@@ -111,6 +117,7 @@ class StageRun:
         adam = optimiser_of(self.objective, self.stage.optimiser)
         accelerator.gradient_accumulation_steps = self.stage.passes // accelerator.num_processes
         self._sharded = accelerator.distributed_type in _SHARDING
+        self._mirrored = 0.0  # share of the pictures that were last drawn the wrong way round
         if accelerator.distributed_type == "DEEPSPEED":
             config = accelerator.state.deepspeed_plugin.deepspeed_config
             config["train_micro_batch_size_per_gpu"] = self.stage.micro_batch
@@ -148,12 +155,16 @@ class StageRun:
                 place.seconds += time.monotonic() - began_s
                 report.advance()
                 if report.is_due:
-                    report.numbers(self._mean(losses), self.adam.param_groups[0]["lr"], norm)
+                    means = self._mean(losses)
+                    self._mirrored = means.get("mirrored", 0.0)
+                    report.numbers(means, self.adam.param_groups[0]["lr"], norm)
                 stopped = self._stopped(stop) or place.step == last
                 best = not stopped and self._validate(report, stop)
                 # It was told to stop while it validated.
                 stopped = stopped or self._is_to_be_validated
-                if stopped or best or place.step % self.recipe.save_steps == 0:
+                # Steps that cannot be taken may mean that the weights are ruined: the states of before stay.
+                due = place.step % self.recipe.save_steps == 0 and not place.bad_in_a_row
+                if stopped or best or due:
                     self.states.save(accelerator, place)
                 if place.step % self.recipe.picture_steps == 0:
                     self._show(report)
@@ -218,12 +229,12 @@ class StageRun:
             skipped += len(batch.skipped)
             with accelerator.accumulate(self.prepared):
                 losses = self.prepared(batch.to(accelerator.device), self._generator(number))
+                for name, value in losses.items():
+                    sums[name] = sums.get(name, 0.0) + value.detach() / count
                 accelerator.backward(losses["loss"])
                 if accelerator.sync_gradients:
-                    norm = self._norm()
+                    norm = self._norm(sums["loss"])
                     self._apply(norm)
-            for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + value.detach() / count
         place.step += 1
         place.skipped += int(self._summed(skipped))
         self._count_bad(norm, report)
@@ -235,9 +246,12 @@ class StageRun:
         which = place.step * self.stage.passes + number * accelerator.num_processes + accelerator.process_index
         return torch.Generator().manual_seed((self.recipe.seed << 40) + (place.stage << 36) + which)
 
-    def _norm(self) -> float:
+    def _norm(self, loss: Tensor) -> float:
+        """The gradient's norm before it is clipped; NaN where a process's loss is not finite, whatever its gradient."""
         limit = self.stage.optimiser.clip_norm or math.inf
         norm = self.accelerator.clip_grad_norm_(self.prepared.parameters(), limit)
+        if not math.isfinite(self._summed(float(loss))):
+            return math.nan
         return 0.0 if norm is None else float(norm)  # DeepSpeed keeps it to itself
 
     def _apply(self, norm: float) -> None:
@@ -255,11 +269,12 @@ class StageRun:
             return
         place.bad += 1
         place.bad_in_a_row += 1
-        report.say(f"step {report.step}: the gradient is not finite; the step is skipped")
+        report.say(f"step {report.step}: loss or gradient is not finite; the step is skipped")
         if place.bad_in_a_row >= self.recipe.bad_steps:
             raise Unusable(
-                f"run {self.run}: {place.bad_in_a_row} steps in a row, to step {report.step}, had no finite gradient; "
-                "the last state is intact: lower stages.N.optimiser.lr, or set precision: no, in a new run"
+                f"run {self.run}: {place.bad_in_a_row} steps in a row, to step {report.step}, had no finite loss and "
+                "gradient; the last state from before them is intact: lower stages.N.optimiser.lr, or set precision: "
+                "no, in a new run"
             )
 
     def _mean(self, losses: dict[str, Tensor]) -> dict[str, float]:
@@ -302,15 +317,26 @@ class StageRun:
                 objective.load_state_dict(whole)
                 objective.place(accelerator.device)
             objective.finish(self._first_passes())
+            _require_finite(objective, f"run {self.run}: stage {self.stage.name!r}")
             folder = result_folder(self.run, self.recipe, self.place.stage)
             write_result(folder, objective.model, self.recipe, self.stage, which)
             tqdm.write(f"stage {self.stage.name!r}: {which}", file=sys.stderr)
+            if self._mirrored > 0.5:
+                tqdm.write(_MIRRORED, file=sys.stderr)
         accelerator.wait_for_everyone()
         return which
 
     def _first_passes(self) -> Iterator[Batch]:
         for batch in passes_of(self.passes, 0, 0, 1, 0):
             yield batch.to(self.accelerator.device)
+
+
+def _require_finite(objective: Objective, what: str) -> None:
+    if not all(bool(torch.isfinite(values).all()) for values in objective.trained.parameters()):
+        raise Unusable(
+            f"{what}: its weights are not finite; delete its newest states to go on from an older one, or lower "
+            "stages.N.optimiser.lr in a new run"
+        )
 
 
 def _check_processes(recipe: Recipe, count: int) -> None:

@@ -108,6 +108,8 @@ def gradient_loss(residual: Tensor, weight: Tensor, scales: int) -> Tensor:
         for axis in (1, 2):
             difference = residual.diff(dim=axis).abs()
             length = residual.shape[axis] - 1
+            if not length:
+                continue  # a side of one pixel has no neighbours; the mean of nothing is NaN
             both = torch.minimum(weight.narrow(axis, 0, length), weight.narrow(axis, 1, length))
             total = total + (both * difference).mean()
         residual, weight = residual[:, ::2, ::2], weight[:, ::2, ::2]

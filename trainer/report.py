@@ -105,16 +105,24 @@ class Report:
 
     def _show(self, group: str, values: Mapping[str, float]) -> None:
         self._bar.set_postfix_str(self._loss + self._held_out, refresh=False)
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(f"{group}/{name}", value, self.step)
+        for name, value in values.items():
+            self._on_board("add_scalar", f"{group}/{name}", value, self.step)
 
     def pictures(self, shown: Mapping[str, Tensor]) -> None:
         """Pictures (N, 3, H, W) in [-1, 1] for TensorBoard."""
-        if self._board is not None:
-            for name, pictures in shown.items():
-                shares = pictures.detach().float().cpu().clamp(-1, 1) * 0.5 + 0.5
-                self._board.add_images(name, shares, self.step)
+        for name, pictures in shown.items():
+            shares = pictures.detach().float().cpu().clamp(-1, 1) * 0.5 + 0.5
+            self._on_board("add_images", name, shares, self.step)
+
+    def _on_board(self, method: str, *what: Any) -> None:
+        """Curves and pictures are no reason to end a training: without room for them it goes on without."""
+        if self._board is None:
+            return
+        try:
+            getattr(self._board, method)(*what)
+        except OSError as error:
+            self._board = None
+            self.say(f"TensorBoard's files cannot be written ({error.strerror}); curves end here, {LOG_FILE} has them")
 
     def say(self, text: str) -> None:
         """A line of its own above the bar."""
@@ -137,8 +145,7 @@ class Report:
         self, kind: type[BaseException] | None, problem: BaseException | None, where: TracebackType | None
     ) -> None:
         self._bar.close()
-        if self._board is not None:
-            self._board.close()
+        self._on_board("close")
 
 
 def _short(value: float) -> float:

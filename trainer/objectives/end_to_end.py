@@ -12,7 +12,7 @@ from trainer.losses import Target, depth_loss, fit_scale_shift, gradient_loss, m
 from trainer.model import Model
 from trainer.noise import PYRAMID_STRENGTH, Schedule, gaussian_noise, multi_resolution_noise
 from trainer.objectives.base import Losses, Objective, image_of
-from trainer.published_losses import affine_metres_loss, angular_loss, log_metric_loss
+from trainer.published_losses import affine_metres_loss, angular_loss, fit_affine, log_metric_loss
 from trainer.recipe import Recipe, Stage
 from trainer.targets import clamped_to_quantiles, log_metric
 
@@ -70,11 +70,20 @@ class EndToEndObjective(Objective):
         depth_m, signed = batch.maps["depth_m"], decoded[:, 0]
         known = torch.isfinite(depth_m) & (depth_m > 0)
         if kind == "affine_metres":
-            return {"loss": affine_metres_loss(signed.clamp(-1, 1), clamped_to_quantiles(depth_m, known), known)}
+            return self._affine_metres(signed.clamp(-1, 1), clamped_to_quantiles(depth_m, known), known)
         if kind == "log_metric":
             # The sky and what is too far to be told are known to lie at the far end, and nothing else would teach it.
             return {"loss": log_metric_loss(signed, self._canonical(depth_m, batch), depth_m > 0)}
         return self._relative(signed, batch)
+
+    def _affine_metres(self, signed: Tensor, depth_m: Tensor, known: Tensor) -> Losses:
+        """The published loss does not mind which way round a network draws depth; `mirrored` tells it.
+
+        It is the share of images in which far would be near: about 1 in a network that no node can use.
+        """
+        with torch.no_grad():
+            scale, _ = fit_affine(signed, depth_m, known)
+        return {"loss": affine_metres_loss(signed, depth_m, known), "mirrored": (scale < 0).float().mean()}
 
     def _canonical(self, depth_m: Tensor, batch: Batch) -> Tensor:
         """(N, H, W) in [-1, 1]: ln of the depth that a camera of the canonical focal length would have to see.

@@ -35,7 +35,7 @@ def held_out(recipe: Recipe, data: Path) -> tuple[list[Pick], list[str]]:
 
     Also the names of the datasets that hold nothing out. Every dataset that does has one sample at least.
     """
-    splits = {source.name: _split(source, data) for source in recipe.data}
+    splits = {source.name: held_out_split(source, data) for source in recipe.data}
     total = sum(source.weight for source in recipe.data if splits[source.name] is not None)
     picks = []
     for source in recipe.data:
@@ -46,7 +46,8 @@ def held_out(recipe: Recipe, data: Path) -> tuple[list[Pick], list[str]]:
     return picks, [name for name, samples in splits.items() if samples is None]
 
 
-def _split(source: Source, data: Path) -> SampleFolder | None:
+def held_out_split(source: Source, data: Path) -> SampleFolder | None:
+    """The samples that `source` holds out; None where there are none."""
     for split in SPLITS:
         folder = Path(data, source.folder or source.name) / split
         # What is trained on shows nothing.
