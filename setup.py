@@ -28,6 +28,7 @@ OPENVINO = ["openvino>=2025.0"]
 FAST = ["numba>=0.55"]
 TORCH = ["torch>=2.4", "diffusers>=0.33", "safetensors"]
 ONNX = ["onnx>=1.17", "onnxscript>=0.2"]
+# For a driver of CUDA 13; docs/performance.md has the others.
 TENSORRT = ["tensorrt>=10.3", "cuda-python>=12"]
 DATASETS = ["h5py>=3.8", "openexr>=3.5", "pillow>=10", "tqdm"]
 TRAINING = ["accelerate>=1.2", "tensorboard", "torchmetrics>=1.4", "pyyaml"]

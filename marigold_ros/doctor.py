@@ -27,8 +27,8 @@ import numpy as np
 from marigold_ros import compiled
 from marigold_ros.checkpoints import BUNDLED, describe, find_checkpoint
 from marigold_ros.config import Unusable, one_line
-from marigold_ros.estimator import GPU_SIGNS
 from marigold_ros.export import TENSORRT_PACKAGES, cache_folder, cached_files, intact, ready_file
+from marigold_ros.nvidia_driver import driver_is_here, install_command, on_jetson
 from marigold_ros.parts import Parts, all_parts
 from marigold_ros.places import shared
 from marigold_ros.processes import PROFILE_VARIABLES
@@ -65,11 +65,11 @@ def machine() -> Iterator[Finding]:
     yield Finding(OK, f"{processor}, {len(os.sched_getaffinity(0))} cores, {memory_kb / 1e6:.0f} GB of memory")
     yield Finding(OK, f"Python {platform.python_version()}, {platform.platform()}")
     jetson = _lines(Path("/etc/nv_tegra_release"))
-    if jetson:
-        yield Finding(OK, f"Jetson: {jetson[0].strip('# ')}")
+    if on_jetson():
+        yield Finding(OK, f"Jetson: {jetson[0].strip('# ') if jetson else 'its release is not known here'}")
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
     if shutil.which("nvidia-smi") is None:
-        if not jetson:
+        if not driver_is_here():
             yield Finding(NOTE, "no NVIDIA GPU (nvidia-smi is not there): networks run on the processor")
         return
     answer = subprocess.run(query, capture_output=True, text=True, check=False)
@@ -99,7 +99,7 @@ def libraries() -> Iterator[Finding]:
         else:
             yield Finding(NOTE, f"{name} is not installed: it {use}", _pip(name))
     yield numba()
-    if nvidia():
+    if driver_is_here():
         yield from torch_on_gpu()
         yield tensorrt()
 
@@ -117,11 +117,6 @@ def numba() -> Finding:
     # PyPI's numba would bring another numpy than that of Ubuntu 22.04, which ROS was compiled with.
     old = tuple(map(int, np.__version__.split(".")[:2])) < (1, 22)
     return Finding(NOTE, text, "sudo apt-get install python3-numba" if old else _pip("--upgrade numba"))
-
-
-def nvidia() -> bool:
-    """Whether an NVIDIA GPU's driver is here."""
-    return any(Path(sign).exists() for sign in GPU_SIGNS)
 
 
 def torch_on_gpu() -> Iterator[Finding]:
@@ -142,18 +137,22 @@ def tensorrt() -> Finding:
     """Whether TensorRT and CUDA's Python bindings are installed, load, and see the GPU."""
     for module, package in TENSORRT_PACKAGES.items():
         if importlib.util.find_spec(module) is None:
-            return Finding(NOTE, f"{package} is not installed: TensorRT runs networks fastest on a GPU", _pip(package))
+            text = f"{package} is not installed: TensorRT runs networks fastest on a GPU"
+            return Finding(NOTE, text, install_command(package, _pip()))
     try:
-        from marigold_ros.engines import tensorrt_ready
+        from marigold_ros.engines import tensorrt_log, tensorrt_ready
         from marigold_ros.engines.cuda import gpu
 
         device = gpu()
+        version = tensorrt_ready.trt.__version__
     except Unusable as problem:
         return Finding(WRONG, f"TensorRT: {problem}")
     except Exception as error:  # ImportError of a library, or whatever a broken installation raises
-        mend = f"{_pip('tensorrt')} (on a Jetson: sudo apt install tensorrt python3-libnvinfer)"
-        return Finding(WRONG, f"TensorRT cannot be loaded: {error}", mend)
-    version = tensorrt_ready.trt.__version__
+        return Finding(WRONG, f"TensorRT cannot be loaded: {error}", install_command("tensorrt", _pip()))
+    try:
+        tensorrt_log.require_gpu()
+    except Unusable as problem:  # CUDA works: this TensorRT is for another one
+        return Finding(WRONG, str(problem), install_command("tensorrt", _pip()))
     return Finding(
         OK,
         f"TensorRT {version} on {device.name} (sm {device.compute_capability}, {device.multiprocessors} "
@@ -263,7 +262,7 @@ def exported_parts(parts: Parts, folder: Path) -> Finding:
         parts.require_whole()
     except Unusable as problem:
         return Finding(WRONG, str(problem))
-    if not nvidia() or any(importlib.util.find_spec(module) is None for module in TENSORRT_PACKAGES):
+    if not driver_is_here() or any(importlib.util.find_spec(module) is None for module in TENSORRT_PACKAGES):
         return Finding(NOTE, f"{parts.folder}: not checked, there is no GPU here, or no TensorRT")
     options = ["--engine", "tensorrt", *parts.manifest.get("options", []), "--cache-dir", str(folder)]
     command = f"ros2 run marigold_ros export {shlex.join(options)}"
@@ -313,11 +312,11 @@ def _version(package: str) -> str:
         return "of unknown version"
 
 
-def _pip(package: str) -> str:
+def _pip(package: str = "") -> str:
     # Debian and Ubuntu 24.04 refuse to install beside what apt installed, unless told.
     managed = sys.prefix == sys.base_prefix and (Path(sysconfig.get_path("stdlib")) / "EXTERNALLY-MANAGED").is_file()
     option = "--break-system-packages " if managed else ""
-    return f"{Path(sys.executable).name} -m pip install {option}{package}"
+    return f"{Path(sys.executable).name} -m pip install {option}{package}".rstrip()
 
 
 def _lines(path: Path) -> list[str]:

@@ -20,8 +20,9 @@ from marigold_ros.export import TENSORRT_PACKAGES, cache_folder, onnx_file, read
 from marigold_ros.family import DEPTH, NORMALS
 from marigold_ros.geometry import Camera, resize
 from marigold_ros.metric import MetricFit
+from marigold_ros.nvidia_driver import driver_is_here, install_command
 from marigold_ros.parts import ready_parts
-from marigold_ros.selfcheck import kept_verdict
+from marigold_ros.selfcheck import Verdict, kept_verdict
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +32,6 @@ PACKAGES = {
     "openvino": {"openvino": "openvino"},
     "torch": {name: name for name in ("torch", "diffusers", "safetensors")},
 }
-# An NVIDIA GPU's driver is there: on a PC, a Jetson, in Windows' Linux.
-GPU_SIGNS = ("/dev/nvidiactl", "/etc/nv_tegra_release", "/dev/dxg")
 
 
 class Engine(Protocol):
@@ -281,15 +280,14 @@ def _open(
     name: str, info: CheckpointInfo, config: ModelConfig, export: bool, size: tuple[int, int]
 ) -> tuple[Engine, str]:
     if not _installed(name):
-        raise Unusable(f"model.engine={name!r}: is not installed; pip install {' '.join(PACKAGES[name].values())}")
+        missing = [package for module, package in PACKAGES[name].items() if importlib.util.find_spec(module) is None]
+        ways = "; ".join(install_command(package) for package in missing)
+        raise Unusable(f"model.engine={name!r}: is not installed; {ways}")
     if name == "tensorrt":
         return _open_tensorrt(info, config, size)
     if name == "openvino":
         return _open_openvino(info, config, export, size)
-    with _loading("torch", "torch"):
-        from marigold_ros.engines.torch_engine import TorchEngine
-
-    return TorchEngine(info, config.threads), ""
+    return _open_torch(info, config)
 
 
 def _preferred() -> Iterator[str]:
@@ -304,7 +302,7 @@ def _preferred() -> Iterator[str]:
 
 
 def _torch_sees_gpu() -> bool:
-    if not any(Path(sign).exists() for sign in GPU_SIGNS):
+    if not driver_is_here():
         return False
     try:
         import torch
@@ -346,6 +344,19 @@ def _open_tensorrt(info: CheckpointInfo, config: ModelConfig, size: tuple[int, i
     return engine, f"; {found}"
 
 
+def _open_torch(info: CheckpointInfo, config: ModelConfig) -> tuple[Engine, str]:
+    with _loading("torch", "torch"):
+        from marigold_ros.engines.torch_engine import TorchEngine
+
+    engine = TorchEngine(info, config.threads)
+    if engine.identity is None:
+        return engine, ""
+    # In float16, on a GPU, it is not the reference, whose answers lie beside networks that are exported.
+    cache = cache_folder(config.cache_dir)
+    path = ready_file(info, cache)
+    return engine, "" if path is None else f"; {_accepted(engine, engine.identity, path, cache, 'openvino')}"
+
+
 def _open_openvino(
     info: CheckpointInfo, config: ModelConfig, export: bool, size: tuple[int, int]
 ) -> tuple[Engine, str]:
@@ -367,14 +378,19 @@ def _open_openvino(
             f"checkpoint {info.name!r}: is not exported for OpenVINO yet; run: {_export_command(config, cache)}"
         )
     engine = OpenVinoEngine(path, config.threads)
-    found = kept_verdict(engine, engine.identity, path, cache)
+    return engine, f"; {_accepted(engine, engine.identity, path, cache, 'torch')}"
+
+
+def _accepted(engine: Engine, identity: str, network: Path, cache: Path, instead: str) -> Verdict:
+    """The self-check's verdict; raises `Unusable` where it has not passed, and the engine is closed."""
+    found = kept_verdict(engine, identity, network, cache)
     if not found.passed:
         engine.close()
         raise Unusable(
-            f"{engine.identity}: {found}; at most {found.mean_limit} and {found.worst_limit} are allowed; set "
-            "model.engine to 'torch', and run 'ros2 run marigold_ros doctor'"
+            f"{identity}: {found}; at most {found.mean_limit} and {found.worst_limit} are allowed; set "
+            f"model.engine to {instead!r}, and run 'ros2 run marigold_ros doctor'"
         )
-    return engine, f"; {found}"
+    return found
 
 
 def _export_command(config: ModelConfig, cache: Path) -> str:

@@ -25,6 +25,7 @@ from marigold_ros.checkpoints import CheckpointInfo, describe, find_checkpoint, 
 from marigold_ros.config import SIZE_STEP_PX, ModelConfig, Unusable
 from marigold_ros.family import NORMALS
 from marigold_ros.files import locked, sha256_of, written_beside
+from marigold_ros.nvidia_driver import install_command
 from marigold_ros.onnx_export import export_onnx, export_parts
 from marigold_ros.parts import PARTS, Parts, parts_folder, read_parts, ready_parts
 from marigold_ros.roofline import size_of
@@ -171,6 +172,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--rebuild", action="store_true", help="tensorrt: build anew what is built already")
     parser.add_argument(
+        "--typing",
+        default="auto",
+        choices=("auto", "strong", "weak"),
+        help="tensorrt 10: types as in the file (strong), or as it likes (weak); the node takes what was exported last",
+    )
+    parser.add_argument(
         "--level", type=int, default=3, choices=range(6), help="tensorrt: how long to search for fast kernels (3)"
     )
     parser.add_argument(
@@ -199,8 +206,9 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _check_options(arguments: argparse.Namespace, tensorrt: bool) -> None:
-    for name in ("build_only", "rebuild", "size", "workspace", "calibration") if not tensorrt else ("output",):
-        if getattr(arguments, name):
+    own = ("build_only", "rebuild", "size", "workspace", "calibration", "typing") if not tensorrt else ("output",)
+    for name in own:
+        if getattr(arguments, name) not in (None, False, 0.0, "auto"):
             raise Unusable(
                 f"--{name.replace('_', '-')}: means nothing to --engine {arguments.engine}"
                 + ("" if tensorrt else ", whose file serves every size and is compiled at every start")
@@ -228,8 +236,8 @@ def _run_tensorrt(info: CheckpointInfo, arguments: argparse.Namespace, cache: Pa
         for module, package in TENSORRT_PACKAGES.items():
             if importlib.util.find_spec(module) is None:
                 raise Unusable(
-                    f"{package} is not installed: pip install {package} (on a Jetson, TensorRT comes with JetPack: see "
-                    "that this Python sees it), or write the ONNX files alone with --onnx-only"
+                    f"{package} is not installed: {install_command(package)}, or write the ONNX files alone with "
+                    "--onnx-only"
                 )
     if arguments.build_only:
         parts = ready_parts(info, width, height, cache, arguments.int8)
@@ -279,7 +287,7 @@ def _build_tensorrt(parts: Parts, arguments: argparse.Namespace, cache: Path) ->
 
     settings = BuildSettings(arguments.level, arguments.workspace)
     try:
-        engine, found = build_and_open(parts, cache, settings, progress, arguments.rebuild)
+        engine, found = build_and_open(parts, cache, settings, progress, arguments.rebuild, arguments.typing)
     finally:
         for bar in bars:
             bar.close()

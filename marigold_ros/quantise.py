@@ -21,6 +21,9 @@ from marigold_ros.parts import INT8_OPSET
 # ONNX Runtime warns of every operator that it has not in float16 on the processor; it computes it otherwise.
 _WARNINGS, _ERRORS = 2, 3
 _OPERATORS = ["Conv", "Gemm", "MatMul"]
+_INT8_STEPS = 128
+
+log = logging.getLogger(__name__)
 
 
 class _Frames(CalibrationDataReader):
@@ -43,6 +46,9 @@ def quantise(path: Path, inputs: Iterable[np.ndarray]) -> None:
             model = onnx.load(path)
             model.opset_import[0].version = INT8_OPSET
             name = model.graph.input[0].name
+            fine = too_fine(model.graph)
+            if fine:
+                log.info("%s: %d layers stay in float16: INT8 would lose channels of theirs", path.name, len(fine))
             newer, done = Path(folder) / "newer.onnx", Path(folder) / path.name
             onnx.save(model, newer, save_as_external_data=True, location=f"{newer.name}.data")
             del model
@@ -52,6 +58,7 @@ def quantise(path: Path, inputs: Iterable[np.ndarray]) -> None:
                 _Frames(name, inputs),
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=_OPERATORS,
+                nodes_to_exclude=fine,
                 per_channel=True,
                 activation_type=QuantType.QInt8,
                 weight_type=QuantType.QInt8,
@@ -64,6 +71,26 @@ def quantise(path: Path, inputs: Iterable[np.ndarray]) -> None:
     finally:
         logging.getLogger().removeFilter(_no_advice)
         onnxruntime.set_default_logger_severity(_WARNINGS)
+
+
+def too_fine(graph: onnx.GraphProto) -> list[str]:
+    """Names of nodes with a channel of float16 weights whose INT8 scale is below float16's normal numbers.
+
+    The quantiser takes 1 for such a scale, and makes zeros of the channel without a word.
+    """
+    weights = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT16}
+    least = _INT8_STEPS * float(np.finfo(np.float16).tiny)
+    found = []
+    for node in graph.node:
+        if node.op_type not in _OPERATORS or node.input[1] not in weights:
+            continue
+        values = np.abs(onnx.numpy_helper.to_array(weights[node.input[1]])).astype(np.float32)
+        transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+        axis = 0 if node.op_type == "Conv" or transposed else values.ndim - 1
+        largest = values.max(axis=tuple(other for other in range(values.ndim) if other != axis))
+        if np.any((largest > 0) & (largest < least)):
+            found.append(node.name)
+    return found
 
 
 def _no_advice(record: logging.LogRecord) -> bool:

@@ -112,6 +112,7 @@ CORE = {
     "hub": {"huggingface_hub"},
     "kitti_files": {"numpy", "cv2"},
     "real_data": set(),
+    "nvidia_driver": set(),
     "metric_guided": {"numpy", "torch"},
     "motion": {"numpy"},
     "multistep": {"numpy", "diffusers", "torch"},

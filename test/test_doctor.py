@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from marigold_ros import doctor
+from marigold_ros import doctor, nvidia_driver
 from marigold_ros.config import Unusable
 from marigold_ros.parts import all_parts
 from marigold_ros.selfcheck import reference_of
@@ -111,7 +111,7 @@ def test_networks_for_tensorrt_without_a_gpu_are_not_checked(small_parts):
 
 def test_tensorrt_is_found_and_its_engines_are_checked_anew(small_parts, tmp_path, monkeypatch):
     """Not real: GPU and TensorRT (fake_nvidia)."""
-    monkeypatch.setattr(doctor, "nvidia", lambda: True)
+    monkeypatch.setattr(doctor, "driver_is_here", lambda: True)
     cache = shutil.copytree(small_parts[1], tmp_path / "cache")
     (parts,) = all_parts(cache)
     with stand_ins() as nvidia:
@@ -134,6 +134,12 @@ def test_tensorrt_is_found_and_its_engines_are_checked_anew(small_parts, tmp_pat
         # The node refuses what the doctor found wrong.
         with pytest.raises(Unusable, match="differs from torch by nan"):
             nvidia.ready.open_built(parts, cache)
+        # Made for another CUDA than the driver's: bindings work, TensorRT's library does not start.
+        nvidia.trt.trouble.no_gpu = True
+        monkeypatch.setattr(nvidia_driver, "driver_cuda", lambda: (12, 6))
+        finding = doctor.tensorrt()
+        assert finding.level == doctor.WRONG
+        assert finding.mend.endswith("pip install tensorrt-cu12")
         nvidia.cuda.trouble.no_device = True
         assert doctor.tensorrt().level == doctor.WRONG
 

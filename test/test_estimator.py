@@ -147,9 +147,9 @@ def test_what_is_not_an_rgb_image_is_refused(small, image):
 
 
 def test_an_engine_that_is_not_installed_is_named_with_the_way_out(small, monkeypatch):
-    monkeypatch.setattr(module, "_installed", lambda package: False)
-    with pytest.raises(Unusable, match="pip install"):
-        load_estimator(ModelConfig(engine="openvino", **small))
+    monkeypatch.setitem(module.PACKAGES, "torch", {"torch": "torch", "no_such_module": "diffusers", "nor_this": "x"})
+    with pytest.raises(Unusable, match="model.engine='torch': is not installed; pip install diffusers; pip install x"):
+        load_estimator(ModelConfig(engine="torch", **small))
 
 
 def test_an_engine_that_is_there_but_broken_is_named_and_auto_goes_on(small, monkeypatch, caplog):
@@ -302,3 +302,23 @@ def test_the_second_pass_at_half_the_size_follows_the_focal_length(tmp_path, pho
     assert estimate.working_size(640, 480, 200.0) == (320, 256)
     assert seen == [(128, 160, 3)]
     assert apart.shape == relative.shape == (256, 320)
+
+
+def test_torch_in_float16_must_answer_like_the_reference(monkeypatch, tmp_path):
+    """Not real: the GPU that makes float16 of it; the network here is the reference itself, or one that is off."""
+    from marigold_ros.engines import torch_engine
+
+    class Half(torch_engine.TorchEngine):
+        identity = "torch, float16, Fake GPU"
+        off = 0.0
+
+        def __call__(self, rgb):
+            return super().__call__(rgb) + self.off
+
+    monkeypatch.setattr(torch_engine, "TorchEngine", Half)
+    estimator = load_estimator(ModelConfig(engine="torch", cache_dir=str(tmp_path / "alike")))
+    assert "differs from torch by 0.0" in estimator.engine
+    estimator.close()
+    Half.off = 0.2
+    with pytest.raises(Unusable, match=r"Fake GPU: differs from torch by 0\.2.*set model.engine to 'openvino'"):
+        load_estimator(ModelConfig(engine="torch", cache_dir=str(tmp_path / "off")))

@@ -17,6 +17,7 @@ from marigold_ros.export import images_in, parts_of
 from marigold_ros.onnx_rules import require_rules
 from marigold_ros.parts import INT8_OPSET, PARTS, all_parts
 from marigold_ros.places import shared
+from marigold_ros.quantise import answers, quantise, too_fine
 from nvidia import stand_ins
 from tensorrt_signatures import NEWEST, OLDEST
 from trainer import int8
@@ -131,3 +132,34 @@ def test_the_study_reports_accuracy_and_time(quantised, small_parts, monkeypatch
     assert rows[3][1:] == rows[4][1:]
     assert float(rows[3][-1].split()[0]) > 0
     assert [row[0] for row in rows[-3:]] == ["| encode", "| step", "| decode"]
+
+
+def test_layers_with_channels_too_fine_for_float16_scales_stay_as_they_are(tmp_path):
+    """The quantiser would make zeros of such a channel."""
+    half = onnx.TensorProto.FLOAT16
+    coarse = np.full((64, 64, 1, 1), 0.5, np.float16)
+    fine = coarse.copy()
+    fine[1] = 0.005
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("Conv", ["x", "coarse_weights"], ["y"], name="coarse"),
+            onnx.helper.make_node("Conv", ["y", "fine_weights"], ["z"], name="fine"),
+        ],
+        "two layers",
+        [onnx.helper.make_tensor_value_info("x", half, (1, 64, 4, 4))],
+        [onnx.helper.make_tensor_value_info("z", half, (1, 64, 4, 4))],
+        [
+            onnx.numpy_helper.from_array(coarse, "coarse_weights"),
+            onnx.numpy_helper.from_array(fine, "fine_weights"),
+        ],
+    )
+    assert too_fine(graph) == ["fine"]
+    path = tmp_path / "two.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10), path)
+    data = np.random.default_rng(0).uniform(0, 1, (1, 64, 4, 4)).astype(np.float16)
+    (before,) = answers(path, [data])
+    quantise(path, [data])
+    (after,) = answers(path, [data])
+    assert np.abs(after / before - 1).max() < 0.02
+    quantised_model = onnx.load(path)
+    assert {tensor.name for tensor in quantised_model.graph.initializer} >= {"fine_weights", "coarse_weights_quantized"}

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from family_checkpoints import FAMILY, write_family_checkpoint, write_tiny_vae
-from marigold_ros import estimator, export
+from marigold_ros import estimator, export, nvidia_driver
 from marigold_ros.checkpoints import describe, find_checkpoint, with_tiny_vae
 from marigold_ros.config import ModelConfig, Unusable
 from marigold_ros.estimator import load_estimator
@@ -107,6 +107,26 @@ def test_without_a_graph_every_frame_is_queued_anew(own, nvidia, caplog):
     assert verdict.passed
     assert "no CUDA graph" in caplog.text
     engine.close()
+
+
+def test_an_empty_graph_is_noticed_and_not_used(own, nvidia, caplog):
+    nvidia.cuda.trouble.empty_graph = True
+    engine, verdict = build(nvidia, own)
+    assert verdict.passed
+    assert "the CUDA graph answers otherwise" in caplog.text
+    engine.close()
+
+
+def test_why_a_recording_failed_is_told(nvidia):
+    session = nvidia.engine.Session()
+
+    def work():
+        raise Unusable("TensorRT fails in step")
+
+    with pytest.raises(Unusable, match="TensorRT fails in step"):
+        session.capture(work)
+    session.stop()
+    session.free()
 
 
 def test_the_sidecar_says_what_the_plan_is_for(own, nvidia):
@@ -231,6 +251,46 @@ def test_tensorrt_10_falls_back_to_weak_types_where_strong_ones_cannot_be_built(
     nvidia_10.ready.open_built(own.parts, own.cache)[0].close()
 
 
+def test_tensorrt_10_falls_back_to_weak_types_where_the_parser_refuses_strong_ones(own, nvidia_10, caplog):
+    nvidia_10.trt.trouble.strong_parse = "Strongly typed network rejects calls to setComputePrecision"
+    engine, verdict = build(nvidia_10, own)
+    assert verdict.passed
+    assert "weak types" in engine.description
+    assert "rejects calls to setComputePrecision" in caplog.text
+    engine.close()
+
+
+def test_what_failed_with_strong_types_does_not_keep_its_memory(own, nvidia_10):
+    """The weights are in there once more, on a Jetson in the memory that the next try needs."""
+    nvidia_10.trt.trouble.strong_build = "Could not find any implementation for node"
+    build(nvidia_10, own)[0].close()
+    assert nvidia_10.trt.trouble.most_builders == 1
+
+
+def test_the_typing_that_was_exported_last_runs(own, nvidia_10):
+    def opened():
+        engine, _ = nvidia_10.ready.open_built(own.parts, own.cache)
+        engine.close()
+        return engine.description
+
+    for wanted, found in (("strong", "strong"), ("weak", "weak"), ("auto", "strong")):
+        build(nvidia_10, own, wanted=wanted)[0].close()
+        assert f"{found} types" in opened()
+    assert nvidia_10.trt.trouble.builds == 2 * len(PARTS)
+
+
+def test_weak_types_can_only_be_asked_for_where_there_are_any(own, nvidia, capsys):
+    arguments = ["--checkpoint", str(own.folder), "--engine", "tensorrt", "--cache-dir", str(own.cache)]
+    assert export.main([*arguments, "--size", "128x96", "--typing", "weak"]) == 1
+    assert f"--typing weak: TensorRT {NEWEST} has strong types only" in capsys.readouterr().err
+
+
+def test_a_build_that_was_short_of_memory_says_so(own, nvidia, caplog):
+    nvidia.trt.trouble.warning = "Tactic Device request: 4194MB Available: 2875MB. Device memory is insufficient to use"
+    build(nvidia, own)[0].close()
+    assert "encode.onnx: 1 faster ways to compute it were left out for want of GPU memory" in caplog.text
+
+
 def test_tensorrt_10_falls_back_to_weak_types_where_strong_ones_answer_nan(own, nvidia_10):
     nvidia_10.trt.trouble.wrong_strong_answers = True
     engine, verdict = build(nvidia_10, own)
@@ -266,9 +326,18 @@ def test_no_gpu_is_one_sentence(own, nvidia):
     ("driver", "message"),
     [(0, "there is no NVIDIA driver, or this container"), (11080, r"of CUDA 11, .* pip install 'cuda-python==11\.\*'")],
 )
-def test_a_driver_that_does_not_fit_is_told_with_what_does(own, nvidia, driver, message):
+def test_a_driver_that_does_not_fit_is_told_with_what_does(own, nvidia, driver, message, monkeypatch):
     nvidia.cuda.trouble.driver = driver
+    monkeypatch.setattr(nvidia_driver, "driver_cuda", lambda: divmod(driver // 10, 100))
     with pytest.raises(Unusable, match=message):
+        nvidia.ready.open_built(own.parts, own.cache)
+
+
+def test_bindings_that_are_newer_than_the_driver_are_told_with_what_fits(own, nvidia, monkeypatch):
+    monkeypatch.setattr(nvidia_driver, "driver_cuda", lambda: (12, 6))
+    monkeypatch.setattr(nvidia_driver, "on_jetson", lambda: True)
+    nvidia.cuda.trouble.insufficient_driver = True
+    with pytest.raises(Unusable, match=r"too old for this cuda-python; pip install 'cuda-python==12\.6\.\*', or"):
         nvidia.ready.open_built(own.parts, own.cache)
 
 
@@ -332,6 +401,15 @@ def test_timings_are_kept_for_the_next_build_and_damaged_ones_begin_anew(own, nv
         assert json.loads(timings.read_bytes()) == ["decode.onnx", "encode.onnx", "step.onnx"]
 
 
+@pytest.mark.parametrize("method", ["create_timing_cache", "serialize"])
+def test_a_plan_is_not_lost_for_its_timings(own, nvidia, method, monkeypatch):
+    owner = nvidia.trt.IBuilderConfig if method == "create_timing_cache" else nvidia.trt.ITimingCache
+    monkeypatch.setattr(owner, method, lambda *arguments: None)
+    engine, verdict = build(nvidia, own)
+    assert verdict.passed
+    engine.close()
+
+
 def test_progress_rises_to_the_end_for_each_part(own, nvidia):
     seen = {}
 
@@ -385,7 +463,7 @@ def test_an_estimator_that_fails_half_way_frees_its_engine(own, nvidia):
 def test_auto_survives_a_torch_that_cannot_be_loaded(own, nvidia, small_export, tmp_path, monkeypatch):
     """None in the place of a module has importing it raise ImportError."""
     folder, cache = small_export[0], shutil.copytree(small_export[1], tmp_path / "openvino")
-    monkeypatch.setattr(estimator, "GPU_SIGNS", ("/",))
+    monkeypatch.setattr(estimator, "driver_is_here", lambda: True)
     monkeypatch.setattr(estimator, "_installed", lambda name: True)
     monkeypatch.setitem(sys.modules, "torch", None)
     opened = load_estimator(ModelConfig(str(folder), "auto", cache_dir=str(cache)), export=False)

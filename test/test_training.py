@@ -4,6 +4,7 @@ import errno
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -240,6 +241,19 @@ def test_sharded_processes_train_what_one_trains_and_resume_to_the_bit(tmp_path,
     nano, lcm = ((tmp_path / f"refusal-{name}").read_text() for name in ("nano", "lcm"))
     assert "average (optimiser.ema) needs whole weights, which FSDP shards; set it to 0, or do without" in nano
     assert "average (objective.ema_target) needs whole weights, which FSDP shards; do without" in lcm
+
+
+def test_the_launcher_of_accelerate_as_the_docs_have_it(tmp_path, data, start, runs):
+    recipe = tmp_path / "small.yaml"
+    recipe.write_text(yaml.safe_dump(plain(small_recipe("marigold-depth", start))), encoding="utf-8")
+    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli"]
+    docs = (PROJECT / "docs" / "training.md").read_text(encoding="utf-8")
+    (options,) = re.findall(r"`accelerate (launch [^`]*?-m trainer\s+train)", docs)
+    command = [*launcher, *options.split(), recipe, "--data", data, "--run", tmp_path / "run"]
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
+    subprocess.run([*map(str, command)], check=True, env=environment, cwd=tmp_path)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())[0]["processes"] == 2
+    np.testing.assert_allclose(logged(tmp_path / "run", "loss"), logged(runs("marigold-depth"), "loss"), rtol=1e-4)
 
 
 def test_sigkill_of_a_real_process(tmp_path, data, start):

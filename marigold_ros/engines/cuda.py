@@ -10,13 +10,19 @@ from typing import Any
 import numpy as np
 
 from marigold_ros.config import Unusable, one_line
+from marigold_ros.nvidia_driver import install_command
 
 try:
     from cuda.bindings import runtime as cudart
 except ImportError:  # cuda-python before 12.6
     from cuda import cudart
+try:
+    from cuda.bindings.utils import get_cuda_native_handle as _handle
+except ImportError:  # before 12.9
+    _handle = int
 
-_OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation, in every version
+# cudaErrorMemoryAllocation and cudaErrorInsufficientDriver, in every version.
+_OUT_OF_MEMORY, _OLD_DRIVER = 2, 35
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,10 @@ def checked(result: tuple) -> Any:
             "the GPU's memory is full: stop other programs that use it, or take a smaller model.width and "
             "model.height, or model.vae: tiny"
         )
+    if int(error) == _OLD_DRIVER:
+        raise Unusable(
+            f"CUDA: the driver is too old for this cuda-python; {install_command('cuda-python')}, or a newer driver"
+        )
     if int(error) != 0:
         _, text = cudart.cudaGetErrorString(error)
         raise Unusable(f"CUDA: {text.decode()} (error {int(error)}); run 'ros2 run marigold_ros doctor'")
@@ -58,7 +68,7 @@ def gpu() -> Gpu:
     if driver // 1000 < runtime // 1000:
         raise Unusable(
             f"CUDA: the driver is of CUDA {driver // 1000}, cuda-python of {runtime // 1000}; "
-            f"pip install 'cuda-python=={driver // 1000}.*', or a newer driver"
+            f"{install_command('cuda-python')}, or a newer driver"
         )
     if count == 0:
         raise Unusable("CUDA: no GPU is visible; see CUDA_VISIBLE_DEVICES and nvidia-smi")
@@ -86,7 +96,7 @@ class Session:
     @property
     def stream(self) -> int:
         """The stream's handle."""
-        return int(self._stream)
+        return _handle(self._stream)
 
     def device_memory(self, size: int) -> int:
         """Address of `size` bytes on the GPU."""
@@ -118,8 +128,13 @@ class Session:
         checked(cudart.cudaStreamBeginCapture(self._stream, mode))
         try:
             work()
-        finally:
-            graph = checked(cudart.cudaStreamEndCapture(self._stream))
+        except BaseException:
+            # Unchecked: that the recording is void is clear, why is what `work` raised.
+            _, graph = cudart.cudaStreamEndCapture(self._stream)
+            if graph is not None:
+                cudart.cudaGraphDestroy(graph)
+            raise
+        graph = checked(cudart.cudaStreamEndCapture(self._stream))
         try:
             self._graph = checked(cudart.cudaGraphInstantiateWithFlags(graph, 0))
         finally:

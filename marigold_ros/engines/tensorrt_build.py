@@ -85,7 +85,8 @@ def _build(
     if not parser.parse_from_file(str(onnx)):
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
         reasons = "; ".join(f"{error.node_operator()} {error.node_name()}: {error.desc()}" for error in errors)
-        raise Unusable(f"network {onnx}: TensorRT {trt.__version__} cannot read it ({reasons or logger.errors()})")
+        # The parser also finds what strong types do not allow.
+        raise CannotBuild(f"network {onnx}: TensorRT {trt.__version__} cannot read it ({reasons or logger.errors()})")
     config = builder.create_builder_config()
     config.builder_optimization_level = settings.level
     config.progress_monitor = monitor
@@ -103,6 +104,13 @@ def _build(
         raise CannotBuild(
             f"network {onnx}: TensorRT {trt.__version__} cannot build it with {typing} types ({logger.errors()}); "
             "where memory is short, stop other programs, or take a smaller --size, --vae tiny or --workspace"
+        )
+    if logger.short_of_memory:
+        log.warning(
+            "%s: %d faster ways to compute it were left out for want of GPU memory; stop other programs and build it "
+            "again with --rebuild",
+            onnx.name,
+            logger.short_of_memory,
         )
     _keep_timings(config, timings, timing_cache)
     return plan
@@ -149,8 +157,8 @@ class _Monitor(trt.IProgressMonitor):
         return share
 
 
-def _load_timings(config: trt.IBuilderConfig, path: Path) -> trt.ITimingCache:
-    """What earlier builds measured goes into `config`, which the returned cache must outlive."""
+def _load_timings(config: trt.IBuilderConfig, path: Path) -> trt.ITimingCache | None:
+    """What earlier builds measured goes into `config`, which must not outlive the returned cache."""
     try:
         stored = path.read_bytes()
     except OSError:
@@ -163,8 +171,10 @@ def _load_timings(config: trt.IBuilderConfig, path: Path) -> trt.ITimingCache:
     return timings
 
 
-def _keep_timings(config: trt.IBuilderConfig, timings: trt.ITimingCache, path: Path) -> None:
+def _keep_timings(config: trt.IBuilderConfig, timings: trt.ITimingCache | None, path: Path) -> None:
     """Write the timings with those another build has written meanwhile. They only save time: failing is no harm."""
+    if timings is None:
+        return
     try:
         with locked(path), written_beside(path) as beside:
             if path.is_file():
@@ -172,5 +182,5 @@ def _keep_timings(config: trt.IBuilderConfig, timings: trt.ITimingCache, path: P
                 if others is not None:
                     timings.combine(others, False)
             beside.write_bytes(timings.serialize())
-    except (Unusable, OSError) as problem:
+    except Exception as problem:  # whatever TensorRT or the disk has: the plan of half an hour is not lost for it
         log.info("timings are not kept: %s", problem)

@@ -88,12 +88,24 @@ class TensorRtEngine:
         for _ in range(_WARM_UP):
             self._queue()
             session.wait()
+        self._launch = session.launch if self._recorded() else self._queue
+
+    def _recorded(self) -> bool:
+        """Whether the way of a frame could be recorded, and answers as it does without."""
+        plain = self._answer.copy()
         try:
-            session.capture(self._queue)
-            self._launch = session.launch
+            self._session.capture(self._queue)
+            # A recording can be empty without an error.
+            self._answer[:] = np.nan
+            self._session.launch()
+            self._session.wait()
         except Unusable as problem:
             log.warning("no CUDA graph, so every frame is queued anew: %s", problem)
-            self._launch = self._queue
+            return False
+        if not np.allclose(self._answer, plain, rtol=0.01, atol=0.01, equal_nan=True):
+            log.warning("the CUDA graph answers otherwise than what was recorded, so every frame is queued anew")
+            return False
+        return True
 
     def _queue(self) -> None:
         self._session.to_device(self._ends[0], self._rgb)

@@ -20,6 +20,7 @@ class TensorRtLog(trt.ILogger):
     def __init__(self) -> None:
         trt.ILogger.__init__(self)  # the binding demands this very call
         self._errors: deque[str] = deque(maxlen=3)
+        self.short_of_memory = 0  # kernels that a build could not try
 
     def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
         """Called by TensorRT, from any of its threads."""
@@ -27,11 +28,18 @@ class TensorRtLog(trt.ILogger):
             self._errors.append(msg.strip())
             log.debug("%s", msg)
         elif severity == trt.ILogger.WARNING:
+            self.short_of_memory += "insufficient" in msg and "memory" in msg
             log.debug("%s", msg)
 
     def errors(self) -> str:
         """The last errors."""
         return "; ".join(self._errors) or "it gives no reason"
+
+
+def require_gpu() -> None:
+    """Raise `Unusable` where this TensorRT, which may be made for another CUDA, does not start on this machine."""
+    with nothing_on_this_machine():
+        trt.Runtime(TensorRtLog())
 
 
 @contextlib.contextmanager

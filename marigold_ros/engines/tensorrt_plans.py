@@ -7,6 +7,7 @@ a folder that nobody else can write to.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -22,7 +23,7 @@ from typing import Any
 from marigold_ros.config import Unusable
 from marigold_ros.engines.cuda import Gpu
 from marigold_ros.files import sha256_of, written_beside
-from marigold_ros.parts import Parts
+from marigold_ros.parts import PARTS, Parts
 
 # Part of the key: raise it when plans are built in another way.
 _BUILD_VERSION = 1
@@ -113,6 +114,19 @@ class PlanFolder:
         with written_beside(_sidecar(path)) as beside:
             beside.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         return path
+
+    def last_export(self, parts: Parts, typing: str) -> float:
+        """When all parts had been exported with this typing, in seconds of the file system's clock; 0.0: never."""
+        try:
+            return min(_sidecar(self.path(parts, part, typing)).stat().st_mtime for part in PARTS)
+        except OSError:
+            return 0.0
+
+    @staticmethod
+    def mark_exported(path: Path) -> None:
+        """A plan that was there has been asked for again."""
+        with contextlib.suppress(OSError):
+            os.utime(_sidecar(path))
 
     def require_space(self, parts: Parts, part: str) -> None:
         """Raise `Unusable` where the disk is too full for the plan of `part`."""

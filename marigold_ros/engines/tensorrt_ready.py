@@ -35,14 +35,15 @@ def open_built(parts: Parts, cache: Path, check_anew: bool = False) -> tuple[Ten
     device = gpu()
     folder = _plan_folder(cache, device)
     failed: Unusable | None = None
-    for typing in typings():
+    # The typing that was exported last: it was asked for, or the other one did not serve.
+    for typing in sorted(typings(), key=lambda typing: folder.last_export(parts, typing), reverse=True):
         plans = {part: folder.find(parts, part, typing) for part in PARTS}
         if not all(plans.values()):
             continue
         try:
             return _accepted(parts, plans, device, typing, cache, check_anew)
         except Unusable as problem:
-            failed = problem
+            failed = problem.with_traceback(None)  # which would keep the engine's memory
     if failed is not None:
         raise failed
     return None
@@ -54,16 +55,19 @@ def build_and_open(
     settings: BuildSettings,
     progress: Callable[[str], Progress],
     rebuild: bool = False,
+    wanted: str = "auto",
 ) -> tuple[TensorRtEngine, Verdict]:
     """The accepted engine of `parts` on this machine; plans that are there are not built again, unless `rebuild`.
 
-    progress: called with each part's name as its build begins. Raises `Unusable` where it cannot be built, or answers
-    wrongly, with strong types and, in TensorRT 10, with weak ones.
+    progress: called with each part's name as its build begins. wanted: one of `typings`; 'auto': the first that works.
+    Raises `Unusable` where it cannot be built so, or answers wrongly.
     """
+    if wanted not in ("auto", *typings()):
+        raise Unusable(f"--typing {wanted}: TensorRT {trt.__version__} has {' and '.join(typings())} types only")
     device = gpu()
     folder = _plan_folder(cache, device)
     failed: Unusable | None = None
-    for typing in typings():
+    for typing in typings() if wanted == "auto" else (wanted,):
         if failed is not None:
             log.warning("%s; trying %s types", failed, typing)
 
@@ -82,7 +86,7 @@ def build_and_open(
                     folder.quarantine(problem.path)
                 return make(False)
         except (CannotBuild, Refused) as problem:
-            failed = problem
+            failed = problem.with_traceback(None)  # which would keep network and builder, as large as the weights
     raise failed
 
 
@@ -105,6 +109,7 @@ def _plan(
         folder.clean(path)
         found = None if rebuild else folder.find(parts, part, typing, repair=True)
         if found is not None:
+            folder.mark_exported(found)
             built = (read_sidecar(found) or {}).get("built")
             if built != asdict(settings):
                 log.warning("%s is built already, with %s; --rebuild builds it anew", part, built)

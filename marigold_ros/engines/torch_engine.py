@@ -52,6 +52,11 @@ class TorchEngine:
         self._name = f"torch {torch.__version__}, {str(dtype).removeprefix('torch.')}, {name}"
 
     @property
+    def identity(self) -> str | None:
+        """All that may change the answer, for the self-check; None where this is the reference itself."""
+        return self._name if self._cuda else None
+
+    @property
     def description(self) -> str:
         """Library, version, precision, device, and on a GPU whether the network is recorded."""
         recorded = self._frame is not None and self._frame.recorded

@@ -15,6 +15,7 @@ import enum
 import json
 import os
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,8 @@ class Trouble:
 
     no_gpu = False
     strong_build = ""  # the error that a strongly typed build ends with
+    strong_parse = ""  # the error that reading ONNX with strong types ends with
+    warning = ""  # what a build warns of
     any_build = ""
     load = ""  # the error that loading a plan ends with
     execute = False
@@ -39,9 +42,11 @@ class Trouble:
     wrong_answers = False
     wrong_strong_answers = False
     builds = 0  # how often something was built, counted
+    most_builders = 0  # that were alive during one build
 
 
 trouble = Trouble()
+_builders: weakref.WeakSet = weakref.WeakSet()
 
 
 def _members(name: str) -> dict:
@@ -137,6 +142,7 @@ class Builder(_Bound):
         if trouble.no_gpu:
             raise TypeError("pybind11::init(): factory function returned nullptr")
         self._logger = logger
+        _builders.add(self)
 
     def create_network(self, flags: int = 0) -> INetworkDefinition:
         return INetworkDefinition(flags)
@@ -152,6 +158,9 @@ class Builder(_Bound):
         strong = bool(network._flags & 1 << int(NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         if not strong and not weak_ok:
             raise AssertionError("weak types are gone in 11")
+        trouble.most_builders = max(trouble.most_builders, len(_builders))
+        if trouble.warning:
+            self._logger.log(Severity.WARNING, trouble.warning)
         error = trouble.any_build or (trouble.strong_build if strong else "")
         if error:
             self._logger.log(Severity.ERROR, error)
@@ -264,6 +273,10 @@ class OnnxParser(_Bound):
         return len(self._errors)
 
     def parse_from_file(self, path: str) -> bool:
+        strong = self._network._flags & 1 << int(NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+        if strong and trouble.strong_parse:
+            self._errors.append(trouble.strong_parse)
+            return False
         try:
             onnx.checker.check_model(path)
         except Exception as error:

@@ -20,6 +20,7 @@ class cudaError_t(enum.IntEnum):
     cudaSuccess = 0
     cudaErrorInvalidValue = 1
     cudaErrorMemoryAllocation = 2
+    cudaErrorInsufficientDriver = 35
     cudaErrorNoDevice = 100
     cudaErrorStreamCaptureUnsupported = 900
 
@@ -43,6 +44,8 @@ class Trouble:
     no_device = False
     memory_bytes = 0  # allocations beyond this fail; 0: none do
     capture = False
+    empty_graph = False  # what is captured is lost without an error
+    insufficient_driver = False
     driver = 12060
     gpu_name = "Fake GPU"
 
@@ -94,6 +97,8 @@ def _allocate(into: dict[int, ctypes.Array], size: int) -> tuple:
 
 
 def cudaGetDeviceCount() -> tuple:
+    if trouble.insufficient_driver:
+        return (cudaError_t.cudaErrorInsufficientDriver, None)
     return (cudaError_t.cudaErrorNoDevice, None) if trouble.no_device else (_OK, 1)
 
 
@@ -167,7 +172,7 @@ def cudaStreamBeginCapture(stream: _Stream, mode: cudaStreamCaptureMode) -> tupl
 
 def cudaStreamEndCapture(stream: _Stream) -> tuple:
     graph, stream.recording = stream.recording, None
-    return (_OK, graph)
+    return (_OK, [] if trouble.empty_graph else graph)
 
 
 def cudaGraphInstantiateWithFlags(graph: list, flags: int) -> tuple:
