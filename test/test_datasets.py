@@ -208,6 +208,28 @@ def test_hypersims_normals_agree_with_its_depth(tmp_path):
     assert np.abs(sample.maps["normals"] - normal).max() < 1e-5
 
 
+@pytest.mark.parametrize("gap", [np.nan, 0.0])
+def test_a_hypersim_frame_without_some_normal_is_left_out(tmp_path, gap):
+    normals = np.full((768, 1024, 3), (0.0, 0.0, 1.0))
+    normals[2, 3:5] = gap
+    write_hypersim(tmp_path, normal_cam=normals)
+    write_rows(tmp_path, ("ai_001_001", "cam_00", 0, True, "train"))
+    with pytest.raises(LeftOut, match="2 pixels have no normal"):
+        read_first("hypersim", tmp_path, ["normals"])
+    assert np.isfinite(read_first("hypersim", tmp_path, ["depth_m"]).maps["depth_m"]).all()
+
+
+def test_the_normals_of_a_frame_that_is_taken_are_known_everywhere(tmp_path):
+    """The published preparation asks neither what a pixel shows nor for InteriorVerse's mask."""
+    entity, mask = np.ones((768, 1024), np.int32), np.ones((48, 64))
+    entity[:9], mask[:9] = -1, 0
+    write_hypersim(tmp_path, render_entity_id=entity)
+    write_rows(tmp_path, ("ai_001_001", "cam_00", 0, True, "train"))
+    write_interiorverse(tmp_path / "scenes_85" / "a", mask=mask)
+    for name, normal in (("hypersim", (0, 0, -1)), ("interiorverse", (0.6, 0, -0.8))):
+        assert np.abs(read_first(name, tmp_path, ["normals"]).maps["normals"] - normal).max() < 1e-6, name
+
+
 def test_hypersims_light_makes_the_exposed_picture(tmp_path):
     write_hypersim(tmp_path, light=True)
     write_rows(tmp_path, ("ai_001_001", "cam_00", 0, True, "train"))
@@ -401,6 +423,17 @@ def test_interiorverses_maps(tmp_path):
     # 85 degrees across 64 pixels: 32 / tan(42.5 degrees)
     assert sample.k[0, 0] == pytest.approx(34.922, abs=1e-3)
     assert sample.k[:2, 2].tolist() == [31.5, 23.5]
+
+
+@pytest.mark.parametrize("gap", [np.nan, 0.0, 0.05])
+def test_interiorverse_frames_without_some_normal_are_for_intrinsic_images_alone(tmp_path, gap):
+    normals = np.full((48, 64, 3), (0.6, 0.0, 0.8))
+    normals[20:22, 5] = gap
+    write_interiorverse(tmp_path / "scenes_85" / "a", normal=normals, mask=np.isfinite(normals[..., 0]))
+    with pytest.raises(LeftOut, match="2 pixels have no normal"):
+        read_first("interiorverse", tmp_path, ["normals"])
+    sample = read_first("interiorverse", tmp_path, ["albedo", "normals"])
+    assert np.argwhere(np.isnan(sample.maps["normals"][..., 0])).tolist() == [[20, 5], [21, 5]]
 
 
 def test_interiorverses_splits_are_its_lists(tmp_path):

@@ -39,6 +39,10 @@ def test_published_numbers():
     assert not normals.stages[0].objective.mask
     assert normals.augment == Augment(flip=0.5, gaussian_blur=0.3, motion_blur=0.3, jitter=0.3)
     assert [source.weight for source in normals.data] == [0.5, 0.49, 0.01]
+    # Without a mask only sets that were prepared for normals alone will do.
+    assert [source.folder or source.name for source in normals.data] == [
+        "hypersim-normals", "interiorverse-normals", "sintel",
+    ]  # fmt: skip
     for name, lr, decay_steps, mask in (("appearance", 3e-5, 25000, True), ("lighting", 8e-5, 45000, False)):
         recipe = load_recipe(f"marigold-iid-{name}")
         stage, rates = recipe.stages[0], recipe.stages[0].optimiser

@@ -25,6 +25,7 @@ DATASETS = (
     "vkitti2-normals",
     "tartanair",
     "interiorverse",
+    "interiorverse-normals",
     "sintel",
     "generated",
     "recordings",

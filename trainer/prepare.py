@@ -30,7 +30,7 @@ from trainer.datasets.conversion import Plan, outcomes, stopped_by_signals
 from trainer.datasets.reading import Frame
 from trainer.samples import is_sample
 
-VERSION = 1  # of what is made of a raw frame; raise it when that changes
+VERSION = 2  # of what is made of a raw frame; raise it when that changes
 ORIGIN_FILE, DAMAGED_FILE, LEFT_OUT_FILE = "prepared.json", "damaged.txt", "left_out.txt"
 STOPPED = 3
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from marigold_ros.config import Unusable
 from marigold_ros.geometry import Camera, pixel_rays
-from trainer.datasets.reading import Frame, LeftOut, damaged, known, known_normals, read_hdf5
+from trainer.datasets.reading import Frame, LeftOut, damaged, known, read_hdf5, whole_normals
 from trainer.samples import Sample
 
 CAMERA = Camera(1024, 768, 886.81, 886.81, 511.5, 383.5)
@@ -69,7 +69,7 @@ def read(frame: Frame, maps: Collection[str]) -> Sample:
         found["depth_m"] = known(path, planar(read_hdf5(path, _SHAPE)), valid)
     if "normals" in maps:
         path = _file(frame, "geometry", "normal_cam")
-        found["normals"] = facing(known_normals(path, read_hdf5(path, (*_SHAPE, 3)).astype(np.float64), valid))
+        found["normals"] = facing(whole_normals(path, read_hdf5(path, (*_SHAPE, 3)).astype(np.float64)))
     if LIGHT.keys() & maps:
         found |= _light(frame, color, valid, scale)
     return Sample(frame.name, developed(color, scale), {kind: found[kind] for kind in maps}, CAMERA.matrix)

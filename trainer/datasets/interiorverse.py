@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from marigold_ros.config import Unusable
-from trainer.datasets.reading import Frame, known, known_normals, matches, read_exr, sized
+from trainer.datasets.reading import Frame, known, known_normals, matches, read_exr, sized, whole_normals
 from trainer.samples import Sample
 
 _FIELD_OF_VIEW_DEG = 85.0
@@ -53,7 +53,10 @@ def _listed(raw: Path, root: Path, split: str) -> list[str] | None:
 
 
 def read(frame: Frame, maps: Collection[str]) -> Sample:
-    """One frame with some of normals, albedo, material and depth_m; NaN outside of its mask."""
+    """One frame with some of normals, albedo, material and depth_m; NaN outside of its mask.
+
+    Normals that are wanted alone are for the training of normals: they are known everywhere, or the frame is left out.
+    """
     scene, number = frame.parts
 
     def file(what: str) -> Path:
@@ -72,7 +75,10 @@ def read(frame: Frame, maps: Collection[str]) -> Sample:
             found[kind] = known(file(kind), np.clip(values, 0, 1), valid)
     if "normals" in maps:
         vectors = sized(file("normal"), _channels(file("normal"), 3), (*shape, 3))
-        found["normals"] = known_normals(file("normal"), vectors, valid)
+        alone = set(maps) == {"normals"}
+        found["normals"] = (
+            whole_normals(file("normal"), vectors) if alone else known_normals(file("normal"), vectors, valid)
+        )
     if "depth_m" in maps:
         millimetres = sized(file("depth"), _channels(file("depth"), 1)[..., 0], shape)
         found["depth_m"] = known(file("depth"), millimetres / _MM_PER_M, valid & ~np.isinf(millimetres))

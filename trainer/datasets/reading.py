@@ -16,7 +16,7 @@ import numpy as np
 
 from marigold_ros.config import Unusable, one_line
 
-# A vector shorter than this stands for no normal (as in the preparation of the published normals).
+# A vector shorter than this stands for no normal, as in the published preparation.
 _NO_NORMAL = 0.1
 _DPT_TAG = 202021.25
 
@@ -94,6 +94,18 @@ def known_normals(path: Path, vectors: np.ndarray, valid: np.ndarray | bool = Tr
     with np.errstate(invalid="ignore", divide="ignore"):
         units = vectors * np.array([1.0, -1.0, -1.0]) / length
     return known(path, units, valid & ~(length[..., 0] < _NO_NORMAL))
+
+
+def whole_normals(path: Path, vectors: np.ndarray) -> np.ndarray:
+    """As `known_normals`, of a map that must be known everywhere, whatever masks say of it.
+
+    Raises `LeftOut` where a vector is NaN or shorter than 0.1: published training of normals has no mask, so that a gap
+    would be taught as a wall that faces the camera, and its sets leave such frames out. A map of gaps alone is damaged.
+    """
+    gaps = int((~(np.linalg.norm(vectors, axis=-1) >= _NO_NORMAL)).sum())
+    if 0 < gaps < vectors[..., 0].size:
+        raise LeftOut(f"{gaps} pixels have no normal")
+    return known_normals(path, vectors)
 
 
 def read_hdf5(path: Path, shape: tuple[int, ...]) -> np.ndarray:
