@@ -12,12 +12,12 @@ torch = pytest.importorskip("torch")
 from marigold_ros.canonical import MetricScale  # noqa: E402
 from marigold_ros.config import Unusable  # noqa: E402
 from trainer.assembly import first_model  # noqa: E402
-from trainer.augment import Cut, cut, vary  # noqa: E402
+from trainer.augment import Changes, Cut, cut  # noqa: E402
 from trainer.data import Passes, passes_of  # noqa: E402
 from trainer.objectives import build_objective  # noqa: E402
 from trainer.recipe import Augment, Source  # noqa: E402
 from trainer.recipe_files import load_recipe  # noqa: E402
-from trainer.samples import KINDS, SampleFolder, read_sample, write_sample  # noqa: E402
+from trainer.samples import KINDS, Sample, SampleFolder, read_sample, write_sample  # noqa: E402
 from training import scene, small_recipe, write_data  # noqa: E402
 
 
@@ -287,12 +287,18 @@ def test_metric_pictures_come_near_the_canonical_focal_length(data):
     assert float(focal_px.std()) > 1
 
 
+def vary(rgb, depth_m, rng, augment):
+    """A sample of which nothing is cut off."""
+    changes = Changes.draw(rng, rgb.shape[0], augment)
+    return changes.of_cut(changes.of_sample(rgb, rng), depth_m, rng)
+
+
 def test_every_change_of_the_picture_keeps_shape_and_type():
     rng = np.random.default_rng(0)
     always = Augment(colour=1, haze=1, shadow=1, glare=1, vignette=1, blur=1, noise=1, jpeg=1, grey=1,
                      gaussian_blur=1, motion_blur=1, jitter=1)  # fmt: skip
-    for depth in (np.full((96, 128), np.inf, np.float32), None):
-        rgb = rng.integers(0, 256, (96, 128, 3), np.uint8)
+    for depth in (np.full((768, 128), np.inf, np.float32), None):
+        rgb = rng.integers(0, 256, (768, 128, 3), np.uint8)
         for _ in range(10):
             out = vary(rgb, depth, rng, always)
             assert out.shape == rgb.shape
@@ -301,13 +307,30 @@ def test_every_change_of_the_picture_keeps_shape_and_type():
 
 @pytest.mark.parametrize("kind", ["gaussian_blur", "motion_blur", "jitter"])
 def test_the_published_changes_for_normals_are_made_as_often_as_asked(kind):
-    """0.3 each; blurred by the published kernel only where the picture is 768 high (reference/marigold.md §3.2)."""
+    """0.3 each; blurred by the published kernels only where the sample is 768 high (reference/marigold.md §3.2)."""
     rgb = np.random.default_rng(0).integers(0, 256, (768, 24, 3), np.uint8)
     rng, augment = np.random.default_rng(1), Augment(**{kind: getattr(load_recipe("marigold-normals").augment, kind)})
     changed = [np.abs(vary(rgb, None, rng, augment).astype(int) - rgb).mean() > 1 for _ in range(300)]
     assert 0.22 < np.mean(changed) < 0.38
     low = [np.any(vary(rgb[:760], None, rng, augment) != rgb[:760]) for _ in range(30)]
-    assert any(low) == (kind != "gaussian_blur")
+    assert any(low) == (kind == "jitter")
+
+
+@pytest.mark.parametrize(("kind", "least", "most"), [("gaussian_blur", 8, 12), ("motion_blur", 4, 7)])
+def test_the_published_blurs_are_of_the_sample_before_it_is_made_smaller(tmp_path, kind, least, most):
+    """An edge, which sigma 4 and 11 pixels widen to 21 and 10 rows of a sample 768 high, and to half of that in 384."""
+    rows = {}
+    for height in (768, 760):
+        rgb = np.zeros((height, 32, 3), np.uint8)
+        rgb[height // 2 :] = 255
+        maps = {"normals": np.zeros((height, 32, 3))}
+        write_sample(tmp_path / str(height) / "train", Sample("edge", rgb, maps), jpeg_quality=0)
+        source = Source(str(height), sizes=((16, height // 16 * 8, 1.0),))
+        made = passes(tmp_path, 20, "marigold-normals", data=(source,), augment=Augment(**{kind: 1.0}))
+        pictures = torch.cat([made[number].rgb for number in range(40)])
+        rows[height] = int(((pictures > 0) & (pictures < 255)).any(dim=(2, 3)).sum(dim=1).max())
+    assert least <= rows[768] <= most
+    assert rows[760] <= 1  # none, but for the row in which 760 / 376 cuts the edge
 
 
 def test_without_changes_the_picture_stays_what_it_was():

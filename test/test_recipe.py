@@ -39,6 +39,7 @@ def test_published_numbers():
     assert not normals.stages[0].objective.mask
     assert normals.augment == Augment(flip=0.5, gaussian_blur=0.3, motion_blur=0.3, jitter=0.3)
     assert [source.weight for source in normals.data] == [0.5, 0.49, 0.01]
+    assert [source.sizes for source in normals.data] == [((640.0, 480.0, 1.0),)] * 3
     # Without a mask only sets that were prepared for normals alone will do.
     assert [source.folder or source.name for source in normals.data] == [
         "hypersim-normals", "interiorverse-normals", "sintel",

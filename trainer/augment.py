@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -11,7 +11,7 @@ import numpy as np
 from marigold_ros.config import Unusable
 from trainer.recipe import Augment
 
-# Only pictures as high as this are blurred with the published kernel.
+# Only pictures as high as this are blurred with the published kernels (reference/marigold.md §3.2).
 _TALL_PX = 768
 # Depth known at a smaller share of the pixels is that of a range sensor.
 _SPARSE_SHARE = 0.25
@@ -93,33 +93,65 @@ def _resized(kind: str, values: np.ndarray, size: tuple[int, int]) -> np.ndarray
     return out
 
 
-def vary(rgb: np.ndarray, depth_m: np.ndarray | None, rng: np.random.Generator, augment: Augment) -> np.ndarray:
-    """A changed copy of rgb (H, W, 3) uint8, as another camera in other weather might have seen it.
+_Change = Callable[[np.ndarray, np.ndarray | None, np.random.Generator], np.ndarray]
 
-    depth_m: (H, W) metres, for haze; without it haze is a veil in front of everything.
+
+@dataclass(frozen=True)
+class Changes:
+    """What happens to one picture, as another camera in other weather might have seen it.
+
+    The published blurs are of so many pixels of the sample, `whole`; the others are of what was cut out of it.
     """
-    # In the order light takes: air, light and shadow, lens, sensor, processing.
-    changes = [
-        (_haze, augment.haze),
-        (_shadow, augment.shadow),
-        (_glare, augment.glare),
-        (_vignette, augment.vignette),
-        (_blur, augment.blur),
-        (_gaussian_blur, augment.gaussian_blur if rgb.shape[0] >= _TALL_PX else 0.0),
-        (_motion_blur, augment.motion_blur),
-        (_colour, augment.colour),
-        (_jitter, augment.jitter),
-        (_grey, augment.grey),
-        (_noise, augment.noise),
-    ]
-    drawn = [change for change, chance in changes if rng.random() < chance]
-    compressed = rng.random() < augment.jpeg
-    if drawn:
-        image = rgb.astype(np.float32) * (1.0 / 255.0)
-        for change in drawn:
-            image = change(image, depth_m, rng)
-        rgb = np.clip(image * 255.0 + 0.5, 0, 255).astype(np.uint8)
-    return _jpeg(rgb, rng) if compressed else rgb
+
+    whole: tuple[_Change, ...]
+    cut: tuple[_Change, ...]
+    compressed: bool
+
+    @staticmethod
+    def draw(rng: np.random.Generator, height_px: int, augment: Augment) -> Changes:
+        """The changes of a sample that is `height_px` high."""
+        tall = height_px >= _TALL_PX
+        # In the order light takes: air, light and shadow, lens, sensor, processing.
+        chances = [
+            (_haze, augment.haze),
+            (_shadow, augment.shadow),
+            (_glare, augment.glare),
+            (_vignette, augment.vignette),
+            (_blur, augment.blur),
+            (_gaussian_blur, augment.gaussian_blur if tall else 0.0),
+            (_motion_blur, augment.motion_blur if tall else 0.0),
+            (_colour, augment.colour),
+            (_jitter, augment.jitter),
+            (_grey, augment.grey),
+            (_noise, augment.noise),
+        ]
+        drawn = [change for change, chance in chances if rng.random() < chance]
+        whole = tuple(change for change in drawn if change in (_gaussian_blur, _motion_blur))
+        cut = tuple(change for change in drawn if change not in whole)
+        return Changes(whole, cut, bool(rng.random() < augment.jpeg))
+
+    def of_sample(self, rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """rgb (H, W, 3) uint8 of the sample at its own size, changed; itself where nothing was drawn."""
+        return _changed(rgb, self.whole, None, rng)
+
+    def of_cut(self, rgb: np.ndarray, depth_m: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
+        """rgb (H, W, 3) uint8 of the batch's size, changed; itself where nothing was drawn.
+
+        depth_m: (H, W) metres, for haze; without it haze is a veil in front of everything.
+        """
+        rgb = _changed(rgb, self.cut, depth_m, rng)
+        return _jpeg(rgb, rng) if self.compressed else rgb
+
+
+def _changed(
+    rgb: np.ndarray, changes: Sequence[_Change], depth_m: np.ndarray | None, rng: np.random.Generator
+) -> np.ndarray:
+    if not changes:
+        return rgb
+    image = rgb.astype(np.float32) * (1.0 / 255.0)
+    for change in changes:
+        image = change(image, depth_m, rng)
+    return np.clip(image * 255.0 + 0.5, 0, 255).astype(np.uint8)
 
 
 def _haze(image: np.ndarray, depth_m: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:

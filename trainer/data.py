@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from marigold_ros.config import Unusable
-from trainer.augment import Cut, cut, vary
+from trainer.augment import Changes, Cut, cut
 from trainer.recipe import Augment, Recipe, Source, Stage
 from trainer.samples import OPTIONAL, Sample, SampleFolder
 
@@ -219,13 +219,14 @@ def augmented(
         window = Cut.kitti(shape, bucket.size, rng, augment)
     else:
         window = Cut.draw(rng, shape, bucket.size, _towards_canonical(sample, bucket, recipe))
-    rgb, maps = cut(sample.rgb, sample.maps, window)
+    changes = Changes.draw(rng, shape[0], augment)
+    rgb, maps = cut(changes.of_sample(sample.rgb, rng), sample.maps, window)
     if "depth_m" in maps:
         near, far = bucket.source.valid_m
         # What is too far to be told counts as the sky: known to be far.
         depth_m = np.where(maps["depth_m"] >= far, np.float32(np.inf), maps["depth_m"])
         maps["depth_m"] = np.where(depth_m <= near, np.float32(np.nan), depth_m)
-    rgb = vary(rgb, maps.get("depth_m"), rng, augment)
+    rgb = changes.of_cut(rgb, maps.get("depth_m"), rng)
     focal_px = np.nan if sample.k is None else window.focal_px(sample.k)
     return np.ascontiguousarray(rgb), {kind: np.ascontiguousarray(v, np.float32) for kind, v in maps.items()}, focal_px
 

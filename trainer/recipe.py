@@ -111,6 +111,8 @@ def check_sizes(where: str, sizes: tuple[tuple[int, int, float], ...]) -> None:
 class Augment:
     """How samples are varied: chances, but for `zoom` (side of the crop as a share of the largest crop of that shape)
     and `aspect` (crops are stretched by up to this factor minus one).
+
+    gaussian_blur, motion_blur: as published for normals, of samples at least 768 pixels high, before they are cut.
     """
 
     zoom: tuple[float, float] = (1.0, 1.0)
