@@ -192,6 +192,22 @@ def test_a_dataset_without_a_prior_mixes_with_one_that_has_it(tmp_path):
         list(passes_of(mixed, 0, 0, 1, 0))
 
 
+def test_a_prior_in_another_space_is_refused(tmp_path):
+    """One is enough: recordings in one folder may have been collected with several networks."""
+    folder, robot = tmp_path / "recordings" / "train", {"data": (Source("recordings", ((32, 32, 1.0),)),)}
+    write_sample(folder, scene(0))
+    write_sample(folder, scene(1), {"prior": {"space": "inverse_depth"}})
+    assert passes(tmp_path, name="robot", **robot)[0].maps["prior"].isfinite().any()
+    (folder / "camera" / "000000.json").write_text("{")  # left to whoever reads the sample
+    write_sample(folder, scene(2), {"prior": {"space": "log_depth"}})
+    words = r"recordings/train: the prior of 000002 is affine in 'log_depth', the recipe's space is 'inverse_depth'; .*"
+    with pytest.raises(Unusable, match=words + r"set space to 'log_depth', or stages\.N\.objective\.prior to 0"):
+        passes(tmp_path, name="robot", **robot)
+    stage = small_recipe("robot", "").stages[0]
+    without = replace(stage, objective=replace(stage.objective, prior=0.0))
+    assert len(passes(tmp_path, name="robot", stages=(without,), **robot)) == 4
+
+
 def test_a_missing_dataset_is_named(tmp_path):
     with pytest.raises(Unusable, match=r"hypersim/train: there are none"):
         passes(tmp_path)

@@ -69,6 +69,7 @@ class Passes(Dataset):
         self.recipe, self.stage = recipe, stage
         self.buckets = [bucket for source in recipe.data for bucket in buckets_of(source, stage.sizes, data)]
         _check_optional(recipe, [bucket.samples.folder for bucket in self.buckets])
+        _check_prior_space(recipe, self.buckets)
         # Stages must not repeat each other's draws.
         self.seed = [recipe.seed, number]
         chances = np.array([bucket.chance for bucket in self.buckets])
@@ -140,6 +141,30 @@ def _check_optional(recipe: Recipe, folders: list[Path]) -> None:
                 f"samples {folders[0]}: have no {kind}, and no other dataset of the recipe has it; collect them with "
                 f"--{kind}, or set stages.N.objective.{kind} to 0"
             )
+
+
+def _check_prior_space(recipe: Recipe, buckets: list[Bucket]) -> None:
+    """Raises `Unusable` where a prior is affine in another space than the recipe's: no scale and shift lead over."""
+    if "prior" not in recipe.maps:
+        return
+    for folder, samples in {bucket.samples.folder: bucket.samples for bucket in buckets}.items():
+        for number in range(len(samples)) if (folder / "prior").is_dir() else ():
+            space = _prior_space(samples, number)
+            if space not in (None, recipe.space):
+                raise Unusable(
+                    f"samples {folder}: the prior of {samples.names[number]} is affine in {space!r}, the recipe's "
+                    f"space is {recipe.space!r}; collect them anew with --prior and a checkpoint of that space, or set "
+                    f"space to {space!r}, or stages.N.objective.prior to 0"
+                )
+
+
+def _prior_space(samples: SampleFolder, number: int) -> str | None:
+    """What the camera file says of the prior; None where it says nothing, or whoever reads the sample will complain."""
+    try:
+        prior = samples.about(number).get("prior")
+    except Unusable:
+        return None
+    return prior.get("space") if isinstance(prior, dict) else None
 
 
 def _stacked(maps: list[np.ndarray]) -> Tensor:
