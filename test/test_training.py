@@ -26,6 +26,7 @@ from diffusers import AutoencoderTiny, DiffusionPipeline  # noqa: E402
 from PIL import Image  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
+import marigold_ros  # noqa: E402
 from marigold_ros.checkpoints import describe, load_network  # noqa: E402
 from marigold_ros.config import Unusable  # noqa: E402
 from marigold_ros.multistep import MultiStep, Settings  # noqa: E402
@@ -33,6 +34,7 @@ from small_checkpoint import write_small_checkpoint  # noqa: E402
 from trainer import card, loop  # noqa: E402
 from trainer.__main__ import main as trainer  # noqa: E402
 from trainer.assembly import first_model  # noqa: E402
+from trainer.facts import commit  # noqa: E402
 from trainer.loop import StageRun, learning_rate, train  # noqa: E402
 from trainer.objectives import end_to_end  # noqa: E402
 from trainer.objectives.end_to_end import EndToEndObjective  # noqa: E402
@@ -475,7 +477,35 @@ def test_the_command_of_a_finished_run_given_again_changes_nothing(tmp_path, dat
     first, second = json.loads((run / "run.json").read_text())
     assert first["versions"] == second["versions"]
     assert first["versions"]["torch"] == importlib.metadata.version("torch")
-    assert set(first["versions"]) == {"python", "torch", "diffusers", "accelerate", "numpy"}
+    assert set(first["versions"]) == {
+        "marigold_ros", "python", "torch", "diffusers", "accelerate", "numpy", "opencv",
+    }  # fmt: skip
+    assert first["versions"]["marigold_ros"] == marigold_ros.__version__
+    assert first["versions"]["opencv"] == cv2.__version__
+    assert bool(first["commit"]) == bool(commit(PROJECT))
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_a_run_notes_the_commit_where_there_is_one(tmp_path, monkeypatch):
+    def git(*words):
+        name = ["-c", "user.name=a", "-c", "user.email=a@b.example"]
+        return subprocess.run(["git", "-C", tmp_path, *name, *words], check=True, capture_output=True, text=True).stdout
+
+    assert commit(tmp_path) is None
+    git("init", "-q")
+    assert commit(tmp_path) is None  # of an empty repository
+    (tmp_path / "file").write_text("1")
+    git("add", "file")
+    git("commit", "-qm", "first")
+    git("tag", "-a", "v1", "-m", "a tag is no commit")
+    made = git("rev-parse", "HEAD").strip()
+    assert commit(tmp_path) == made
+    (tmp_path / "file").write_text("2")
+    assert commit(tmp_path) == f"{made}-dirty"
+    (tmp_path / "installed").mkdir()
+    assert commit(tmp_path / "installed") is None
+    monkeypatch.setenv("PATH", "")
+    assert commit(tmp_path) is None
 
 
 def test_skipped_samples_are_counted_in_the_log_and_named(tmp_path, start, capsys):
