@@ -11,7 +11,7 @@ import numpy as np
 from marigold_ros.config import Unusable
 from trainer.recipe import Augment
 
-# Only pictures as high as this are blurred with the published kernels (reference/marigold.md §3.2).
+# Only pictures as high as this are blurred with the published kernels.
 _TALL_PX = 768
 # Depth known at a smaller share of the pixels is that of a range sensor.
 _SPARSE_SHARE = 0.25
@@ -214,7 +214,7 @@ def _smear(image: np.ndarray, length: int, angle: float) -> np.ndarray:
 
 
 def _gaussian_blur(image: np.ndarray, depth_m: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
-    # As published for normals (reference/marigold.md §3.2), as are the next two.
+    # As published for normals, as are the next two.
     return cv2.GaussianBlur(image, (33, 33), max(1e-3, float(rng.uniform(0, 4))))
 
 
