@@ -145,10 +145,16 @@ class MultiStep:
 
     def _resolution(self, width: int, height: int) -> int | None:
         """Pixels of the long side at which the network sees an image; 0 is the image's own, None the checkpoint's."""
-        given, info = self.settings.resolution, self.info
+        given = self.settings.resolution
         if given or not self.settings.focal_px:
             return {0: None, -1: 0}.get(given, given)
-        zoom = info.metric.zoom(width, height, self.settings.focal_px, info.width * info.height)
+        return self.canonical_side(width, height, self.settings.focal_px)
+
+    def canonical_side(self, width: int, height: int, focal_px: float) -> int:
+        """Pixels of the long side at which a metric checkpoint sees an image of `width` x `height` taken with
+        `focal_px`, so that the focal length comes near its canonical one.
+        """
+        zoom = self.info.metric.zoom(width, height, focal_px, self.info.width * self.info.height)
         return 8 * max(1, round(max(width, height) * zoom / 8))
 
     def _depth_m(self, relative: np.ndarray, resolution: int | None) -> np.ndarray:

@@ -32,7 +32,7 @@ from published_layouts import (
     write_png16,
     write_scannet,
 )
-from small_checkpoint import write_small_checkpoint
+from small_checkpoint import make_metric, write_small_checkpoint
 from trainer.__main__ import main
 from trainer.evaluation import run as evaluation
 from trainer.evaluation.command import _parser
@@ -45,6 +45,7 @@ from trainer.evaluation.predictors import (
     fitted_size,
     load_predictor,
     rounded_size,
+    usual_size,
 )
 from trainer.evaluation.protocols import DSINE, MARIGOLD, protocol_of
 from trainer.evaluation.run import Options, Place, evaluate
@@ -658,6 +659,63 @@ def test_a_single_step_checkpoint_runs_at_the_protocols_size_and_says_so(tmp_pat
     assert (tmp_path / "out" / "table.md").read_text() in text
     assert main([*arguments, "--out", str(tmp_path / "out"), "--engine", "torch", "--seed", "7"]) == 2
     assert "holds scores with seed=None, asked for is 7" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def metric(tmp_path_factory):
+    """At 0.72 of an image's size the focal length of ScanNet's camera is its canonical one."""
+    folder = write_small_checkpoint(tmp_path_factory.mktemp("metric") / "metric", "log_depth")
+    return make_metric(folder, canonical_focal_px=0.72 * 577.87)
+
+
+def test_metres_are_compared_near_the_canonical_focal_length_unless_the_protocols_size_is_asked_for(
+    tmp_path, metric, capsys
+):
+    rooms(tmp_path)
+    arguments = ["evaluate", "--checkpoint", str(metric), "--on", "scannet", "--data", str(tmp_path), "--limit", "2"]
+    arguments += ["--engine", "torch"]
+    assert main([*arguments, "--out", str(tmp_path / "robot")]) == 0
+    text = capsys.readouterr().out
+    # 0.72 of it, by multiples of 32.
+    assert "working size 96x64 for 130x100 (protocol: the image's own size, not used: it ran at" in text
+    assert "the checkpoint's own, as on the robot, which brings focal lengths near its canonical one" in text
+    assert results(tmp_path / "robot", "scannet")["working_sizes"] == {"130x100": "96x64"}
+    assert main([*arguments, "--out", str(tmp_path / "protocol"), "--size", "protocol"]) == 0
+    text = capsys.readouterr().out
+    assert "working size 128x96 for 130x100 (protocol: the image's own size, as asked for; the robot would" in text
+    measures = [results(tmp_path / out, "scannet")["measures"]["abs_rel"] for out in ("robot", "protocol")]
+    assert measures[0] != measures[1]
+
+
+def test_relative_checkpoints_run_at_the_protocols_size_and_metric_ones_at_their_own(small, metric):
+    assert usual_size(describe(small)) == "protocol"
+    assert usual_size(describe(metric)) == "checkpoint"
+
+
+def test_diffusers_pipeline_sees_metric_images_near_the_canonical_focal_length(tmp_path):
+    folder = write_family_checkpoint(tmp_path, ROWS["marigold-depth-v1-1"], (128, 64))
+    info = describe(make_metric(folder, canonical_focal_px=400.0))
+    rgb = np.random.default_rng(5).integers(0, 255, (64, 104, 3), np.uint8)
+    predictor = load_predictor(info, How(steps=1, size="checkpoint"))
+    near, far = predictor(rgb, 0, 1, 400.0), predictor(rgb, 0, 1, 320.0)
+    assert (near.working_size, far.working_size) == ((104, 64), (128, 80))  # once and 1.25 times its size
+    assert predictor(rgb, 0, 1).working_size == (128, 80)
+    protocol = load_predictor(info, How(steps=1))
+    assert protocol(rgb, 0, 1, 320.0).working_size == (104, 64)
+
+
+def test_working_sizes_of_several_cameras_are_all_named(tmp_path):
+    noisy_scannet(tmp_path)
+
+    class Zooming(Reads):
+        def __call__(self, rgb, resolution, seed, focal_px=None):
+            side = 32 * (1 + self.asked % 2)
+            return dataclasses.replace(super().__call__(rgb, resolution, seed), working_size=(side, 32))
+
+    found, text = measured(tmp_path, "scannet", predictor=Zooming())
+    (size,) = found["working_sizes"]
+    assert found["working_sizes"][size] == "32x32 or 64x32"
+    assert f"working size 32x32 or 64x32 for {size}" in text
 
 
 def test_one_loaded_network_serves_images_of_all_sizes(small):

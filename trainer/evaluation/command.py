@@ -20,7 +20,7 @@ from pathlib import Path
 from marigold_ros.checkpoints import describe, find_checkpoint
 from marigold_ros.family import DEPTH, INTRINSICS, NORMALS
 from trainer.evaluation.alignment import ALIGNMENTS
-from trainer.evaluation.predictors import How, load_predictor
+from trainer.evaluation.predictors import How, load_predictor, usual_size
 from trainer.evaluation.protocols import DSINE, MARIGOLD, protocols
 from trainer.evaluation.run import REFUSE, SKIP, Options, Place, evaluate
 from trainer.evaluation.tasks import OWN
@@ -46,9 +46,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, help="of the noise, instead of the protocols'")
     parser.add_argument(
         "--size",
-        default="protocol",
+        default="",
         choices=("protocol", "checkpoint"),
-        help="at which the network sees images: the protocol's, or the checkpoint's own as on the robot",
+        help="at which the network sees images: the protocol's, or the checkpoint's own as on the robot, which is near "
+        "its canonical focal length where metres are compared; by default the checkpoint's own where it gives metres, "
+        "else the protocol's",
     )
     parser.add_argument(
         "--align",
@@ -90,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ensemble=arguments.ensemble,
         spacing=arguments.spacing,
         batch=arguments.batch,
-        size=arguments.size,
+        size=arguments.size or usual_size(info),
         threads=arguments.threads,
     )
     options = Options(

@@ -27,8 +27,8 @@ class How:
     """How a checkpoint is run.
 
     engine: as in `ModelConfig`. steps, ensemble, spacing, batch: as in `multistep.Settings`. size: 'protocol' for the
-    size that the protocol asks for, 'checkpoint' for the checkpoint's own, as on the robot. threads: of the processor;
-    0 leaves them to the engine.
+    size that the protocol asks for, 'checkpoint' for the checkpoint's own, as on the robot; see `usual_size`. threads:
+    of the processor; 0 leaves them to the engine.
     """
 
     engine: str = "auto"
@@ -73,6 +73,15 @@ class Predictor(Protocol):
 def gives_metres(info: CheckpointInfo) -> bool:
     """Whether the checkpoint's depth is in metres already."""
     return info.kind.task == DEPTH and bool(getattr(info, "metric", None))
+
+
+def usual_size(info: CheckpointInfo) -> str:
+    """`How.size` where nobody asks for one.
+
+    A checkpoint that gives metres was trained near its canonical focal length, and the robot resizes images to it: at
+    the protocols' sizes its metres would be those of cameras that it does not know.
+    """
+    return "checkpoint" if gives_metres(info) else "protocol"
 
 
 def on_estimator(info: CheckpointInfo, how: How) -> bool:
@@ -187,16 +196,22 @@ class PipelinePredictor:
     def __call__(self, rgb: np.ndarray, resolution: int, seed: int, focal_px: float | None = None) -> Prediction:
         """See `Predictor`."""
         rows, columns = rgb.shape[:2]
-        if self._how.size == "checkpoint":
-            resolution = max(self._info.width, self._info.height)
-        # Marigold's own pipeline does not pad, so that its VAE drops what is beyond a multiple of 8: 756 runs as 752.
-        side = resolution // _PIPELINE_STEP_PX * _PIPELINE_STEP_PX
+        side = self._side(columns, rows, resolution, focal_px)
         camera = {} if focal_px is None else {"focal_px": focal_px}
         self._network.settings = replace(self._network.settings, resolution=side or -1, seed=seed, **camera)
         values = {name: answer.values for name, answer in self._network(rgb).items()}
         if focal_px is not None:
             values = {DEPTH: values["depth_m"]}
         return Prediction(values, _padded(fitted_size(columns, rows, side)))
+
+    def _side(self, width: int, height: int, resolution: int, focal_px: float | None) -> int:
+        """Pixels of the long side at which the network sees an image of `width` x `height`; 0 is its own."""
+        if self._how.size == "checkpoint":
+            if focal_px is not None:
+                return self._network.canonical_side(width, height, focal_px)
+            resolution = max(self._info.width, self._info.height)
+        # Marigold's own pipeline does not pad, so that its VAE drops what is beyond a multiple of 8: 756 runs as 752.
+        return resolution // _PIPELINE_STEP_PX * _PIPELINE_STEP_PX
 
     def close(self) -> None:
         """Free the network."""

@@ -145,8 +145,12 @@ def _notes(run: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> str:
 
 def _facts(run: Mapping[str, Any], result: Mapping[str, Any]) -> Iterator[str]:
     asked = f"{result['resolution']} px on the long side" if result["resolution"] else "the image's own size"
+    metres = run.get("alignment") == "none"
     if run["size"] != "protocol":
-        asked += ", not used: the checkpoint's own was asked for"
+        near = ", which brings focal lengths near its canonical one where the engine takes every size" if metres else ""
+        asked += f", not used: it ran at the checkpoint's own, as on the robot{near}"
+    elif metres:
+        asked += ", as asked for; the robot would bring focal lengths near the checkpoint's canonical one"
     ran = list(result["working_sizes"].items())
     shown = ", ".join(f"{working} for {size}" for size, working in ran[:3])
     more = f" and {len(ran) - 3} more" if len(ran) > 3 else ""

@@ -214,7 +214,6 @@ def _result(options: Options, dataset: Dataset, task: Task, scored: list[dict[st
     protocol = dataset.protocol
     published = isinstance(protocol, NormalsProtocol) and protocol.pooled
     pooled = options.mean == "pooled" if options.mean else published
-    sizes = [(tuple(entry["size"]), tuple(entry["working_size"])) for entry in scored]
     return {
         "name": protocol.name,
         "title": protocol.title,
@@ -225,12 +224,20 @@ def _result(options: Options, dataset: Dataset, task: Task, scored: list[dict[st
         "published_mean": "pooled" if published else "image",
         "seed": protocol.seed,
         "resolution": protocol.resolution,
-        "working_sizes": {f"{w}x{h}": f"{a}x{b}" for (w, h), (a, b) in sorted(set(sizes))},
+        "working_sizes": _working_sizes(scored),
         "engines": sorted({entry["engine"] for entry in scored}),
         **task.facts,
         "measures": task.averaged([entry["scores"] for entry in scored], pooled),
         "pictures": dict(_chosen(scored, task)),
     }
+
+
+def _working_sizes(scored: list[dict[str, Any]]) -> dict[str, str]:
+    """By the images' size that at which the network saw them, or those: in metres it depends on the camera too."""
+    found: dict[str, list[str]] = {}
+    for (w, h), (a, b) in sorted({(tuple(entry["size"]), tuple(entry["working_size"])) for entry in scored}):
+        found.setdefault(f"{w}x{h}", []).append(f"{a}x{b}")
+    return {size: " or ".join(working) for size, working in found.items()}
 
 
 def _chosen(scored: list[dict[str, Any]], task: Task) -> Iterator[tuple[str, dict[str, Any]]]:
