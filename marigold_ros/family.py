@@ -21,6 +21,8 @@ from marigold_ros.normals_frame import E2E_LAYOUT, draws_x_left
 DEPTH, NORMALS, INTRINSICS = "depth", "normals", "intrinsics"
 # E2E: one step from zeros, trained so. DIFFUSION: several steps from noise. LCM: few steps from noise, distilled.
 E2E, DIFFUSION, LCM = "e2e", "diffusion", "lcm"
+# What an end-to-end fine-tuned network was trained to find in the target latent's place; the fast path has zeros only.
+ZEROS, GAUSSIAN, PYRAMID = TARGET_INPUTS = "zeros", "gaussian", "pyramid"
 
 _TASKS = {
     "MarigoldDepthPipeline": DEPTH,
@@ -59,8 +61,9 @@ class Kind:
 
     targets: the images that its latents stand for, in their order, for example ('albedo', 'material').
     steps: denoising steps that it asks for.
-    single_step: the constants of the one step of an end-to-end fine-tuned network; None for the others.
+    single_step: the constants of the one step from zeros of an end-to-end fine-tuned network; None for the others.
     x_left: its normals are drawn with x to the left instead of to the right (see `normals_frame`).
+    target_input: what its one step starts from, one of `TARGET_INPUTS`; means nothing to networks of other protocols.
     """
 
     task: str
@@ -68,8 +71,9 @@ class Kind:
     protocol: str
     steps: int
     single_step: SingleStep | None
-    # Not in the repr, which is in the digests of all: only those of networks with x to the left had to change.
+    # Not in the repr, which is in the digests of all: only those of the networks that have them had to change.
     x_left: bool = dataclasses.field(default=False, repr=False)
+    target_input: str = dataclasses.field(default=ZEROS, repr=False)
 
 
 def kind_of(
@@ -97,13 +101,15 @@ def kind_of(
             f"{where}: protocol={protocol!r} in marigold_ros.json: must be '{E2E}', '{DIFFUSION}' or '{LCM}'"
         )
     _check_scheduler(where, protocol, scheduler)
+    target_input = _target_input(where, protocol, own)
     return Kind(
         task=task,
         targets=_targets(where, task, index),
         protocol=protocol,
         steps=1 if protocol == E2E else steps or {DIFFUSION: 4, LCM: 1}[protocol],
-        single_step=single_step(scheduler, where) if protocol == E2E else None,
+        single_step=single_step(scheduler, where) if protocol == E2E and target_input == ZEROS else None,
         x_left=task == NORMALS and draws_x_left(where, name, index, own, scheduler),
+        target_input=target_input,
     )
 
 
@@ -179,6 +185,20 @@ def _protocol(name: str, steps: int | None, scheduler: Mapping[str, Any]) -> str
     # Trailing without zero-SNR are the end-to-end fine-tunes, but also a diffusion network of the same authors.
     trailing = scheduler.get("timestep_spacing") == "trailing"
     return None if trailing and not scheduler.get("rescale_betas_zero_snr") else DIFFUSION
+
+
+def _target_input(where: str, protocol: str, own: Mapping[str, Any]) -> str:
+    said = own.get("target_input", ZEROS)
+    if said not in TARGET_INPUTS:
+        raise Unusable(
+            f"{where}: target_input={said!r} in marigold_ros.json: must be one of {', '.join(map(repr, TARGET_INPUTS))}"
+        )
+    if said != ZEROS and protocol != E2E:
+        raise Unusable(
+            f"{where}: target_input={said!r} in marigold_ros.json: is of end-to-end fine-tuned networks, this is "
+            f"{protocol}; take it out"
+        )
+    return said
 
 
 def _check_scheduler(where: str, protocol: str, scheduler: Mapping[str, Any]) -> None:

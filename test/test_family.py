@@ -96,6 +96,16 @@ def test_our_own_file_counts_more_than_the_name():
     assert kind_of("checkpoint /x", "my-normals", nameless, {"task": "depth"}, SCHEDULER).task == "depth"
 
 
+def test_a_network_that_was_trained_to_start_from_noise_has_no_step_from_zeros():
+    assert kind_of("checkpoint /x", "x", E2E, {"target_input": "zeros"}, SCHEDULER).single_step is not None
+    kind = kind_of("checkpoint /x", "x", E2E, {"target_input": "pyramid"}, SCHEDULER)
+    assert (kind.protocol, kind.steps, kind.target_input, kind.single_step) == ("e2e", 1, "pyramid", None)
+    with pytest.raises(Unusable, match=r"target_input='noise' in .*: must be one of 'zeros', 'gaussian', 'pyramid'"):
+        kind_of("checkpoint /x", "x", E2E, {"target_input": "noise"}, SCHEDULER)
+    with pytest.raises(Unusable, match=r"target_input='gaussian' in .*: is of end-to-end .*, this is diffusion"):
+        kind_of("checkpoint /x", "x", MANY, {"target_input": "gaussian"}, SCHEDULER)
+
+
 def test_a_distilled_network_needs_its_own_scheduler():
     with pytest.raises(Unusable, match="LCMScheduler"):
         kind_of("checkpoint /x", "x", MANY, {"protocol": "lcm"}, SCHEDULER)

@@ -11,8 +11,9 @@ from diffusers import DDIMScheduler, DDPMScheduler, LCMScheduler  # noqa: E402
 
 from marigold_ros.config import Unusable  # noqa: E402
 from marigold_ros.family import single_step  # noqa: E402
+from marigold_ros.noise import gaussian_noise, multi_resolution_noise  # noqa: E402
 from marigold_ros.sd2 import SCHEDULER  # noqa: E402
-from trainer.noise import Schedule, annealed_strength, gaussian_noise, multi_resolution_noise  # noqa: E402
+from trainer.noise import Schedule, annealed_strength  # noqa: E402
 
 ZERO_SNR = {**SCHEDULER, "rescale_betas_zero_snr": True}
 BOTH = pytest.mark.parametrize("config", [SCHEDULER, ZERO_SNR], ids=["trailing", "zero-snr"])

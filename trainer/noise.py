@@ -1,20 +1,17 @@
-"""The forward process and its inverse by the schedule of the diffusers library, and the two kinds of training noise."""
+"""The forward process and its inverse by the schedule of the diffusers library, and how strong training noise is."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
-from torch.nn import functional
 
 from marigold_ros.config import Unusable
-
-PYRAMID_STRENGTH = 0.9
-_PYRAMID_LEVELS = 10
+from marigold_ros.noise import PYRAMID_STRENGTH
 
 
 class Schedule:
@@ -96,35 +93,6 @@ class Schedule:
         return signal * self.denoised(z, v, t) + deviation * self.noise_of(z, v, t)
 
 
-def gaussian_noise(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Standard normal noise, float32, drawn on the CPU so that every device trains with the same."""
-    return torch.randn(tuple(shape), generator=generator)
-
-
 def annealed_strength(t: Tensor, train_steps: int = 1000, strength: float = PYRAMID_STRENGTH) -> Tensor:
     """(N,) strength of multi-resolution noise at timesteps `t` (N,), as published: the less noise, the finer."""
     return strength * t.cpu().float() / train_steps
-
-
-def multi_resolution_noise(shape: Sequence[int], strength: Tensor, generator: torch.Generator) -> Tensor:
-    """Pyramid noise of `shape` (N, C, h, w), float32 on the CPU, as Marigold trains with (arXiv 2312.02145).
-
-    Level i = 0..9 adds strength^i times noise of a smaller size, bilinearly enlarged; the size is divided by r^i with r
-    drawn anew from U(2, 4) at each level, so level 0 is a second field of full size with weight 1. The last level is
-    the first with a side of one pixel. strength: (N,), see `annealed_strength`.
-
-    As published, the sum is divided by the standard deviation of the whole tensor: of a batch with different strengths
-    the average variance is 1, not that of each sample, and a sample's noise depends on which others it comes with.
-    """
-    images, channels, *size = shape
-    weight = strength.cpu().float().view(-1, 1, 1, 1)
-    noise = gaussian_noise(shape, generator)
-    sides = list(size)
-    for level in range(_PYRAMID_LEVELS):
-        ratio = float(torch.rand(1, generator=generator)) * 2.0 + 2.0
-        sides = [max(1, int(side / ratio**level)) for side in sides]
-        coarse = gaussian_noise((images, channels, *sides), generator)
-        noise += functional.interpolate(coarse, size=tuple(size), mode="bilinear") * weight**level
-        if 1 in sides:
-            break
-    return noise / noise.std()

@@ -14,10 +14,11 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from marigold_ros.config import Unusable
+from marigold_ros.noise import PYRAMID_STRENGTH, multi_resolution_noise
 from trainer.data import Batch
 from trainer.losses import depth_loss, make_target
 from trainer.model import Model
-from trainer.noise import PYRAMID_STRENGTH, annealed_strength, multi_resolution_noise
+from trainer.noise import annealed_strength
 from trainer.objectives.base import FROZEN_TYPES, image_of
 from trainer.objectives.diffusion import targets
 from trainer.objectives.end_to_end import detail_loss

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from marigold_ros.config import Unusable
+from marigold_ros.noise import gaussian_noise
 from trainer.data import Batch
 from trainer.model import Model, frozen_copy
-from trainer.noise import gaussian_noise
 from trainer.objectives.base import Losses
 from trainer.objectives.diffusion import DiffusionObjective
 from trainer.published_losses import pseudo_huber

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from marigold_ros.noise import gaussian_noise, multi_resolution_noise
 from trainer.data import Batch
 from trainer.model import Model
-from trainer.noise import Schedule, annealed_strength, gaussian_noise, multi_resolution_noise
+from trainer.noise import Schedule, annealed_strength
 from trainer.objectives.base import Losses, Objective, image_of
 from trainer.published_losses import velocity_loss
 from trainer.recipe import Recipe, Stage

@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from marigold_ros.family import ZEROS
 from marigold_ros.network import SingleStepNetwork
+from marigold_ros.noise import target_noise
 from trainer.data import Batch
 from trainer.frozen import frozen_decoder
 from trainer.losses import Target, depth_loss, fit_scale_shift, gradient_loss, make_target, spread
 from trainer.model import Model
-from trainer.noise import PYRAMID_STRENGTH, Schedule, gaussian_noise, multi_resolution_noise
+from trainer.noise import Schedule
 from trainer.objectives.base import Losses, Objective, image_of
 from trainer.published_losses import affine_metres_loss, angular_loss, fit_affine, log_metric_loss
 from trainer.recipe import Recipe, Stage
@@ -40,26 +42,11 @@ class EndToEndObjective(Objective):
     def decoded(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """The decoded map (N, 1 or 3, H, W) of a batch's pictures, depth increasing with distance; not clamped."""
         network = self._network[0]
-        latent = self._denoised(network, self.encode(image_of(batch)), generator)
+        rgb_latent = self.encode(image_of(batch))
+        latent = denoised(network, self._schedule, rgb_latent, self.stage.objective.target_input, generator)
         if "decoder" in self.frozen:
             return self.frozen["decoder"](latent / network.latent_scale)
         return network.decode(latent)
-
-    def _denoised(self, network: SingleStepNetwork, rgb_latent: Tensor, generator: torch.Generator) -> Tensor:
-        kind = self.stage.objective.target_input
-        if kind == "zeros":
-            return network.predict(rgb_latent)
-        if kind == "gaussian":
-            noise = gaussian_noise(rgb_latent.shape, generator)
-        else:
-            noise = multi_resolution_noise(
-                rgb_latent.shape, torch.full((len(rgb_latent),), PYRAMID_STRENGTH), generator
-            )
-        noise = noise.to(rgb_latent)
-        timestep = network.timestep.expand(len(rgb_latent))
-        prompt = network.prompt.to(rgb_latent.dtype).expand(len(rgb_latent), -1, -1)
-        velocity = network.unet(torch.cat([rgb_latent, noise], dim=1), timestep, prompt, return_dict=False)[0]
-        return self._schedule.denoised(noise, velocity, timestep)
 
     def _loss(self, decoded: Tensor, batch: Batch) -> Losses:
         kind = self.stage.objective.loss
@@ -108,6 +95,21 @@ class EndToEndObjective(Objective):
         """The decoded maps."""
         decoded = self.decoded(batch, torch.Generator().manual_seed(0)).float()
         return decoded.expand(-1, 3, -1, -1)
+
+
+def denoised(
+    network: SingleStepNetwork, schedule: Schedule, rgb_latent: Tensor, target_input: str, generator: torch.Generator
+) -> Tensor:
+    """Scaled RGB latent (N, C, h, w) to the scaled, denoised target latent, from what `target_input` (see
+    `recipe.EndToEnd`) draws in its place from `generator`.
+    """
+    if target_input == ZEROS:
+        return network.predict(rgb_latent)
+    noise = target_noise(target_input, rgb_latent.shape, generator).to(rgb_latent)
+    timestep = network.timestep.expand(len(rgb_latent))
+    prompt = network.prompt.to(rgb_latent.dtype).expand(len(rgb_latent), -1, -1)
+    velocity = network.unet(torch.cat([rgb_latent, noise], dim=1), timestep, prompt, return_dict=False)[0]
+    return schedule.denoised(noise, velocity, timestep)
 
 
 def detail_loss(signed: Tensor, prior: Tensor, scales: int) -> Tensor:
