@@ -20,6 +20,7 @@ from marigold_ros.config import LARGEST_SIDE_PX, Unusable, one_line
 from marigold_ros.family import (
     DEPTH,
     NORMALS,
+    ZEROS,
     Kind,
     SingleStep,
     check_channels,
@@ -133,6 +134,8 @@ def describe(folder: Path) -> CheckpointInfo:
     check_channels(where, kind, unet, _latent_channels(where, vae))
     # Our own file is not among the weights, but may say what they are.
     said = f"{check_files(folder)} {kind}{' x left' if kind.x_left else ''}"
+    if kind.target_input != ZEROS:
+        said += f" from {kind.target_input}"
     digest = hashlib.sha256(said.encode()).hexdigest()
     space, disparity = _space(where, index, own) if kind.task == DEPTH else ("", False)
     multiple = _multiple(folder, (unet, vae))
@@ -237,6 +240,12 @@ def require_single_step(info: CheckpointInfo, task: str = DEPTH) -> SingleStep:
         raise Unusable(
             f"checkpoint {info.name!r}: gives {' and '.join(info.kind.targets)}, not {task}; {beside}"
             f"'ros2 run marigold_ros estimate --checkpoint {shlex.quote(str(info.folder))}' can run it"
+        )
+    if info.kind.target_input != ZEROS:
+        raise Unusable(
+            f"checkpoint {info.name!r}: was trained with target_input={info.kind.target_input!r}, but node and export "
+            "have zeros only; train it again with target_input='zeros', or run it with 'python -m trainer evaluate' "
+            "or 'ros2 run marigold_ros estimate'"
         )
     if info.kind.single_step is None:
         raise Unusable(

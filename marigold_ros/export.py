@@ -21,9 +21,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from marigold_ros.checkpoints import CheckpointInfo, describe, find_checkpoint, with_tiny_vae
+from marigold_ros.checkpoints import CheckpointInfo, describe, find_checkpoint, require_single_step, with_tiny_vae
 from marigold_ros.config import SIZE_STEP_PX, ModelConfig, Unusable
-from marigold_ros.family import NORMALS
+from marigold_ros.family import DEPTH, NORMALS
 from marigold_ros.files import locked, sha256_of, written_beside
 from marigold_ros.nvidia_driver import install_command
 from marigold_ros.onnx_export import export_onnx, export_parts
@@ -191,6 +191,7 @@ def _run(arguments: argparse.Namespace) -> int:
     tensorrt = arguments.engine == "tensorrt"
     _check_options(arguments, tensorrt)
     info = describe(find_checkpoint(arguments.checkpoint, download=True))
+    require_single_step(info, NORMALS if info.kind.task == NORMALS else DEPTH)
     info = with_tiny_vae(info, arguments.vae, arguments.tiny_vae, download=True)
     if tensorrt:
         return _run_tensorrt(info, arguments, cache)

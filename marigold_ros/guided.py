@@ -173,9 +173,10 @@ def _check(info: CheckpointInfo, settings: Settings) -> None:
             "a depth checkpoint"
         )
     if info.kind.protocol == E2E:
+        fit = ", or let the node fit this one to the anchors" if info.kind.single_step is not None else ""
         raise Unusable(
-            f"{where}: takes one step from zeros, so there is no noise that anchors could guide; give one of several "
-            "steps, such as 'prs-eth/marigold-depth-v1-0', or let the node fit this one to the anchors"
+            f"{where}: takes one step from {info.kind.target_input}, in which anchors could guide nothing; give one of "
+            f"several steps, such as 'prs-eth/marigold-depth-v1-0'{fit}"
         )
     if info.kind.protocol == LCM:
         raise Unusable(

@@ -28,7 +28,8 @@ from marigold_ros.canonical import check_focal, focal_after_resize
 from marigold_ros.checkpoints import CheckpointInfo, load_modules, load_tiny, read_json
 from marigold_ros.config import Unusable, one_line
 from marigold_ros.ensemble import ensemble_depth
-from marigold_ros.family import DEPTH, DIFFUSION, E2E, INTRINSICS, LCM, NORMALS
+from marigold_ros.family import DEPTH, DIFFUSION, E2E, INTRINSICS, LCM, NORMALS, ZEROS
+from marigold_ros.noise import target_noise
 from marigold_ros.normals_frame import optical_factors
 
 _LARGEST_SIDE_PX = 8192
@@ -202,10 +203,8 @@ class MultiStep:
         if not 0 <= settings.seed < 2**63:
             raise Unusable(f"seed={settings.seed}: must lie between 0 and {2**63 - 1}")
         if kind.protocol == E2E and (self.steps > 1 or settings.ensemble > 1):
-            raise Unusable(
-                f"{where}: is deterministic and has one step; steps={self.steps} and ensemble={settings.ensemble} "
-                "mean nothing to it"
-            )
+            what = "is deterministic and has one step" if kind.target_input == ZEROS else "has one step and one member"
+            raise Unusable(f"{where}: {what}; steps={self.steps} and ensemble={settings.ensemble} mean nothing to it")
         if settings.ensemble > 1 and importlib.util.find_spec("scipy") is None:
             raise Unusable(f"ensemble={settings.ensemble}: diffusers wants scipy for it; pip install scipy")
         if settings.spacing not in ("", "leading", "trailing"):
@@ -248,14 +247,19 @@ class MultiStep:
         return DDIMScheduler.from_config(config, timestep_spacing=spacing or config["timestep_spacing"])
 
     def _start(self, image: torch.Tensor, resolution: int | None) -> dict[str, Any]:
-        """Zeros for an end-to-end fine-tuned network, else noise from the seed."""
+        """What an end-to-end fine-tuned network was trained to start from, else noise from the seed.
+
+        What is drawn for the former comes from the seed anew for each image, and on the CPU: the same on every device.
+        """
         pipe = self.pipeline
         if self.info.kind.protocol != E2E:
             return {"generator": torch.Generator(pipe.device).manual_seed(self.settings.seed)}
         padded, _ = self._padded(image, resolution)
         rows, columns = (pixels // pipe.vae_scale_factor for pixels in padded.shape[2:])
         channels = pipe.unet.config.out_channels
-        return {"latents": torch.zeros(1, channels, rows, columns, device=pipe.device, dtype=pipe.dtype)}
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        start = target_noise(self.info.kind.target_input, (1, channels, rows, columns), generator)
+        return {"latents": start.to(device=pipe.device, dtype=pipe.dtype)}
 
     def _named(self, values: np.ndarray, uncertainty: np.ndarray | None) -> dict[str, Prediction]:
         values = values.astype(np.float32)

@@ -10,10 +10,12 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-from marigold_ros import places  # noqa: E402
+from marigold_ros import export, places  # noqa: E402
 from marigold_ros.canonical import MetricScale  # noqa: E402
 from marigold_ros.checkpoints import describe, find_checkpoint, load_network, seal  # noqa: E402
-from marigold_ros.config import Unusable  # noqa: E402
+from marigold_ros.config import ModelConfig, Unusable  # noqa: E402
+from marigold_ros.counting import meta_network  # noqa: E402
+from marigold_ros.estimator import load_estimator  # noqa: E402
 from small_checkpoint import edit_json as edit  # noqa: E402
 from small_checkpoint import make_metric, write_small_checkpoint  # noqa: E402
 
@@ -200,6 +202,22 @@ def test_digest_follows_what_our_own_file_says_the_weights_are(folder):
     depth = describe(folder).digest
     edit(folder / "marigold_ros.json", task="normals")
     assert len({before, depth, describe(folder).digest}) == 3
+
+
+def test_what_starts_from_noise_is_refused_by_all_that_has_zeros_only(folder, capsys):
+    before = describe(folder).digest
+    edit(folder / "marigold_ros.json", target_input="gaussian")
+    assert describe(folder).digest != before
+    words = r"was trained with target_input='gaussian', but node and export have zeros only; train it again"
+    with pytest.raises(Unusable, match=words):
+        load_network(describe(folder))
+    with pytest.raises(Unusable, match=words):
+        load_estimator(ModelConfig(checkpoint=str(folder)))
+    with pytest.raises(Unusable, match=words):
+        meta_network(describe(folder))
+    (folder / "model.onnx").write_bytes(b"of a network that starts from zeros")
+    assert export.main(["--checkpoint", str(folder)]) == 1
+    assert "have zeros only" in capsys.readouterr().err
 
 
 def test_a_metric_checkpoint_says_what_its_answer_is_in_metres(folder):

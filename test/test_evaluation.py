@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,7 +33,7 @@ from published_layouts import (
     write_png16,
     write_scannet,
 )
-from small_checkpoint import make_metric, write_small_checkpoint
+from small_checkpoint import edit_json, make_metric, write_small_checkpoint
 from trainer.__main__ import main
 from trainer.evaluation import run as evaluation
 from trainer.evaluation.command import _parser
@@ -773,6 +774,21 @@ def test_several_steps_and_members_run_on_diffusers_pipeline(tmp_path):
     assert predictor(rgb, 0, 1).working_size == (104, 64)
     with pytest.raises(Unusable, match=r"--engine openvino: runs the one step .* 2 steps and 2 members"):
         load_predictor(info, How(engine="openvino", steps=2, ensemble=2))
+
+
+def test_a_checkpoint_that_was_trained_to_start_from_noise_is_evaluated_so(tmp_path, small, capsys):
+    folder = Path(shutil.copytree(small, tmp_path / "noisy"))
+    edit_json(folder / "marigold_ros.json", target_input="gaussian")
+    rooms(tmp_path)
+    arguments = ["evaluate", "--on", "scannet", "--data", str(tmp_path), "--limit", "2", "--checkpoint"]
+    found = []
+    for checkpoint, out in ((folder, "noisy"), (folder, "again"), (small, "zeros")):
+        assert main([*arguments, str(checkpoint), "--out", str(tmp_path / "out" / out)]) == 0
+        assert (", from gaussian noise; weights" in capsys.readouterr().out) == (checkpoint == folder)
+        found.append(results(tmp_path / "out" / out, "scannet")["measures"])
+    assert found[0] == found[1] != found[2]
+    with pytest.raises(Unusable, match=r"--engine openvino: runs the one step from zeros .* from gaussian noise"):
+        load_predictor(describe(folder), How(engine="openvino"))
 
 
 def test_intrinsic_images_of_a_checkpoint(tmp_path):

@@ -14,6 +14,7 @@ from marigold_ros.checkpoints import describe, load_network  # noqa: E402
 from marigold_ros.config import Unusable  # noqa: E402
 from marigold_ros.multistep import MultiStep, Settings  # noqa: E402
 from marigold_ros.network import answer  # noqa: E402
+from marigold_ros.noise import target_noise  # noqa: E402
 
 ROWS = {row.name: row for row in FAMILY}
 QUICK = Settings(resolution=64)
@@ -99,6 +100,29 @@ def test_the_seed_decides(family, rgb):
     )
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).max() > 1e-4
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "pyramid"])
+def test_a_network_trained_to_start_from_noise_starts_from_the_seeds(family, rgb, tmp_path, kind):
+    """By hand: x0 = sqrt(abar) z - sqrt(1 - abar) v at the last timestep, as it was trained."""
+    zeros = family("marigold-e2e-ft-depth")
+    folder = write_family_checkpoint(tmp_path, ROWS["marigold-e2e-ft-depth"])
+    (folder / "marigold_ros.json").write_text(json.dumps({"target_input": kind}))
+    network = MultiStep(describe(folder), Settings(resolution=-1, seed=7))
+    found = network(rgb)["depth"].values
+    np.testing.assert_array_equal(found, network(rgb)["depth"].values)  # anew for each image
+    with torch.inference_mode():
+        own = load_network(zeros)
+        latent = own.encode(torch.from_numpy(rgb).permute(2, 0, 1)[None].float() / 127.5 - 1.0)
+        z = target_noise(kind, latent.shape, torch.Generator().manual_seed(7))
+        v = own.unet(torch.cat([latent, z], dim=1), 999, own.prompt).sample
+        expected = answer(own.decode(0.068265 * z - 0.997667 * v))[0].numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert np.abs(found - MultiStep(zeros, Settings(resolution=-1))(rgb)["depth"].values).max() > 1e-3
+    other = MultiStep(describe(folder), Settings(resolution=-1, seed=8))
+    assert np.abs(found - other(rgb)["depth"].values).max() > 1e-3
+    with pytest.raises(Unusable, match="has one step and one member; steps=1 and ensemble=3 mean nothing"):
+        MultiStep(describe(folder), Settings(ensemble=3))
 
 
 def test_both_timestep_spacings_of_the_first_release(family, rgb):

@@ -1,7 +1,7 @@
 """What is evaluated: a checkpoint on the estimator and engine that the robot runs, or on diffusers' pipelines.
 
-An end-to-end fine-tuned network in its one step runs on `marigold_ros.estimator`, everything else (several steps,
-ensembles, networks that start from noise, intrinsic images) on `marigold_ros.multistep`.
+An end-to-end fine-tuned network in its one step from zeros runs on `marigold_ros.estimator`, everything else (several
+steps, ensembles, networks that start from noise, intrinsic images) on `marigold_ros.multistep`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from marigold_ros.checkpoints import CheckpointInfo
 from marigold_ros.config import SIZE_STEP_PX, ModelConfig, Unusable
 from marigold_ros.estimator import Estimator, load_estimator, load_normals_estimator
-from marigold_ros.family import DEPTH, NORMALS
+from marigold_ros.family import DEPTH, NORMALS, ZEROS
 
 # diffusers takes multiples of the VAE's reduction.
 _PIPELINE_STEP_PX = 8
@@ -95,10 +95,12 @@ def load_predictor(info: CheckpointInfo, how: How) -> Predictor:
     if on_estimator(info, how):
         return EstimatorPredictor(info, how)
     if how.engine not in ("auto", "torch"):
+        what = f"is to take {how.steps or info.kind.steps} steps and {how.ensemble} members"
+        if info.kind.target_input != ZEROS:
+            what = f"starts from {info.kind.target_input} noise"
         raise Unusable(
-            f"--engine {how.engine}: runs the one step of end-to-end fine-tuned networks only, and checkpoint "
-            f"{info.name!r} is to take {how.steps or info.kind.steps} steps and {how.ensemble} members; give "
-            "--engine torch"
+            f"--engine {how.engine}: runs the one step from zeros of end-to-end fine-tuned networks only, and "
+            f"checkpoint {info.name!r} {what}; give --engine torch"
         )
     return PipelinePredictor(info, how)
 
@@ -191,7 +193,8 @@ class PipelinePredictor:
         settings = Settings(steps=how.steps, ensemble=how.ensemble, spacing=how.spacing, batch=how.batch)
         self._network = MultiStep(info, settings, device)
         name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
-        self.description = f"diffusers' pipeline, torch {torch.__version__}, float32, {name}"
+        start = "" if info.kind.target_input == ZEROS else f", from {info.kind.target_input} noise"
+        self.description = f"diffusers' pipeline, torch {torch.__version__}, float32, {name}{start}"
 
     def __call__(self, rgb: np.ndarray, resolution: int, seed: int, focal_px: float | None = None) -> Prediction:
         """See `Predictor`."""
