@@ -147,6 +147,29 @@ def test_validation_says_what_the_checkpoint_will_be_measured_at(name, measured,
         assert found[measure] == pytest.approx(value, rel=2e-3, abs=2e-3), measure
 
 
+@pytest.mark.parametrize("kind", ["gaussian", "pyramid", "zeros"])
+def test_validation_starts_from_what_the_network_is_trained_to_start_from_and_the_checkpoint_says_it(
+    kind, tmp_path, start
+):
+    for seed, split in enumerate(("train", "train", "held_out", "held_out")):
+        # As wide as high, like the working size: here nothing resizes.
+        write_sample(tmp_path / "hypersim" / split, scene(seed, (64, 64)))
+    recipe = recipe_of("e2e-depth", start)
+    (stage,) = recipe.stages
+    stage = replace(stage, objective=replace(stage.objective, target_input=kind))
+    source = replace(recipe.data[0], weight=1.0, valid_m=(0.0, float("inf")))
+    assert train(replace(recipe, data=(source,), stages=(stage,)), tmp_path / "run", tmp_path)
+    own = json.loads((tmp_path / "run" / "checkpoint" / "marigold_ros.json").read_text())
+    assert own.get("target_input", "zeros") == kind
+    assert ("target_input" in own) == (kind != "zeros")
+    ((_, found),) = validated(tmp_path / "run")
+    for measure, value in of_pipeline(tmp_path / "run" / "checkpoint", tmp_path).items():
+        assert found[measure] == pytest.approx(value, rel=2e-3, abs=2e-3), measure
+    if kind != "zeros":
+        with pytest.raises(Unusable, match=f"trained with target_input='{kind}', and package is for networks that"):
+            card.package_run(tmp_path / "run", tmp_path / "packaged", None, None, onnx=False)
+
+
 def test_a_vae_by_itself_is_measured_by_what_comes_back(tmp_path, data):
     recipe = recipe_of("nano", "", steps=4)
     assert train(replace(recipe, stages=recipe.stages[:1], validate_steps=2), tmp_path, data)

@@ -12,14 +12,14 @@ import yaml
 
 from marigold_ros.checkpoints import describe
 from marigold_ros.config import Unusable
-from marigold_ros.family import E2E
+from marigold_ros.family import E2E, ZEROS
 from trainer.assembly import model_in, protocol_of
 from trainer.facts import read_facts
 from trainer.frames import as_json, evaluate, real_frames, table
 from trainer.loop import CHECKPOINT
 from trainer.model import Model
 from trainer.package import replace_folder, write_member
-from trainer.recipe import Recipe, Stage
+from trainer.recipe import Recipe, Stage, target_input_of
 from trainer.recipe_files import plain
 from trainer.report import LOG_FILE
 from trainer.results import member_of
@@ -55,6 +55,11 @@ def package_run(run: Path, out: Path, scenes: Path | None, notes: Path | None, o
     stage = recipe.stages[-1]
     if recipe.task != "depth" or protocol_of(stage) != E2E:
         raise Unusable(f"run {run}: package is for single-step depth networks; use {run / CHECKPOINT} as it is")
+    if target_input_of(stage) != ZEROS:
+        raise Unusable(
+            f"run {run}: was trained with target_input={target_input_of(stage)!r}, and package is for networks that "
+            f"start from zeros, as on the robot; measure {run / CHECKPOINT} with 'python -m trainer evaluate'"
+        )
     model = model_in(run / CHECKPOINT, recipe, stage)
     ending = "" if notes is None else "\n" + _read(notes)
     staging = out.with_name(f".{out.name}.staging")

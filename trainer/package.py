@@ -30,7 +30,7 @@ from marigold_ros.checkpoints import (
     seal,
 )
 from marigold_ros.config import Unusable, one_line
-from marigold_ros.family import DIFFUSION, E2E, LCM
+from marigold_ros.family import DIFFUSION, E2E, LCM, TARGET_INPUTS, ZEROS
 from marigold_ros.files import flush
 from marigold_ros.metric import SPACES
 from marigold_ros.normals_frame import FIELD, RIGHT
@@ -51,6 +51,7 @@ class Member:
     that the training started from, see `architecture.build_scheduler`. steps: denoising steps, 0 for the published
     ones. source: a folder whose text encoder and tokenizer are copied, if it has them. metric: of depth in metres.
     tiny_vae: a VAE of TAESD's kind, trained to do the work of `vae`, which it does wherever the checkpoint runs.
+    target_input: what the one step of protocol 'e2e' starts from, one of `family.TARGET_INPUTS`.
     """
 
     unet: UNet2DConditionModel
@@ -65,9 +66,11 @@ class Member:
     source: Path | None = None
     metric: MetricScale | None = None
     tiny_vae: AutoencoderTiny | None = None
+    target_input: str = ZEROS
 
     def __post_init__(self) -> None:
-        for name, known in (("task", PIPELINES), ("protocol", (E2E, DIFFUSION, LCM)), ("space", SPACES)):
+        allowed = {"task": PIPELINES, "protocol": (E2E, DIFFUSION, LCM), "space": SPACES, "target_input": TARGET_INPUTS}
+        for name, known in allowed.items():
             if getattr(self, name) not in known:
                 raise Unusable(f"{name} {getattr(self, name)!r}: must be one of {', '.join(map(repr, known))}")
         if self.metric is not None and (self.task, self.space) != ("depth", "log_depth"):
@@ -200,6 +203,8 @@ def _own(name: str, member: Member) -> dict[str, Any]:
         facts[FIELD] = RIGHT
     if member.tiny_vae is not None:
         facts[TINY_VAE_FIELD] = True
+    if member.target_input != ZEROS:
+        facts["target_input"] = member.target_input
     facts |= {"width": member.size[0], "height": member.size[1]}
     return facts if member.metric is None else {**facts, "metric": asdict(member.metric)}
 

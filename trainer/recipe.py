@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from marigold_ros.canonical import MetricScale
 from marigold_ros.config import Unusable
+from marigold_ros.family import TARGET_INPUTS, ZEROS
 from marigold_ros.metric import SPACES
 
 _MOST_SEEDS = 2**20
@@ -198,7 +199,7 @@ class EndToEnd:
     """One step from the last timestep, decoded, against the truth (E2E-FT).
 
     target_input: what stands for the noisy target, 'zeros', or 'gaussian' or 'pyramid' noise for the published ablation
-    (whatever runs the result starts from zeros).
+    (validation, `evaluate` and `estimate` start from the same; the node and `export` refuse the result).
     loss: 'affine_metres' and 'angular' as published; 'relative' in the checkpoint's space; 'log_metric'.
     prior: weight of keeping the details that the samples' map `prior` has (relative loss only).
     """
@@ -206,13 +207,13 @@ class EndToEnd:
     KIND = "end_to_end"
 
     loss: str = "affine_metres"
-    target_input: str = "zeros"
+    target_input: str = ZEROS
     relative: RelativeLoss = RelativeLoss()
     prior: float = 0.0
 
     def __post_init__(self) -> None:
         one_of("objective.loss", self.loss, ("affine_metres", "angular", "relative", "log_metric"))
-        one_of("objective.target_input", self.target_input, ("zeros", "gaussian", "pyramid"))
+        one_of("objective.target_input", self.target_input, TARGET_INPUTS)
         if self.prior and self.loss != "relative":
             raise Unusable(f"objective.prior={self.prior}: is for loss 'relative', not {self.loss!r}")
 
@@ -305,6 +306,11 @@ class Stage:
     def passes(self) -> int:
         """Micro-batches per step, of all processes together."""
         return self.batch // self.micro_batch
+
+
+def target_input_of(stage: Stage) -> str:
+    """What the one step of the network that `stage` leaves starts from; of those of several steps it means nothing."""
+    return getattr(stage.objective, "target_input", ZEROS)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import yaml
 from trainer.assembly import protocol_of
 from trainer.model import Model
 from trainer.package import Member, write_member
-from trainer.recipe import LAST, Recipe, Stage
+from trainer.recipe import LAST, Recipe, Stage, target_input_of
 from trainer.recipe_files import plain
 from trainer.states import Place
 
@@ -54,6 +54,7 @@ def member_of(model: Model, recipe: Recipe, stage: Stage) -> Member:
         source=model.source,
         metric=recipe.metric,
         tiny_vae=model.tiny,
+        target_input=target_input_of(stage),
     )
 
 

@@ -17,13 +17,15 @@ from marigold_ros.checkpoints import CheckpointInfo
 from marigold_ros.config import Unusable
 from marigold_ros.estimator import Estimator, NormalsEstimator
 from marigold_ros.family import E2E, Kind
-from marigold_ros.network import SingleStepNetwork
+from marigold_ros.network import answer, normalised
 from marigold_ros.normals_frame import optical_factors
 from trainer.architecture import build_scheduler
 from trainer.assembly import protocol_of
 from trainer.model import Model
 from trainer.model_index import STEPS, model_index
-from trainer.recipe import Recipe, Stage
+from trainer.noise import Schedule
+from trainer.objectives.end_to_end import denoised
+from trainer.recipe import Recipe, Stage, target_input_of
 from trainer.samples import Sample
 from trainer.targets import TARGET_NAMES
 
@@ -35,20 +37,21 @@ Shipped = Callable[[Sample, int], dict[str, np.ndarray]]
 
 def shipped(model: Model, recipe: Recipe, stage: Stage) -> Shipped:
     """`model`, at the working size and with the steps that its checkpoint will ask for, on the device it lies on."""
-    return OneStep(model, recipe) if protocol_of(stage) == E2E else FromNoise(model, stage)
+    return OneStep(model, recipe, stage) if protocol_of(stage) == E2E else FromNoise(model, stage)
 
 
 class OneStep:
-    """A single-step network on the robot's estimator."""
+    """A single-step network on the robot's estimator, from zeros or, for the ablation, from noise."""
 
-    def __init__(self, model: Model, recipe: Recipe) -> None:
+    def __init__(self, model: Model, recipe: Recipe, stage: Stage) -> None:
         self._model, self._metric = model, recipe.metric
         kind = NormalsEstimator if model.task == "normals" else Estimator
-        engine = _Engine(model.network().to(model.prompt.device))
-        self._estimator: Estimator = kind(_info(model, recipe), engine, "", *model.size, fixed=False)
+        self._engine = _Engine(model, target_input_of(stage))
+        self._estimator: Estimator = kind(_info(model, recipe), self._engine, "", *model.size, fixed=False)
 
     def __call__(self, sample: Sample, seed: int) -> dict[str, np.ndarray]:
-        """See `Shipped`; the seed means nothing to a network without noise."""
+        """See `Shipped`; the seed means nothing to a network that starts from zeros."""
+        self._engine.seed = seed
         if self._metric is not None:
             if sample.k is None:
                 raise Unusable(f"sample {sample.name}: does not know its camera, which metric depth needs")
@@ -57,18 +60,27 @@ class OneStep:
 
 
 class _Engine:
-    """The module itself as an engine of the estimator: float32, at any size."""
+    """The module itself as an engine of the estimator: float32, at any size.
+
+    seed: of the noise that a network with another `target_input` than zeros starts from.
+    """
 
     description = NAME
     any_size = True
+    seed = 0
 
-    def __init__(self, network: SingleStepNetwork) -> None:
-        self._network = network
+    def __init__(self, model: Model, target_input: str) -> None:
+        self._network = model.network().to(model.prompt.device)
+        self._schedule = Schedule(model.scheduler, model.prompt.device)
+        self._target_input = target_input
 
     def __call__(self, rgb: np.ndarray) -> np.ndarray:
         """See `estimator.Engine`."""
-        picture = torch.from_numpy(rgb)[None].to(self._network.timestep.device)
-        return self._network(picture)[0].float().cpu().numpy()
+        network, generator = self._network, torch.Generator().manual_seed(self.seed)
+        picture = torch.from_numpy(rgb)[None].to(network.timestep.device)
+        rgb_latent = network.encode(normalised(picture, network.unet.dtype))
+        latent = denoised(network, self._schedule, rgb_latent, self._target_input, generator)
+        return answer(network.decode(latent))[0].float().cpu().numpy()
 
     def close(self) -> None:
         """Nothing is held."""
