@@ -51,6 +51,7 @@ CORE = {
     "roofline": set(),
     "timing": {"numpy"},
     "family": set(),
+    "noise": {"torch"},
     "normals_frame": set(),
     "files": set(),
     "parts": set(),
