@@ -287,7 +287,7 @@ def _open(
         return _open_tensorrt(info, config, size)
     if name == "openvino":
         return _open_openvino(info, config, export, size)
-    return _open_torch(info, config)
+    return _open_torch(info, config, size)
 
 
 def _preferred() -> Iterator[str]:
@@ -344,12 +344,13 @@ def _open_tensorrt(info: CheckpointInfo, config: ModelConfig, size: tuple[int, i
     return engine, f"; {found}"
 
 
-def _open_torch(info: CheckpointInfo, config: ModelConfig) -> tuple[Engine, str]:
+def _open_torch(info: CheckpointInfo, config: ModelConfig, size: tuple[int, int]) -> tuple[Engine, str]:
     with _loading("torch", "torch"):
         from marigold_ros.engines.torch_engine import TorchEngine
 
     engine = TorchEngine(info, config.threads)
-    if engine.identity is None:
+    # Who runs a smaller size than the checkpoint's own may have no memory for the check, which is made at that.
+    if engine.identity is None or size[0] * size[1] < info.width * info.height:
         return engine, ""
     # In float16, on a GPU, it is not the reference, whose answers lie beside networks that are exported.
     cache = cache_folder(config.cache_dir)
@@ -382,14 +383,17 @@ def _open_openvino(
 
 
 def _accepted(engine: Engine, identity: str, network: Path, cache: Path, instead: str) -> Verdict:
-    """The self-check's verdict; raises `Unusable` where it has not passed, and the engine is closed."""
-    found = kept_verdict(engine, identity, network, cache)
-    if not found.passed:
+    """The self-check's verdict; where it has not passed or cannot be made, closes the engine and raises `Unusable`."""
+    try:
+        found = kept_verdict(engine, identity, network, cache)
+        if not found.passed:
+            raise Unusable(
+                f"{identity}: {found}; at most {found.mean_limit} and {found.worst_limit} are allowed; set "
+                f"model.engine to {instead!r}, and run 'ros2 run marigold_ros doctor'"
+            )
+    except BaseException:
         engine.close()
-        raise Unusable(
-            f"{identity}: {found}; at most {found.mean_limit} and {found.worst_limit} are allowed; set "
-            f"model.engine to {instead!r}, and run 'ros2 run marigold_ros doctor'"
-        )
+        raise
     return found
 
 

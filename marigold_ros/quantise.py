@@ -86,7 +86,7 @@ def too_fine(graph: onnx.GraphProto) -> list[str]:
             continue
         values = np.abs(onnx.numpy_helper.to_array(weights[node.input[1]])).astype(np.float32)
         transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
-        axis = 0 if node.op_type == "Conv" or transposed else values.ndim - 1
+        axis = 0 if node.op_type == "Conv" or transposed else 1  # as the quantiser takes channels
         largest = values.max(axis=tuple(other for other in range(values.ndim) if other != axis))
         if np.any((largest > 0) & (largest < least)):
             found.append(node.name)

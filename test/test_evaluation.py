@@ -679,7 +679,7 @@ def test_metres_are_compared_near_the_canonical_focal_length_unless_the_protocol
     text = capsys.readouterr().out
     # 0.72 of it, by multiples of 32.
     assert "working size 96x64 for 130x100 (protocol: the image's own size, not used: it ran at" in text
-    assert "the checkpoint's own, as on the robot, which brings focal lengths near its canonical one" in text
+    assert "the checkpoint's own, as on the robot, near its canonical focal length" in text
     assert results(tmp_path / "robot", "scannet")["working_sizes"] == {"130x100": "96x64"}
     assert main([*arguments, "--out", str(tmp_path / "protocol"), "--size", "protocol"]) == 0
     text = capsys.readouterr().out

@@ -134,20 +134,24 @@ def test_the_study_reports_accuracy_and_time(quantised, small_parts, monkeypatch
     assert [row[0] for row in rows[-3:]] == ["| encode", "| step", "| decode"]
 
 
-def test_layers_with_channels_too_fine_for_float16_scales_stay_as_they_are(tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "options", "axis"), [("Conv", {}, 0), ("MatMul", {}, 1), ("Gemm", {}, 1), ("Gemm", {"transB": 1}, 0)]
+)
+def test_layers_with_channels_too_fine_for_float16_scales_stay_as_they_are(tmp_path, kind, options, axis):
     """The quantiser would make zeros of such a channel."""
     half = onnx.TensorProto.FLOAT16
-    coarse = np.full((64, 64, 1, 1), 0.5, np.float16)
+    shape, sides = (1, 64) if kind != "Conv" else (1, 64, 4, 4), (64, 64) if kind != "Conv" else (64, 64, 1, 1)
+    coarse = np.full(sides, 0.5, np.float16)
     fine = coarse.copy()
-    fine[1] = 0.005
+    np.moveaxis(fine, axis, 0)[1] = 0.005
     graph = onnx.helper.make_graph(
         [
-            onnx.helper.make_node("Conv", ["x", "coarse_weights"], ["y"], name="coarse"),
-            onnx.helper.make_node("Conv", ["y", "fine_weights"], ["z"], name="fine"),
+            onnx.helper.make_node(kind, ["x", "coarse_weights"], ["y"], name="coarse", **options),
+            onnx.helper.make_node(kind, ["y", "fine_weights"], ["z"], name="fine", **options),
         ],
         "two layers",
-        [onnx.helper.make_tensor_value_info("x", half, (1, 64, 4, 4))],
-        [onnx.helper.make_tensor_value_info("z", half, (1, 64, 4, 4))],
+        [onnx.helper.make_tensor_value_info("x", half, shape)],
+        [onnx.helper.make_tensor_value_info("z", half, shape)],
         [
             onnx.numpy_helper.from_array(coarse, "coarse_weights"),
             onnx.numpy_helper.from_array(fine, "fine_weights"),
@@ -156,7 +160,7 @@ def test_layers_with_channels_too_fine_for_float16_scales_stay_as_they_are(tmp_p
     assert too_fine(graph) == ["fine"]
     path = tmp_path / "two.onnx"
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10), path)
-    data = np.random.default_rng(0).uniform(0, 1, (1, 64, 4, 4)).astype(np.float16)
+    data = np.random.default_rng(0).uniform(0, 1, shape).astype(np.float16)
     (before,) = answers(path, [data])
     quantise(path, [data])
     (after,) = answers(path, [data])

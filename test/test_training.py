@@ -405,18 +405,21 @@ def test_without_room_for_tensorboard_a_run_goes_on(tmp_path, data, start, runs,
     assert_same_training(runs("marigold-depth"), tmp_path / "run")
 
 
-def test_a_run_goes_on_with_its_own_samples_only(tmp_path, data, start):
+def test_a_run_goes_on_with_its_own_samples_only(tmp_path, data, start, capsys):
     """Others would come in another order, and its best would be the best of other samples."""
     own = shutil.copytree(data, tmp_path / "data")
     recipe = small_recipe("marigold-depth", start, steps=2)
     assert not train(recipe, tmp_path / "run", own, stop_after=1)
     held_out = own / "hypersim" / "held_out" / "camera"
     added = shutil.copy(next(held_out.glob("*.json")), held_out / "added.json")
-    words = r"samples hypersim/held_out: run .* was begun with 2, and now there are 3; bring back"
+    words = r"it was begun with 2 samples in hypersim/held_out, and now there are 3; .*, bring back those of before"
     with pytest.raises(Unusable, match=words):
         train(recipe, tmp_path / "run", own)
     Path(added).unlink()
     assert train(recipe, tmp_path / "run", own)
+    shutil.copy(next(held_out.glob("*.json")), held_out / "added.json")
+    assert train(recipe, tmp_path / "run", own)
+    assert "run has ended: it was begun with 2 samples" in capsys.readouterr().err
     # Nothing is left to train on them.
     shutil.rmtree(own)
     assert train(recipe, tmp_path / "run", own)

@@ -44,6 +44,8 @@ CHECKPOINT = "checkpoint"
 _PICTURES = 4
 # What leaves no process with all the weights.
 _SHARDING = ("FSDP", "DEEPSPEED")
+# `Place.mirrored` follows about so many of the logged steps.
+_MIRRORED_LOGS = 5
 _MIRRORED = (
     "warning: this network draws near as far, which the published loss does not mind and no node can use; start from "
     "one that knows it (prs-eth/marigold-depth-v1-1), train with another seed, or with objective.loss: relative"
@@ -117,7 +119,7 @@ class StageRun:
         adam = optimiser_of(self.objective, self.stage.optimiser)
         accelerator.gradient_accumulation_steps = self.stage.passes // accelerator.num_processes
         self._sharded = accelerator.distributed_type in _SHARDING
-        self._mirrored = 0.0  # share of the pictures that were last drawn the wrong way round
+        self._save_is_owed = False
         if accelerator.distributed_type == "DEEPSPEED":
             config = accelerator.state.deepspeed_plugin.deepspeed_config
             config["train_micro_batch_size_per_gpu"] = self.stage.micro_batch
@@ -156,16 +158,17 @@ class StageRun:
                 report.advance()
                 if report.is_due:
                     means = self._mean(losses)
-                    self._mirrored = means.get("mirrored", 0.0)
+                    place.mirrored += (means.get("mirrored", 0.0) - place.mirrored) / _MIRRORED_LOGS
                     report.numbers(means, self.adam.param_groups[0]["lr"], norm)
                 stopped = self._stopped(stop) or place.step == last
                 best = not stopped and self._validate(report, stop)
                 # It was told to stop while it validated.
                 stopped = stopped or self._is_to_be_validated
                 # Steps that cannot be taken may mean that the weights are ruined: the states of before stay.
-                due = place.step % self.recipe.save_steps == 0 and not place.bad_in_a_row
-                if stopped or best or due:
+                self._save_is_owed |= place.step % self.recipe.save_steps == 0
+                if stopped or best or (self._save_is_owed and not place.bad_in_a_row):
                     self.states.save(accelerator, place)
+                    self._save_is_owed = False
                 if place.step % self.recipe.picture_steps == 0:
                     self._show(report)
                 if stopped and (place.step < self.stage.steps or self._is_to_be_validated):
@@ -249,8 +252,12 @@ class StageRun:
     def _norm(self, loss: Tensor) -> float:
         """The gradient's norm before it is clipped; NaN where a process's loss is not finite, whatever its gradient."""
         limit = self.stage.optimiser.clip_norm or math.inf
+        finite = math.isfinite(self._summed(float(loss)))
+        if not finite:
+            # float16's loss scaling decides for itself which steps are taken, by the gradient.
+            next(p.grad for p in self.prepared.parameters() if p.grad is not None).fill_(math.inf)
         norm = self.accelerator.clip_grad_norm_(self.prepared.parameters(), limit)
-        if not math.isfinite(self._summed(float(loss))):
+        if not finite:
             return math.nan
         return 0.0 if norm is None else float(norm)  # DeepSpeed keeps it to itself
 
@@ -321,7 +328,7 @@ class StageRun:
             folder = result_folder(self.run, self.recipe, self.place.stage)
             write_result(folder, objective.model, self.recipe, self.stage, which)
             tqdm.write(f"stage {self.stage.name!r}: {which}", file=sys.stderr)
-            if self._mirrored > 0.5:
+            if self.place.mirrored > 0.5:
                 tqdm.write(_MIRRORED, file=sys.stderr)
         accelerator.wait_for_everyone()
         return which

@@ -37,7 +37,7 @@ class Place:
 
     Of its validations: the last step that had one; the measure that decides, its best so far and the step of that
     (None and 0: there was none); how many there were since. left: which weights the stage before left, as
-    `results.left_by` says it.
+    `results.left_by` says it. mirrored: share of the pictures that the last steps drew with near as far.
     """
 
     stage: int = 0
@@ -52,6 +52,7 @@ class Place:
     since_best: int = 0
     left: str = ""
     bad_in_a_row: int = 0
+    mirrored: float = 0.0
 
     def note(self, measure: str, value: float, better: bool) -> None:
         """A validation of this step found `value` of the `measure` that decides, `better` than the best or not."""

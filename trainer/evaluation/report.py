@@ -147,8 +147,8 @@ def _facts(run: Mapping[str, Any], result: Mapping[str, Any]) -> Iterator[str]:
     asked = f"{result['resolution']} px on the long side" if result["resolution"] else "the image's own size"
     metres = run.get("alignment") == "none"
     if run["size"] != "protocol":
-        near = ", which brings focal lengths near its canonical one where the engine takes every size" if metres else ""
-        asked += f", not used: it ran at the checkpoint's own, as on the robot{near}"
+        near = ", as on the robot, near its canonical focal length where the engine takes every size" if metres else ""
+        asked += f", not used: it ran at the checkpoint's own{near}"
     elif metres:
         asked += ", as asked for; the robot would bring focal lengths near the checkpoint's canonical one"
     ran = list(result["working_sizes"].items())
