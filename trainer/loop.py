@@ -255,7 +255,8 @@ class StageRun:
         finite = math.isfinite(self._summed(float(loss)))
         if not finite:
             # float16's loss scaling decides for itself which steps are taken, by the gradient.
-            next(p.grad for p in self.prepared.parameters() if p.grad is not None).fill_(math.inf)
+            for gradient in [p.grad for p in self.prepared.parameters() if p.grad is not None][:1]:
+                gradient.fill_(math.inf)
         norm = self.accelerator.clip_grad_norm_(self.prepared.parameters(), limit)
         if not finite:
             return math.nan
