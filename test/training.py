@@ -119,7 +119,8 @@ def main(out: Path, data: Path, start: str, names: list[str]) -> None:
     from trainer.loop import train
 
     for name in names:
-        train(small_recipe(name, start, validate_steps=1), out / name, data)
+        # The last weights: which are best is for validations of both runs to say, and one of them makes fewer.
+        train(small_recipe(name, start, validate_steps=1, result="last"), out / name, data)
 
 
 if __name__ == "__main__":

@@ -44,8 +44,6 @@ CHECKPOINT = "checkpoint"
 _PICTURES = 4
 # What leaves no process with all the weights.
 _SHARDING = ("FSDP", "DEEPSPEED")
-# `Place.mirrored` follows about so many of the logged steps.
-_MIRRORED_LOGS = 5
 _MIRRORED = (
     "warning: this network draws near as far, which the published loss does not mind and no node can use; start from "
     "one that knows it (prs-eth/marigold-depth-v1-1), train with another seed, or with objective.loss: relative"
@@ -158,7 +156,7 @@ class StageRun:
                 report.advance()
                 if report.is_due:
                     means = self._mean(losses)
-                    place.mirrored += (means.get("mirrored", 0.0) - place.mirrored) / _MIRRORED_LOGS
+                    place.note_mirrored(means.get("mirrored"))
                     report.numbers(means, self.adam.param_groups[0]["lr"], norm)
                 stopped = self._stopped(stop) or place.step == last
                 best = not stopped and self._validate(report, stop)
@@ -329,7 +327,7 @@ class StageRun:
             folder = result_folder(self.run, self.recipe, self.place.stage)
             write_result(folder, objective.model, self.recipe, self.stage, which)
             tqdm.write(f"stage {self.stage.name!r}: {which}", file=sys.stderr)
-            if self.place.mirrored > 0.5:
+            if (self.place.mirrored or 0.0) > 0.5:
                 tqdm.write(_MIRRORED, file=sys.stderr)
         accelerator.wait_for_everyone()
         return which

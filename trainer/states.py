@@ -23,6 +23,8 @@ _RECIPE_FILE = "recipe.json"
 _LOCK_FILE = ".lock"
 # What a state is called while another of the same step takes its place.
 _ASIDE = ".before"
+# `Place.mirrored` follows about so many of the logged steps.
+_MIRRORED_LOGS = 5
 # These may change between two sittings: they do not decide how the weights change.
 _FREE = (
     *("threads", "workers", "latent_cache", "save_steps", "keep", "log_steps", "picture_steps", "bad_steps", "size"),
@@ -37,7 +39,8 @@ class Place:
 
     Of its validations: the last step that had one; the measure that decides, its best so far and the step of that
     (None and 0: there was none); how many there were since. left: which weights the stage before left, as
-    `results.left_by` says it. mirrored: share of the pictures that the last steps drew with near as far.
+    `results.left_by` says it. mirrored: share of the pictures that the last steps drew with near as far; None: no
+    loss has told.
     """
 
     stage: int = 0
@@ -52,7 +55,7 @@ class Place:
     since_best: int = 0
     left: str = ""
     bad_in_a_row: int = 0
-    mirrored: float = 0.0
+    mirrored: float | None = None
 
     def note(self, measure: str, value: float, better: bool) -> None:
         """A validation of this step found `value` of the `measure` that decides, `better` than the best or not."""
@@ -60,6 +63,12 @@ class Place:
         self.since_best += 1
         if better:
             self.best, self.best_step, self.since_best = value, self.step, 0
+
+    def note_mirrored(self, share: float | None) -> None:
+        """The step that was just logged drew this share of its pictures with near as far; None: its loss minds."""
+        if share is not None:
+            before = share if self.mirrored is None else self.mirrored
+            self.mirrored = before + (share - before) / _MIRRORED_LOGS
 
 
 class States:
