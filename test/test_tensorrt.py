@@ -239,25 +239,23 @@ def test_a_full_gpu_does_not_have_tensorrt_10_build_with_weak_types(own, nvidia_
     assert nvidia_10.trt.trouble.builds == len(PARTS)
 
 
-def test_tensorrt_10_falls_back_to_weak_types_where_strong_ones_cannot_be_built(own, nvidia_10, caplog):
-    nvidia_10.trt.trouble.strong_build = "Could not find any implementation for node"
+@pytest.mark.parametrize(
+    ("when", "reason"),
+    [
+        ("strong_parse", "Strongly typed network rejects calls to setComputePrecision"),
+        ("strong_build", "Could not find any implementation for node"),
+    ],
+)
+def test_tensorrt_10_falls_back_to_weak_types_where_strong_ones_fail(own, nvidia_10, caplog, when, reason):
+    setattr(nvidia_10.trt.trouble, when, reason)
     engine, verdict = build(nvidia_10, own)
     assert verdict.passed
     assert "weak types" in engine.description
-    assert "Could not find any implementation" in caplog.text
+    assert reason in caplog.text
     engine.close()
     # The next start finds it without building.
     nvidia_10.trt.trouble.any_build = "must not build"
     nvidia_10.ready.open_built(own.parts, own.cache)[0].close()
-
-
-def test_tensorrt_10_falls_back_to_weak_types_where_the_parser_refuses_strong_ones(own, nvidia_10, caplog):
-    nvidia_10.trt.trouble.strong_parse = "Strongly typed network rejects calls to setComputePrecision"
-    engine, verdict = build(nvidia_10, own)
-    assert verdict.passed
-    assert "weak types" in engine.description
-    assert "rejects calls to setComputePrecision" in caplog.text
-    engine.close()
 
 
 def test_what_failed_with_strong_types_does_not_keep_its_memory(own, nvidia_10):

@@ -253,8 +253,10 @@ class StageRun:
         finite = math.isfinite(self._summed(float(loss)))
         if not finite:
             # float16's loss scaling decides for itself which steps are taken, by the gradient.
-            for gradient in [p.grad for p in self.prepared.parameters() if p.grad is not None][:1]:
-                gradient.fill_(math.inf)
+            gradients = (parameter.grad for parameter in self.prepared.parameters())
+            first = next((gradient for gradient in gradients if gradient is not None), None)
+            if first is not None:  # DeepSpeed keeps them to itself
+                first.fill_(math.inf)
         norm = self.accelerator.clip_grad_norm_(self.prepared.parameters(), limit)
         if not finite:
             return math.nan
@@ -323,7 +325,6 @@ class StageRun:
                 objective.load_state_dict(whole)
                 objective.place(accelerator.device)
             objective.finish(self._first_passes())
-            _require_finite(objective, f"run {self.run}: stage {self.stage.name!r}")
             folder = result_folder(self.run, self.recipe, self.place.stage)
             write_result(folder, objective.model, self.recipe, self.stage, which)
             tqdm.write(f"stage {self.stage.name!r}: {which}", file=sys.stderr)
@@ -335,14 +336,6 @@ class StageRun:
     def _first_passes(self) -> Iterator[Batch]:
         for batch in passes_of(self.passes, 0, 0, 1, 0):
             yield batch.to(self.accelerator.device)
-
-
-def _require_finite(objective: Objective, what: str) -> None:
-    if not all(bool(torch.isfinite(values).all()) for values in objective.trained.parameters()):
-        raise Unusable(
-            f"{what}: its weights are not finite; delete its newest states to go on from an older one, or lower "
-            "stages.N.optimiser.lr in a new run"
-        )
 
 
 def _check_processes(recipe: Recipe, count: int) -> None:
