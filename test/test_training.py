@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -112,7 +113,12 @@ def validations(run):
 def pictures(run):
     """How often TensorBoard's files of a run have a picture, by what it shows; each picture can be read."""
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    found = event_accumulator.EventAccumulator(str(run / "tensorboard"), size_guidance={"images": 0}).Reload()
+    # TensorBoard sorts files of one second as text, 10 before 9; trainings take longer than these.
+    files = sorted((run / "tensorboard").iterdir(), key=lambda path: [int(n) for n in re.findall(r"\d+", path.name)])
+    with tempfile.TemporaryDirectory() as folder:
+        for number, path in enumerate(files):
+            shutil.copy(path, Path(folder, f"events.out.tfevents.{number:05d}"))
+        found = event_accumulator.EventAccumulator(folder, size_guidance={"images": 0}).Reload()
     shown = {tag: found.Images(tag) for tag in found.Tags()["images"]}
     for image in (image for images in shown.values() for image in images):
         decoded = cv2.imdecode(np.frombuffer(image.encoded_image_string, np.uint8), cv2.IMREAD_COLOR)
@@ -380,7 +386,7 @@ def test_weights_that_are_not_finite_are_no_result(tmp_path, data, start, monkey
         return done
 
     monkeypatch.setattr(StageRun, "train", ruined)
-    with pytest.raises(Unusable, match="are not finite in torch.float32; write float32, or go back to a"):
+    with pytest.raises(Unusable, match=r"are not finite in torch\.float32; write float32, or go back to a"):
         train(small_recipe("e2e-depth", start, steps=2), tmp_path / "run", data)
     assert not (tmp_path / "run" / "checkpoint").exists()
 
