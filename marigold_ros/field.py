@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import cv2
 import numpy as np
@@ -29,7 +29,8 @@ from marigold_ros.compiled import (
     WrittenGrid,
     compiled,
 )
-from marigold_ros.metric import FittedDepth, MetricFit, apply_corrected, apply_fit
+from marigold_ros.metric import FittedDepth, MetricFit, apply_corrected, apply_fit, relative_at, sample
+from marigold_ros.unknown import ENDLESS, REACH_FACTOR, Reach, reach_of
 from marigold_ros.vote import CELLS, FARTHEST_LN, places_of, trust_of
 
 # Columns, rows and steps of log depth.
@@ -57,8 +58,9 @@ _FADE = 0.5
 FARTHEST = 7.0
 # In so many steps.
 _AGES = 5
-# Anchors in parts of the image of so many nodes each way are beside each other.
-_BESIDE = 2
+# Anchors in parts of the image of so many nodes each way are beside each other; how far all reach is told by whether
+# they lie in larger ones.
+_BESIDE, _REACHED = 2, 3
 # cv2.remap takes no larger pictures, and every row of the image is as many rows there as there are steps of log depth.
 _BAND_ROWS = 4096
 
@@ -91,6 +93,15 @@ class Evidence:
     def at(self, grid: np.ndarray) -> np.ndarray:
         """(N,) values of a grid (rows, columns, steps) at the anchors, interpolated."""
         return _read(np.ascontiguousarray(grid), self.places)
+
+    def reach(self, fitted: FittedDepth, coarse: np.ndarray) -> Reach:
+        """How far those reach that are rather right than wrong; (h, w) `coarse` relative depth, of any size."""
+        right = np.flatnonzero(self.trust > 0.5)
+        column, row = (self.places[:2].take(right, axis=1) * np.float32(1 / _REACHED)).astype(np.intp)
+        parts = np.count_nonzero(np.bincount(row * _NODES[0] + column))
+        relative = sample(fitted.relative, self.pixels.take(right, axis=0))
+        farther = partial(relative_at, fitted.fit, factor=REACH_FACTOR)
+        return reach_of(self.depth_m.take(right), relative, parts, coarse, farther)
 
     def of(self, chosen: np.ndarray | slice) -> Evidence:
         """The evidence of some anchors, (N,) bool or a slice, whose order is random; the nodes stay."""
@@ -245,7 +256,7 @@ def apply_field(
     coarse: np.ndarray,
     relative: np.ndarray,
     max_depth_m: float,
-    far_m: float = math.inf,
+    reach: Reach = ENDLESS,
 ) -> np.ndarray:
     """(H, W) float32 metres: the fit's at (H, W) `relative`, corrected, see `apply_corrected`.
 
@@ -253,7 +264,7 @@ def apply_field(
     """
     # The factor also where the fit has more than the most: beside it, in the image, it may have less.
     factor = factor_of(field, apply_fit(fit, coarse, math.inf))
-    return apply_corrected(fit, coarse, factor, relative, max_depth_m, far_m)
+    return apply_corrected(fit, coarse, factor, relative, max_depth_m, reach)
 
 
 def factor_of(field: Field, depth_m: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ from marigold_ros.compiled import Bool, Double, Doubles, Float, FloatRows, Float
 from marigold_ros.config import FitConfig, Unusable
 from marigold_ros.geometry import between_rows, stretched, widened
 from marigold_ros.robust_fit import Base, Evidence, NoLine, Samples, gather, median, weigh
-from marigold_ros.unknown import FAR_END, farthest_known
+from marigold_ros.unknown import ENDLESS, FAR_END, Reach
 
 SPACES = ("depth", "inverse_depth", "log_depth")
 # Their places in that list, which is how loops know them.
@@ -362,6 +362,14 @@ def apply_fit(fit: MetricFit, relative: np.ndarray, max_depth_m: float) -> np.nd
     return (np.exp(metres, out=metres) if fit.space == "log_depth" else metres).reshape(np.shape(relative))
 
 
+def relative_at(fit: MetricFit, relative: float, factor: float) -> float:
+    """The relative depth where the fit has `factor` times the metres that it has at `relative`; that itself where it
+    has none there.
+    """
+    depth_m = float(from_space(fit.scale * relative + fit.shift, fit.space))
+    return relative if math.isnan(depth_m) else float((to_space(factor * depth_m, fit.space) - fit.shift) / fit.scale)
+
+
 @dataclass(frozen=True)
 class FittedDepth:
     """Metres of (H, W) float32 `relative` depth by a fit, worked out only where they are asked for; NaN as `apply_fit`
@@ -399,7 +407,7 @@ def apply_corrected(
     factor: np.ndarray,
     relative: np.ndarray,
     max_depth_m: float,
-    far_m: float = math.inf,
+    reach: Reach = ENDLESS,
 ) -> np.ndarray:
     """(h, w) `coarse` relative depth, and as large a `factor` on its metres -> (H, W) float32 metres as `apply_fit`.
 
@@ -416,7 +424,8 @@ def apply_corrected(
         y += np.log(factor)
     ends = np.array([
         *_limits(fit.space, max_depth_m),
-        *(_limits(fit.space, min(max_depth_m, most_m))[1] for most_m in farthest_known(far_m)),
+        *(_limits(fit.space, min(max_depth_m, most_m))[1] for most_m in reach.farthest_m),
+        np.float32(reach.relative),
     ])  # fmt: skip
     line = np.float32(fit.scale), np.float32(fit.shift)
     metres = _enlarged(widened(y, relative.shape[1]), relative, *line, ends, fit.space == "inverse_depth")
@@ -428,13 +437,15 @@ def _enlarged_by_numpy(
 ) -> np.ndarray:
     """`_on_line` of (h, W) `wide` at the size of (H, W) `relative`; NaN where that has no metres by scale and shift.
 
-    ends: what those lie between; and the most that is known, elsewhere and where relative depth is at its end.
+    ends: what those lie between; the most that is known, elsewhere and where relative depth is at its end; and the most
+    relative depth that is.
     """
-    low, high, most, most_sky = ends
+    low, high, most, most_sky, farthest = ends
     y = relative * scale
     y += shift
     known = y > low
     known &= y <= high
+    known &= relative <= farthest
     y = stretched(wide, *relative.shape[::-1])
     known &= y > low
     known &= y <= most
@@ -449,7 +460,7 @@ def _enlarged_by_numpy(
 @compiled(_enlarged_by_numpy)
 def _enlarged(wide: Pixels, relative: Pixels, scale: Float, shift: Float, ends: Floats, inverse: Bool) -> np.ndarray:
     rows, columns = relative.shape
-    low, high, most, most_sky = ends
+    low, high, most, most_sky, farthest = ends
     result, line = np.empty((rows, columns), np.float32), np.empty(columns, np.float32)
     for i in range(rows):
         between_rows(line, wide, i, rows)
@@ -457,7 +468,7 @@ def _enlarged(wide: Pixels, relative: Pixels, scale: Float, shift: Float, ends: 
         for j in range(columns):
             fitted = values[j] * scale + shift
             limit = most_sky if values[j] > np.float32(FAR_END) else most
-            known = (line[j] > low) & (line[j] <= limit) & (fitted > low) & (fitted <= high)
+            known = (line[j] > low) & (line[j] <= limit) & (fitted > low) & (fitted <= high) & (values[j] <= farthest)
             into[j] = (np.float32(-1) / line[j] if inverse else line[j]) if known else np.float32(np.nan)
     return result
 

@@ -31,7 +31,6 @@ from marigold_ros.metric import (
     to_space,
 )
 from marigold_ros.uncertainty import Uncertainty, doubt_of, rated, smooth_variance
-from marigold_ros.unknown import far_end, forget_far
 
 OURS, GLOBAL = "ours", "ours, no correction"
 ORACLE, LINEAR = "oracle affine", "linear interpolation"
@@ -98,9 +97,9 @@ def ours_with_sigma(question: Question) -> tuple[np.ndarray, np.ndarray]:
         depth_m = apply_fit(fit, question.relative, _MAX_DEPTH_M)
     else:
         correction = Correction(evidence, fitted_field(evidence, limit), fresh=True)
-        depth_m = apply_field(correction.field, fit, coarse, question.relative, _MAX_DEPTH_M)
+        reach = evidence.reach(fitted, coarse)
+        depth_m = apply_field(correction.field, fit, coarse, question.relative, _MAX_DEPTH_M, reach)
         uncertainty.learn(evidence, limit, lambda: resize(doubt, *fitted.shape[::-1]))
-    forget_far(depth_m, question.relative, far_end(question.anchors), _MAX_DEPTH_M)
     variance = smooth_variance(uncertainty.law, fitted, correction)
     sigma_m, _ = rated(depth_m, variance, doubt, uncertainty.law, sigma=True)
     u, v = question.pixels.T

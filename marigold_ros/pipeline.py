@@ -28,17 +28,15 @@ from marigold_ros.metric import FittedDepth, MetricFit, apply_fit
 from marigold_ros.motion import FindMotion, unknown_motion
 from marigold_ros.picture_motion import PictureTrack
 from marigold_ros.seen_motion import SeenMotion
-from marigold_ros.tracker import DEGRADED, OK, RELATIVE, Metres, MetricTracker
+from marigold_ros.tracker import DEGRADED, RELATIVE, Metres, MetricTracker
 from marigold_ros.uncertainty import USUAL, Uncertainty, doubt_of, rated, smooth_variance, solid_part
-from marigold_ros.unknown import far_end, forget_far
+from marigold_ros.unknown import ENDLESS, Reach, forget_far
 
 # Gives one scan, or those of several sensors; raises `Unusable` where there is none.
 FindScan = Callable[[], "Scan | Sequence[Scan]"]
 
 # Relative depth beyond this is 1 but for the rounding of a resize.
 _SATURATED = 1.0 - 1e-5
-# What is left, frame by frame, of how far there was evidence, where anchors are too few to tell.
-_FAR_LEFT = 0.97
 
 
 class Estimator(Protocol):
@@ -102,12 +100,11 @@ class FrameDepth:
 
 @dataclass(frozen=True)
 class _Projected:
-    """Scans as they were found and at the image's time, their anchors, and how far these are evidence."""
+    """Scans as they were found and at the image's time, and their anchors."""
 
     found: Sequence[Scan]
     in_time: Sequence[Scan]
     anchors: Anchors
-    far_m: float
 
 
 class Pipeline:
@@ -205,19 +202,17 @@ class Pipeline:
             fit, most_m = metres.fit or self._own, config.fit.max_depth_m
             fitted = None if fit is None else FittedDepth(fit, relative, most_m)
         with _timed(stage_s, "correct"):
-            limit, correction, depth_m = config.fit.correction_limit, None, None
-            if limit > 1.0 or asked:
-                correction = self._corrector(fitted, metres, anchors, limit, motion, scans)
-            if fit is not None:
-                if metres.fresh and (correction is None or correction.fresh):
-                    self._notice_far_end(projected.far_m, metres)
-                far_m = math.inf if fit is self._own else self._far_m
-                if correction is None:
-                    depth_m = apply_fit(fit, relative, most_m)
-                    forget_far(depth_m, relative, far_m, most_m)
-                else:
-                    depth_m = apply_field(correction.field, fit, coarse, relative, most_m, far_m)
-                    self._seen.remember(correction.evidence)
+            limit, depth_m = config.fit.correction_limit, None
+            correction = self._corrector(fitted, metres, anchors, limit, motion, scans)
+            if correction is not None:
+                reach = correction.evidence.reach(fitted, coarse)
+                self._far_m = reach.depth_m
+                depth_m = apply_field(correction.field, fit, coarse, relative, most_m, reach)
+                self._seen.remember(correction.evidence)
+            elif fit is not None:
+                depth_m = apply_fit(fit, relative, most_m)
+                forget_far(depth_m, relative, ENDLESS if fit is self._own else Reach(self._far_m), most_m)
+            if depth_m is not None:
                 self._forget_unknown(depth_m, relative)
         frame = FrameDepth(
             rgb,
@@ -304,7 +299,7 @@ class Pipeline:
     def _projected(self, found: Sequence[Scan], camera: Camera, config: Config) -> _Projected:
         in_time = [self._seen.in_time(scan) for scan in found]
         anchors = anchors_of(in_time, camera, config.range, self._unseen)
-        return _Projected(found, in_time, anchors, far_end(anchors))
+        return _Projected(found, in_time, anchors)
 
     def _watched(
         self, stamp_ns: int, rgb: np.ndarray, camera: Camera, anchors: Anchors | None, config: Config
@@ -333,12 +328,6 @@ class Pipeline:
         if not scans & self._counted:
             self._counted = scans
         return self._counted
-
-    def _notice_far_end(self, far_m: float, metres: Metres) -> None:
-        """Remember how far there is evidence: a few anchors that are near by chance do not shorten it at once."""
-        if metres.state != OK and far_m < self._far_m < math.inf:
-            far_m += _FAR_LEFT * (self._far_m - far_m)
-        self._far_m = far_m
 
     def _forget_unknown(self, depth_m: np.ndarray, relative: np.ndarray) -> None:
         """Set to NaN what is no depth wherever it is measured: the end of a metric checkpoint's range, which means that

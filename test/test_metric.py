@@ -21,6 +21,7 @@ from marigold_ros.metric import (
     sample,
     to_space,
 )
+from marigold_ros.unknown import Reach
 
 CONFIG = FitConfig()
 DEPTH_M = (2.0 + 18.0 * np.linspace(0, 1, 320) ** 2)[None].repeat(240, 0).astype(np.float32)
@@ -237,8 +238,11 @@ def test_corrected_metres_are_those_of_the_fit_times_the_factor_resized_in_the_s
     expected = np.float32([[3.0, 4.0], [4.0, np.nan]])  # the last is beyond the 120 m
     np.testing.assert_allclose(apply_corrected(fit, relative, factor, relative, 120.0), expected, rtol=1e-5)
     # Evidence to 1.8 m: nothing is known beyond 3.6 m.
-    near = apply_corrected(fit, relative, factor, relative, 120.0, 1.8)
+    near = apply_corrected(fit, relative, factor, relative, 120.0, Reach(1.8))
     np.testing.assert_allclose(near, [[3.0, np.nan], [np.nan, np.nan]], rtol=1e-5)
+    # Evidence to the relative depth of 4 m: nothing is known where that is larger, though it is corrected to 4 m.
+    behind = apply_corrected(fit, relative, factor, relative, 120.0, Reach(relative=float(relative[1, 0])))
+    np.testing.assert_allclose(behind, [[3.0, np.nan], [4.0, np.nan]], rtol=1e-5)
     alike = np.full((1, 8), (to_space(5.0, space) + 0.5) / 4.0, np.float32)
     alike[0, 5] = np.nan  # which is unknown, and stays so
     wider = apply_corrected(fit, relative[:1], factor[:1], alike, 120.0)[0]

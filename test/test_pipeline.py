@@ -439,6 +439,31 @@ def test_the_sky_is_no_wall():
     np.testing.assert_allclose(frame.depth_m[12:], DEPTH_M[12:], rtol=0.02)
 
 
+@pytest.mark.parametrize("wrong", [0.0, 0.5])
+def test_the_sky_is_no_wall_though_the_network_puts_it_little_behind_the_rest(wrong):
+    """At the relative depth of 37 m, where the LiDAR sees 30 m, and had it been a wall would have seen that."""
+
+    class Sky(Scene):
+        def coarse(self, rgb, focal_px=None):
+            relative = super().coarse(rgb, focal_px) * 0.5
+            relative[:10] = 0.62
+            return relative
+
+    def wide_scan():
+        full = scan()
+        points = full.points.reshape(12, 16, 3)[3:].reshape(-1, 3) + full.camera_from_lidar[:3, 3].astype(np.float32)
+        random = np.random.default_rng(0)
+        off = np.where(random.random(len(points)) < wrong, random.uniform(0.2, 2.5, len(points)), 1.0)
+        points = 3.0 * off[:, None] * points - full.camera_from_lidar[:3, 3]
+        return Scan(points.astype(np.float32), full.camera_from_lidar)
+
+    frame = Pipeline(Sky())(RGB, CAMERA, 0, wide_scan, CONFIG)
+    assert np.isnan(frame.depth_m[:10]).all()
+    error = np.abs(frame.depth_m[12:] / (3.0 * DEPTH_M[12:]) - 1)
+    assert np.quantile(error, 0.95) < 0.05
+    assert error.max() < 0.25
+
+
 def test_where_the_lens_did_not_see_nothing_is_sure():
     pincushion = replace(CAMERA, distortion=(0.4, 0.0, 0.0, 0.0, 0.0))
     config = replace(CONFIG, model=ModelConfig(confidence="mirror"))
