@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from marigold_ros.anchors import Anchors
+from marigold_ros.anchors import Anchors, at_random
 from marigold_ros.field import MOST_ANCHORS, Evidence, beside
 from marigold_ros.geometry import seen_from
 from marigold_ros.metric import FittedDepth
@@ -16,6 +16,8 @@ from marigold_ros.motion import Motion
 # is less than a part of it is forgotten.
 _HALF_S, _HALF_INFORMED_S = 1.0, 4.0
 _LEAST = 0.05
+# So many have room beside however many of an image's own.
+_MOST_BESIDE = 1024
 # Something else is there now where the fit, since an anchor was measured, has gone farther by more than this, or come
 # nearer by more than so many of its own sigmas, within these bounds, all in ln. What is near must not be pushed away;
 # what goes farther may as well be the network, which is not sure of its edges.
@@ -64,14 +66,16 @@ class AnchorMemory:
         self._evidence, self._held, self._stamp_ns = evidence, None, stamp_ns
 
     def beside(self, fresh: Anchors, fitted: FittedDepth, sigma: float, motion: Motion) -> Anchors:
-        """The anchors of an image, and where it has none those held, see `at`, as far as there is room for more."""
-        room = MOST_ANCHORS - len(fresh)
-        held = self.at(fitted, sigma, motion) if room > 0 else None
+        """The anchors of an image, and where it has none those held, see `at`: a part of all that count at least."""
+        held = self.at(fitted, sigma, motion)
         if held is None:
             return fresh
-        alone = np.flatnonzero(~beside(held.pixels, fresh.pixels, fitted.shape))[:room]
+        alone = np.flatnonzero(~beside(held.pixels, fresh.pixels, fitted.shape))
+        # Of many any may go, for they are in no order.
+        alone = alone[: max(_MOST_BESIDE, MOST_ANCHORS - len(fresh))]
+        some = at_random(len(fresh), MOST_ANCHORS - len(alone))
         arrays = ("pixels", "depth_m", "weight", "noise_m", "noise_px", "left", "said")
-        both = {name: np.concatenate([getattr(fresh, name), getattr(held, name)[alone]]) for name in arrays}
+        both = {name: np.concatenate([getattr(fresh, name)[some], getattr(held, name)[alone]]) for name in arrays}
         return Anchors(**both, seen=fresh.seen + len(alone))
 
     def at(self, fitted: FittedDepth, sigma: float, motion: Motion) -> Anchors | None:
