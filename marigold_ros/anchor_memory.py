@@ -96,7 +96,8 @@ class AnchorMemory:
         held = self._held.of(_still_there(self._held, fitted, sigma))
         if len(held.depth_m) == 0:
             return None
-        return Anchors(held.pixels, held.depth_m, held.weight, len(held.depth_m), left=held.left, said=held.said)
+        noise = np.zeros(len(held.depth_m), np.float32)  # their weight has it
+        return Anchors(held.pixels, held.depth_m, held.weight, len(noise), noise, noise, held.left, held.said)
 
 
 def _believed(evidence: Evidence) -> _Held:

@@ -209,10 +209,10 @@ class RangeConfig:
     )
     max_depth_m: float = setting(100.0, "Points farther than this are not used.", low=0.1, high=1000.0)
     max_points: int = setting(
-        4096,
-        "Anchors kept per frame, evenly over the image; more are thinned out. Of more than the default, fit and "
-        "correction take so many at random. That of section range holds for all sensors together, who share it; those "
-        "of the further ones limit their share.",
+        8192,
+        "Anchors kept per frame, evenly over the image; more are thinned out. Fit and correction take 4096 of them at "
+        "random. That of section range holds for all sensors together, who share it; those of the further ones limit "
+        "their share.",
         low=16, high=1000000,
     )  # fmt: skip
     min_range_m: float = setting(

@@ -16,7 +16,7 @@ from functools import lru_cache, partial
 import cv2
 import numpy as np
 
-from marigold_ros.anchors import Anchors, at_random
+from marigold_ros.anchors import LIDAR_NOISE_PX, Anchors, at_random
 from marigold_ros.compiled import (
     Doubles,
     Float,
@@ -41,6 +41,8 @@ MOST_ANCHORS = 4096
 # Coarse to fine: how far anchors reach, in passes of a [1 2 1] / 4 filter, and the weight of anchors at which a node
 # goes half of the way.
 _LEVELS = ((100, 0.001), (16, 0.002), (3, 0.01), (1, 0.05), (1, 0.02))
+# An anchor whose noise is so much, in ln depth, counts half.
+_SURE_LN = 0.02
 # The end nodes are at least so far apart, in ln m.
 _LEAST_LN = 0.1
 # Whether anchors agree with a field is told by so many of them.
@@ -134,10 +136,28 @@ def evidence_of(fitted: FittedDepth, anchors: Anchors, sigma: float) -> Evidence
     if len(known) == 0:
         return None
     chosen = some.take(known)
-    weight, left, said = (part.take(chosen) for part in (anchors.weight, anchors.left, anchors.said))
+    weight, noise_m, noise_px, left, said = (
+        part.take(chosen) for part in (anchors.weight, anchors.noise_m, anchors.noise_px, anchors.left, anchors.said)
+    )
     pixels, measured_m = pixels.take(known, axis=0), measured_m.take(known)
+    weight = weight * _sureness(fitted, pixels, measured_m, noise_m, noise_px)
     trust = trust_of(places[:2], residual, sigma)
     return Evidence(residual, weight, measured_m, left, said, trust, pixels, places, low, high)
+
+
+def _sureness(
+    fitted: FittedDepth, pixels: np.ndarray, measured_m: np.ndarray, noise_m: np.ndarray, noise_px: np.ndarray
+) -> np.ndarray:
+    """(N,) float32 in (0, 1]: what anchors count, by the noise of their sensor, see `Anchors`.
+
+    Not by edges of depth alone, which the fit weighs down: beside them the correction has nothing but these anchors.
+    """
+    variance = np.square(noise_m / measured_m)
+    coarser = np.flatnonzero(noise_px > LIDAR_NOISE_PX)
+    if len(coarser) > 0:
+        steep = fitted.steepness_ln(pixels.take(coarser, axis=0), measured_m.take(coarser))
+        variance[coarser] += np.square((noise_px.take(coarser) - np.float32(LIDAR_NOISE_PX)) * steep)
+    return np.float32(_SURE_LN**2) / (np.float32(_SURE_LN**2) + variance)
 
 
 def _placed_by_numpy(

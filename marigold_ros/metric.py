@@ -394,6 +394,11 @@ class FittedDepth:
         """(N,) float32 at (N, 2) pixels u, v, as `sample` has relative depth there."""
         return apply_fit(self.fit, sample(self.relative, pixels), self.max_depth_m)
 
+    def steepness_ln(self, pixels: np.ndarray, depth_m: np.ndarray) -> np.ndarray:
+        """(N,) float32: by how much ln depth changes over a pixel at (N, 2) pixels, where it is (N,) `depth_m`."""
+        steep = _steepness_by_numpy(self.relative, pixels) * np.float32(self.fit.scale)
+        return (steep * log_slope(depth_m, self.fit.space)).astype(np.float32)
+
     def every(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """(h, w) float32 metres, and relative depth, at every so-manieth row and column."""
         at = slice(step // 2, None, step)

@@ -42,6 +42,17 @@ def test_a_bent_floor_is_brought_to_the_anchors(wrong):
     assert error(found, FLOOR_M) < (0.2 if wrong < 0.5 else 0.4) * error(fitted_m, FLOOR_M)
 
 
+@pytest.mark.parametrize(("noise_m", "noise_px", "most"), [(5.0, 1.5, 0.01), (0.03, 60.0, 0.04), (0.03, 1.5, None)])
+def test_a_sensor_counts_by_its_noise(noise_m, noise_px, most):
+    """Beside exact anchors, three times as many of another sensor, which are 10 % too far."""
+    exact, other = anchors_on(FLOOR_M, rows=slice(15, None, 60)), anchors_on(FLOOR_M * 1.1, rows=slice(5, None, 20))
+    count = len(exact), len(other)
+    noises = (np.repeat(np.float32(pair), count) for pair in ((0.03, noise_m), (1.5, noise_px)))
+    both = (np.concatenate([getattr(a, name) for a in (exact, other)]) for name in ("pixels", "depth_m", "weight"))
+    off = error(corrected(FLOOR_M, Anchors(*both, sum(count), *noises), SIGMA, 2.0, 120.0), FLOOR_M)
+    assert off < most if most is not None else off > 0.06
+
+
 def test_an_edge_stays_where_it_is_and_each_side_gets_its_own_correction():
     truth_m, fitted_m = np.full(SHAPE, 8.0, np.float32), np.full(SHAPE, 8.8, np.float32)
     box = np.s_[150:330, 200:440]
