@@ -356,8 +356,8 @@ class FitConfig:
     )  # fmt: skip
     check_calibration: bool = setting(
         True,
-        "Watch over many frames whether extrinsic and stamps of the only range sensor fit the images; diagnostics warn "
-        "if not.",
+        "Watch over many frames whether extrinsic and stamps of the first range sensor fit the images; diagnostics "
+        "warn if not.",
     )
     max_depth_m: float = setting(120.0, "Farther than this is unknown (NaN), never a wall.", low=1.0, high=10000.0)
     seed: int = setting(0, "Seed of the random hypotheses of the robust fit.", low=0, high=2**31 - 1)

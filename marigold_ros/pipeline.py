@@ -304,16 +304,22 @@ class Pipeline:
     def _watched(
         self, stamp_ns: int, rgb: np.ndarray, camera: Camera, anchors: Anchors | None, config: Config
     ) -> Calibration | None:
-        """What the frames before say of the extrinsic and the time offset of the only range sensor; this one, later."""
+        """What the frames before say of extrinsic and time offset of the first range sensor; this one says it later."""
         if not config.fit.check_calibration:
             self._calibration.reset()
             return None
         self._calibration.begin(stamp_ns, camera)
-        if anchors is not None and len(config.ranges) == 1:
-            (scan,) = self._scans
-            origin_m, age_s = scan.camera_from_lidar[:3, 3], scan.age_s
-            update = self._calibration.update  # without self, which would keep itself alive
-            self._put_off.append(partial(update, stamp_ns, rgb, camera, anchors, origin_m, age_s))
+        first = [sensor.SECTION for sensor in config.ranges[:1]]
+        scan = next((scan for scan in self._scans if (scan.limits or config.range).SECTION in first), None)
+        if anchors is not None and scan is not None:
+            alone = len(self._scans) == 1
+            monitor, unseen = self._calibration, self._unseen  # without self, which would keep itself alive
+
+            def update() -> None:
+                own = anchors if alone else anchors_of([scan], camera, config.range, unseen)
+                monitor.update(stamp_ns, rgb, camera, own, scan.camera_from_lidar[:3, 3], scan.age_s)
+
+            self._put_off.append(update)
         return self._calibration.verdict
 
     def _scans_id(self) -> Hashable:

@@ -594,6 +594,25 @@ def test_the_calibration_watch_sees_every_scan_while_the_network_sees_the_next_i
     assert len(seen) == 1
 
 
+def test_the_watch_looks_at_the_first_sensor_alone_whatever_others_there_are(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "marigold_ros.calibration.CalibrationMonitor.update",
+        lambda self, *frame: seen.append((*frame, threading.current_thread())),
+    )
+    config, pipeline = replace(CONFIG, range2=Range2Config(type="depth_image")), Pipeline(Scene())
+    tof = replace(scan(), points=scan().points[::7], camera_from_lidar=np.eye(4), limits=config.range2)
+    lidar = replace(scan(), limits=config.range)
+    for tenths, scans in enumerate([[tof, lidar], [tof], [lidar, tof], [tof]]):
+        pipeline(RGB, CAMERA, tenths * SECOND // 10, lambda scans=scans: scans, config)
+    expected = anchors_of([lidar], CAMERA, config.range)
+    assert [stamp_ns for stamp_ns, *_ in seen] == [0, SECOND // 5]
+    for _, _, _, anchors, origin_m, _, thread in seen:
+        np.testing.assert_array_equal(anchors.pixels, expected.pixels)
+        np.testing.assert_allclose(origin_m, [0.3, -0.1, 0.2])
+        assert thread is not threading.main_thread()
+
+
 class Still:
     """A network that sees a wall 8 m away, at the size of `CAMERA` of test_picture_motion."""
 
