@@ -39,7 +39,7 @@ class Scan:
 
     `limits` are the sensor's settings, None for those of section range. `sweep` tells how it moved meanwhile. `age_s`:
     by how much the scan was stamped before the image, unless the transform makes up for it. `stamp_ns`: its time, where
-    that is known. `shift_px`: by how much things have moved right and down in the picture meanwhile.
+    that is known. `offset_s`: (N,) float32 seconds from the stamp to the points' own times, where these are known.
     """
 
     points: np.ndarray
@@ -48,7 +48,7 @@ class Scan:
     sweep: Sweep | None = None
     age_s: float = 0.0
     stamp_ns: int | None = None
-    shift_px: tuple[float, float] = (0.0, 0.0)
+    offset_s: np.ndarray | None = None
 
     def equals(self, other: Scan) -> bool:
         """Whether it is the other one: the same points, at the same places."""
@@ -56,10 +56,11 @@ class Scan:
             same_motion = self.sweep is other.sweep
         else:
             same_motion = self.sweep.equals(other.sweep)
-        plain = ("limits", "age_s", "stamp_ns", "shift_px")
+        plain = ("limits", "age_s", "stamp_ns")
         return (
             same_motion
             and self.points is other.points
+            and self.offset_s is other.offset_s
             and np.array_equal(self.camera_from_lidar, other.camera_from_lidar)
             and all(getattr(self, name) == getattr(other, name) for name in plain)
         )
@@ -158,19 +159,19 @@ def _in_image(
     scan: Scan, limits: RangeConfig, camera: Camera, unseen: np.ndarray | None
 ) -> tuple[int, tuple[np.ndarray, ...]]:
     """How many points are finite; of those in the image, pixels, depth_m, noise_m, noise_px as in `Anchors`."""
-    points, sweep = np.ascontiguousarray(scan.points, np.float32), scan.sweep
+    points, sweep, offset_s = np.ascontiguousarray(scan.points, np.float32), scan.sweep, scan.offset_s
     least_m, box_m = limits.min_range_m, limits.self_box_m
-    shown = (camera.fx, camera.fy, camera.cx + scan.shift_px[0], camera.cy + scan.shift_px[1])
-    lens = np.array([*shown, camera.width, camera.height, limits.min_depth_m, limits.max_depth_m], np.float32)
+    shown = camera.fx, camera.fy, camera.cx, camera.cy, camera.width, camera.height
+    lens = np.array([*shown, limits.min_depth_m, limits.max_depth_m], np.float32)
     unseen = np.zeros((0, 0), np.bool_) if unseen is None else unseen
-    if sweep is None or sweep.offset_s is None or sweep.still or len(points) == 0:
+    if sweep is None or offset_s is None or sweep.still or len(points) == 0:
         pose = np.ascontiguousarray(scan.camera_from_lidar[:3], np.float32)
         seen, pixels, depth_m = _projected(points, pose, _bounds(least_m, box_m), lens, unseen)
     else:
-        share, slack_m = may_be_seen(sweep.offset_s, sweep, camera.cone_rad)
+        share, slack_m = may_be_seen(offset_s, sweep, camera.cone_rad)
         first = np.ascontiguousarray(sweep.camera_from_sensor[0][:3], np.float32)
         seen, wanted = _worth_moving(points, first, _bounds(least_m, box_m), np.float32(share), np.float32(slack_m))
-        in_camera = moved(points.take(wanted, axis=0), sweep.offset_s.take(wanted), sweep)
+        in_camera = moved(points.take(wanted, axis=0), offset_s.take(wanted), sweep)
         _, pixels, depth_m = _projected(in_camera, np.eye(3, 4, dtype=np.float32), _bounds(), lens, unseen)
     return seen, (pixels, depth_m, *_noise(limits, sweep, depth_m, camera))
 

@@ -239,7 +239,8 @@ class RangeConfig:
     noise_px: float = setting(
         0.0,
         "One standard deviation of a point's place in the image, in pixels: what is left of extrinsic and timing; 0 "
-        "leaves it to the type: 1.5, radar 8. Motion during the time error is added where fixed_frame tells of it.",
+        "leaves it to the type: 1.5, radar 8. Motion during the time error is added where fixed_frame tells of it, or "
+        "the points have times of their own.",
         low=0.0, high=100.0,
     )  # fmt: skip
     extrinsic: str = setting(
@@ -257,12 +258,12 @@ class RangeConfig:
     )  # fmt: skip
     fixed_frame: str = setting(
         "",
-        "Frame in which the world stands still (e.g. 'odom'): tf2 moves scans to the image's time, each point from its "
-        "own where the scan has such times; '' for none.",
+        "Frame in which the world stands still (e.g. 'odom'): tf2 moves scans to the image's time; '' for none: what "
+        "the camera sees of its motion does. Each point from its own time where the scan has such times.",
         read_only=True,
     )  # fmt: skip
     point_times: bool = setting(
-        True, "Points' own times count (with fixed_frame); false for clouds that were corrected for motion already.",
+        True, "Points' own times count; false for clouds that were corrected for motion already.",
         read_only=True,
     )  # fmt: skip
 

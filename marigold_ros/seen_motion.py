@@ -18,6 +18,7 @@ from marigold_ros.field import Evidence
 from marigold_ros.geometry import Camera
 from marigold_ros.motion import FindMotion, Motion
 from marigold_ros.picture_motion import PictureTrack
+from marigold_ros.sweep import TIME_ERROR_S, sweep_through
 from marigold_ros.visual_odometry import motion_between
 
 # So many images are remembered.
@@ -85,22 +86,39 @@ class SeenMotion:
         )  # fmt: skip
 
     def in_time(self, scan: Scan) -> Scan:
-        """The scan; if it is of another time than the newest image and not yet moved, moved with the picture to the
-        time of the nearest image, and as the camera was seen to move since.
+        """The scan; if it is of other times than the newest image and not yet moved, moved with the picture to the
+        time of the nearest image, each point from its own time, and as the camera was seen to move since.
         """
-        if scan.age_s == 0:
+        if scan.sweep is not None or (scan.age_s == 0 and scan.offset_s is None):
             return scan
-        now_ns = self._images[-1].stamp_ns
+        now_ns, offset_s = self._images[-1].stamp_ns, scan.offset_s
         scan_ns = now_ns - round(scan.age_s * 1e9)
-        near_ns = min((image.stamp_ns for image in self._images), key=lambda stamp_ns: abs(stamp_ns - scan_ns))
+        middle_s = 0.0 if offset_s is None else 0.5 * float(offset_s.min() + offset_s.max())
+        middle_ns = scan_ns + round(middle_s * 1e9)
+        near_ns = min((image.stamp_ns for image in self._images), key=lambda stamp_ns: abs(stamp_ns - middle_ns))
         now_from_near = self._since(near_ns)
         if now_from_near is None:
             near_ns, now_from_near = now_ns, np.eye(4)
-        shift_px = self._track.shift_px(scan_ns, near_ns)
-        if shift_px is None:
+
+        def pose(time_s: float) -> np.ndarray | None:
+            near_from_then = self._turned(scan_ns + round(time_s * 1e9), near_ns)
+            return None if near_from_then is None else now_from_near @ near_from_then @ scan.camera_from_lidar
+
+        sweep = None if offset_s is None else sweep_through(pose, offset_s, TIME_ERROR_S)
+        transform = pose(middle_s)
+        if transform is None:
             return scan
-        transform = now_from_near @ scan.camera_from_lidar
-        return replace(scan, camera_from_lidar=transform, age_s=0.0, shift_px=tuple(map(float, shift_px)))
+        return replace(scan, camera_from_lidar=transform, age_s=0.0, sweep=sweep)
+
+    def _turned(self, then_ns: int, until_ns: int) -> np.ndarray | None:
+        """(4, 4) by which things have turned about the camera, as the picture has moved; None where nobody knows."""
+        shift_px = self._track.shift_px(then_ns, until_ns)
+        if shift_px is None:
+            return None
+        yaw, pitch = shift_px / (self._camera.fx, self._camera.fy)
+        turned = np.eye(4)
+        turned[:3, :3] = cv2.Rodrigues(np.array([-pitch, yaw, 0.0]))[0]
+        return turned
 
     def _since(self, then_ns: int) -> np.ndarray | None:
         """(4, 4) now_from_then of the camera since the image of that very time; None where it cannot be told."""

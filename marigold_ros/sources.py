@@ -20,13 +20,11 @@ from marigold_ros.diagnostics import Diagnostics
 from marigold_ros.motion import FindMotion
 from marigold_ros.outputs import info_topic
 from marigold_ros.scans import ScanBuffer, StampedPoints
+from marigold_ros.sweep import time_error_s
 from marigold_ros.transforms import Extrinsic, StaticExtrinsic, TfExtrinsic, TfListener
 
 RangeMessage = PointCloud2 | LaserScan | Image
 _MESSAGES = {"pointcloud2": PointCloud2, "radar": PointCloud2, "laserscan": LaserScan, "depth_image": Image}
-# What is not known of a point's time, one standard deviation in seconds: where it is told or all points have one, and
-# elsewhere, of a scan that takes 0.1 s and whose stamp may be any time within.
-_TIME_ERROR_S, _TIME_ERROR_OF_SCAN_S = 0.005, 0.03
 
 
 @dataclass(frozen=True)
@@ -51,14 +49,12 @@ class RangeSource:
         self.scans = ScanBuffer(
             self._decode, lambda problem: on_unusable(self.name, problem), self.name, settings.time_offset_s
         )
-        self._type = settings.type
+        self._type, self._timed = settings.type, settings.point_times
         # The sibling of an `image…` topic, as image_transport has it, else below the topic.
         self._info_topic = info_topic(self.topic)
         if self._type == "depth_image":
             self._require_own_info(node)
         self._info: CameraInfo | None = None
-        # Points' own times serve where it is known how the sensor moved.
-        self._timed = settings.fixed_frame != "" and settings.point_times
 
     def inputs(self, on_scan: Callable[[str], None]) -> Iterator[Input]:
         """The topics of this sensor; `on_scan` is called with its name for every message."""
@@ -85,13 +81,14 @@ class RangeSource:
         """
         between = image.header.frame_id, decoding.stamp_ns(image.header), found.frame, found.stamp_ns
         camera_from_lidar, unmoved = self.extrinsic.camera_from_lidar(*between)
-        told = found.offset_s is not None or self._type == "depth_image" or not settings.point_times
-        error_s = _TIME_ERROR_S if told else _TIME_ERROR_OF_SCAN_S
+        error_s = time_error_s(found.offset_s, settings)
         # Asked a moment later, tf2 may know: then the sweep would move what is moved with the picture already.
         sweep = None if unmoved else self.extrinsic.sweep(*between, found.offset_s, error_s)
         moved = settings.fixed_frame and unmoved is None
         age_s = 0.0 if moved else (between[1] - found.stamp_ns) * 1e-9
-        return Scan(found.points, camera_from_lidar, settings, sweep, age_s, found.stamp_ns), unmoved
+        # What odometry has moved as a whole is not to be moved with the picture as well.
+        offset_s = None if moved and sweep is None else found.offset_s
+        return Scan(found.points, camera_from_lidar, settings, sweep, age_s, found.stamp_ns, offset_s), unmoved
 
     def _require_own_info(self, node: Node) -> None:
         """Raise `Unusable` where the remapping of `camera_info` would lead to the colour camera's intrinsics."""

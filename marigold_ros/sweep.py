@@ -7,6 +7,7 @@ last point lie six degrees apart of where they would have been seen at one time.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -15,7 +16,15 @@ import cv2
 import numpy as np
 
 from marigold_ros.compiled import FloatRows, Ints, compiled
+from marigold_ros.config import RangeConfig
 
+# Times within a scan at which it is asked where the sensor was; in between, it is held to move evenly.
+_KNOTS = 5
+# Where all points have one time, how fast the sensor moves is seen from this long before.
+_LOOK_BACK_S = 0.05
+# What is not known of a point's time, one standard deviation in seconds: where it is told or all points have one, and
+# elsewhere, of a scan that takes 0.1 s and whose stamp may be any time within.
+TIME_ERROR_S, _TIME_ERROR_OF_SCAN_S = 0.005, 0.03
 # Poses between which points do not move any more: of 0.1 s, 0.4 ms each.
 _STEPS = 256
 # A sensor that moves less than this within its sweep stands: a thousandth of a degree, a tenth of a millimetre.
@@ -27,21 +36,18 @@ class Sweep:
     """Where the sensor was while it measured.
 
     `times_s`, (K,) float64 increasing, K >= 2, from the scan's stamp on; `camera_from_sensor`, (K, 4, 4), from the
-    sensor at these times into the camera's optical frame at the image's time. `offset_s`, (N,) float32 from the stamp
-    on, are the points' own times; None where the sensor does not tell them. `time_error_s` is one standard deviation of
-    what is not known of a point's time.
+    sensor at these times into the camera's optical frame at the image's time. `time_error_s` is one standard deviation
+    of what is not known of a point's time.
     """
 
     times_s: np.ndarray
     camera_from_sensor: np.ndarray
-    offset_s: np.ndarray | None
     time_error_s: float
 
     def equals(self, other: Sweep) -> bool:
-        """Whether it is the same motion, at the points' same times."""
+        """Whether it is the same motion."""
         return (
-            self.offset_s is other.offset_s
-            and self.time_error_s == other.time_error_s
+            self.time_error_s == other.time_error_s
             and np.array_equal(self.times_s, other.times_s)
             and np.array_equal(self.camera_from_sensor, other.camera_from_sensor)
         )
@@ -72,6 +78,29 @@ class Sweep:
         lasted_s = self.times_s[-1] - self.times_s[0]
         turn_rad_s, speed_m_s = self.turned_rad / lasted_s, self.moved_m / lasted_s
         return (focal_px * self.time_error_s) ** 2 * (turn_rad_s**2 + np.square(speed_m_s / depth_m))
+
+
+def time_error_s(offset_s: np.ndarray | None, settings: RangeConfig) -> float:
+    """One standard deviation of what is not known of points' times, of which the sensor tells (N,) `offset_s`."""
+    told = offset_s is not None or settings.type == "depth_image" or not settings.point_times
+    return TIME_ERROR_S if told else _TIME_ERROR_OF_SCAN_S
+
+
+def sweep_through(
+    find_pose: Callable[[float], np.ndarray | None], offset_s: np.ndarray | None, time_error_s: float
+) -> Sweep | None:
+    """How a sensor moved whose points have (N,) `offset_s`, or one time; None if not known. The rest as in `Sweep`.
+
+    find_pose: gives one of `camera_from_sensor`, None where it is not known; such times are left out.
+    """
+    begin_s, end_s = (0.0, 0.0) if offset_s is None else (float(offset_s.min()), float(offset_s.max()))
+    several = end_s > begin_s
+    asked_s = np.linspace(begin_s, end_s, _KNOTS) if several else np.array([begin_s - _LOOK_BACK_S, begin_s])
+    poses = {time_s: find_pose(time_s) for time_s in asked_s.tolist()}
+    known = {time_s: pose for time_s, pose in poses.items() if pose is not None}
+    if len(known) < 2:
+        return None
+    return Sweep(np.array(list(known)), np.stack(list(known.values())), time_error_s)
 
 
 def may_be_seen(offset_s: np.ndarray, sweep: Sweep, cone_rad: float) -> tuple[float, float]:
@@ -134,7 +163,7 @@ def poses_at(times_s: np.ndarray, sweep: Sweep) -> np.ndarray:
     share = ((times_s - known_s[before]) / (known_s[before + 1] - known_s[before]))[:, None, None]
     begin, end = known[:-1], known[1:]
     poses = np.empty((len(times_s), 3, 4))
-    poses[:, :, :3] = np.einsum("sij,sjk->sik", begin[before, :3, :3], _rotations(sweep.turns[before] * share[..., 0]))
+    poses[:, :, :3] = begin[before, :3, :3] @ _rotations(sweep.turns[before] * share[..., 0])
     poses[:, :, 3] = begin[before, :3, 3] + share[..., 0] * (end - begin)[before, :3, 3]
     return poses
 
@@ -146,4 +175,4 @@ def _rotations(vectors: np.ndarray) -> np.ndarray:
     zero = np.zeros_like(x)
     cross = np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=1).reshape(-1, 3, 3)
     sine, versine = np.sin(angle)[:, None, None], (1.0 - np.cos(angle))[:, None, None]
-    return np.eye(3) + sine * cross + versine * np.einsum("sij,sjk->sik", cross, cross)
+    return np.eye(3) + sine * cross + versine * (cross @ cross)

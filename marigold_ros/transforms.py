@@ -11,12 +11,8 @@ from rclpy.time import Time
 from marigold_ros.config import Fault, RangeConfig, Unusable
 from marigold_ros.decoding import matrix_from_transform
 from marigold_ros.geometry import transform_from_quaternion
-from marigold_ros.sweep import Sweep
+from marigold_ros.sweep import Sweep, sweep_through
 
-# Times within a scan at which tf2 is asked; in between, the sensor is held to move evenly.
-_KNOTS = 5
-# Where all points have one time, how fast the sensor moves is seen from this long before.
-_LOOK_BACK_S = 0.05
 # What moves and is published comes within this time; where tf2 has waited for it longer, it will not come by itself;
 # if so many images found it late: those of a slow camera are far apart.
 _PATIENCE_S, _TIMES = 1.0, 3
@@ -187,18 +183,14 @@ class TfExtrinsic:
         """Known through the fixed frame. Times that tf2 does not know yet, or no longer, are left out."""
         if not self._fixed_frame:
             return None
-        begin_s, end_s = (0.0, 0.0) if offset_s is None else (float(offset_s.min()), float(offset_s.max()))
-        several = end_s > begin_s
-        asked_s = np.linspace(begin_s, end_s, _KNOTS) if several else np.array([begin_s - _LOOK_BACK_S, begin_s])
-        known: dict[float, np.ndarray] = {}
-        for time_s in asked_s.tolist():
+
+        def pose(time_s: float) -> np.ndarray | None:
             try:
-                known[time_s] = self._look_up(camera_frame, image_ns, lidar_frame, scan_ns + round(time_s * 1e9))
+                return self._look_up(camera_frame, image_ns, lidar_frame, scan_ns + round(time_s * 1e9))
             except self._errors:
-                continue
-        if len(known) < 2:
-            return None
-        return Sweep(np.array(list(known)), np.stack(list(known.values())), offset_s, time_error_s)
+                return None
+
+        return sweep_through(pose, offset_s, time_error_s)
 
     def camera_motion(self, camera_frame: str, then_ns: int, now_ns: int) -> np.ndarray | None:
         """(4, 4) by way of the fixed frame."""

@@ -108,7 +108,7 @@ def test_noise_is_the_sensor_s_own(settings, noise_m, noise_px):
 def test_motion_during_an_unknown_time_is_noise_in_the_image():
     poses = np.stack([np.eye(4), np.eye(4)])
     poses[1, 0, 3] = 0.1  # 1 m/s sideways: 0.05 m in the 0.05 s that are not known; at 5 m 2 px of 200
-    anchors = one_point(LIMITS, 5.0, Sweep(np.array([0.0, 0.1]), poses, None, 0.05))
+    anchors = one_point(LIMITS, 5.0, Sweep(np.array([0.0, 0.1]), poses, 0.05))
     np.testing.assert_allclose(anchors.noise_px, [2.5], rtol=1e-5)
     np.testing.assert_allclose(anchors.pixels, one_point(LIMITS, 5.0).pixels)
 
@@ -118,7 +118,7 @@ def test_points_with_times_are_moved_each_from_its_own():
     poses[1, 2, 3] += 1.0
     offset_s = np.array([0.0, 0.05, 0.1], np.float32)
     points = np.repeat(np.array([[5.0, 0.0, 0.0]], np.float32), 3, axis=0)
-    scan = Scan(points, CAMERA_FROM_LIDAR, LIMITS, Sweep(np.array([0.0, 0.1]), poses, offset_s, 0.005))
+    scan = Scan(points, CAMERA_FROM_LIDAR, LIMITS, Sweep(np.array([0.0, 0.1]), poses, 0.005), offset_s=offset_s)
     np.testing.assert_allclose(anchors_of([scan], CAMERA, LIMITS).depth_m, [5.0, 5.5, 6.0], atol=0.003)
 
 
@@ -126,9 +126,10 @@ def test_points_with_times_are_moved_each_from_its_own():
 def test_a_moving_scan_of_which_nothing_is_seen_gives_no_anchors(points):
     poses = np.stack([CAMERA_FROM_LIDAR, CAMERA_FROM_LIDAR])
     poses[1, 2, 3] += 1.0
+    sweep = Sweep(np.array([0.0, 0.1]), poses, 0.005)
     for count in (3, 0):
-        sweep = Sweep(np.array([0.0, 0.1]), poses, np.zeros(count, np.float32), 0.005)
-        assert len(anchors_of([Scan(points[:count], CAMERA_FROM_LIDAR, LIMITS, sweep)], CAMERA, LIMITS)) == 0
+        scan = Scan(points[:count], CAMERA_FROM_LIDAR, LIMITS, sweep, offset_s=np.zeros(count, np.float32))
+        assert len(anchors_of([scan], CAMERA, LIMITS)) == 0
 
 
 @pytest.mark.filterwarnings("error")

@@ -74,9 +74,9 @@ def frames_of(sequence):
     for rgb, stamp_ns, points in zip(sequence.rgb, sequence.stamps_ns, sequence.scans, strict=True):
         poses = np.stack([sequence.camera_from_lidar, sequence.camera_from_lidar])
         poses[0, :3, 3] -= 0.1  # what the LiDAR moved by while it measured
-        sweep = Sweep(np.array([0.0, 0.1]), poses, np.linspace(0.0, 0.1, len(points), dtype=np.float32), 0.001)
-        moved = sweep if stamp_ns == sequence.stamps_ns[-1] else None
-        scan = Scan(points, sequence.camera_from_lidar, sweep=moved, stamp_ns=stamp_ns)
+        moved = Sweep(np.array([0.0, 0.1]), poses, 0.001) if stamp_ns == sequence.stamps_ns[-1] else None
+        offset_s = None if moved is None else np.linspace(0.0, 0.1, len(points), dtype=np.float32)
+        scan = Scan(points, sequence.camera_from_lidar, sweep=moved, stamp_ns=stamp_ns, offset_s=offset_s)
         frame = pipeline(
             rgb, sequence.camera, stamp_ns, lambda scan=scan: scan, CONFIG, confidence=True, sigma=True, solid=True
         )

@@ -141,7 +141,7 @@ def test_a_scan_that_is_there_already_is_projected_beside_the_network_and_one_th
 def test_scans_are_the_same_only_if_they_moved_the_same_way():
     def swept(until_s: float) -> Scan:
         poses = np.stack([np.eye(4), np.eye(4)])
-        return replace(still, sweep=Sweep(np.array([0.0, until_s]), poses, None, 0.03))
+        return replace(still, sweep=Sweep(np.array([0.0, until_s]), poses, 0.03))
 
     still = scan()
     assert still.equals(replace(still))

@@ -1,11 +1,15 @@
 """Odometry from what the camera sees: used where nobody else knows and it counts, chained, and for scans of then."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from marigold_ros import seen_motion
-from marigold_ros.anchors import Anchors, Scan
+from marigold_ros.anchors import Anchors, Scan, anchors_of
+from marigold_ros.config import RangeConfig
 from marigold_ros.field import evidence_of
+from marigold_ros.geometry import transformed
 from marigold_ros.metric import FittedDepth
 from marigold_ros.motion import unknown_motion
 from marigold_ros.picture_motion import PictureTrack
@@ -94,16 +98,22 @@ def test_where_an_image_has_no_points_the_way_on_is_unknown():
     assert motion.seen_since(0) is None
 
 
+def yaw_deg(scan):
+    """By how much points ahead are turned rightwards."""
+    ahead = scan.camera_from_lidar[:3, 2]
+    return np.degrees(np.arctan2(ahead[0], ahead[2]))
+
+
 def test_a_scan_of_an_earlier_image_is_moved_with_the_camera():
     seen, pose = drive(4), np.eye(4)
     scan = Scan(np.zeros((0, 3), np.float32), pose, age_s=0.2)
     found = seen.in_time(scan)
-    assert (found.age_s, found.shift_px) == (0.0, (0.0, 0.0))
+    assert found.age_s == 0.0
     assert error(found.camera_from_lidar, 1, 3) < 0.03
     # Between two images: from the nearer one by the camera's motion, until that with the picture.
     found = seen.in_time(Scan(scan.points, pose, age_s=0.14))
     assert error(found.camera_from_lidar, 2, 3) < 0.02
-    assert found.shift_px[0] < -0.5
+    assert yaw_deg(found) == pytest.approx(1.4 * -0.8, abs=0.3)
     now = Scan(scan.points, pose)
     assert seen.in_time(now) is now
 
@@ -111,10 +121,70 @@ def test_a_scan_of_an_earlier_image_is_moved_with_the_camera():
 def test_a_scan_moves_with_the_picture_where_the_cameras_motion_is_unknown():
     seen = drive(4, remember=lambda step: False)
     found = seen.in_time(Scan(np.zeros((0, 3), np.float32), np.eye(4), age_s=0.1))
-    np.testing.assert_array_equal(found.camera_from_lidar, np.eye(4))
-    assert found.shift_px[0] == pytest.approx(-CAMERA.fx * np.deg2rad(0.8), abs=3)
+    np.testing.assert_array_equal(found.camera_from_lidar[:3, 3], [0, 0, 0])
+    assert yaw_deg(found) == pytest.approx(-0.8, abs=0.61)
     long_ago = Scan(found.points, np.eye(4), age_s=60.0)
     assert seen.in_time(long_ago) is long_ago
+
+
+TURN_DEG_S = 60.0
+
+
+def turning():
+    """What has seen a camera turn right at 10 Hz, until the image of time 0.3 s, where it looks ahead."""
+    seen = SeenMotion(PictureTrack())
+    for step in range(4):
+        seen.see(step * TENTH, picture(moved(yaw_deg=TURN_DEG_S * (step / 10 - 0.3)))[0], CAMERA)
+    return seen
+
+
+def at_times(offset_s):
+    """Pixels of points all over the last image, and the points as measured so many seconds from its time on."""
+    pixels, depth_m = points(picture()[1], 12)
+    inside = np.abs(pixels[:, 0] - CAMERA.cx) < 80
+    pixels, depth_m = pixels[inside], depth_m[inside]
+    there = np.column_stack([(pixels - (CAMERA.cx, CAMERA.cy)) / CAMERA.fx * depth_m[:, None], depth_m])
+    offset_s = np.resize(np.float32(offset_s), len(there))
+    then = [transformed(point[None], moved(yaw_deg=TURN_DEG_S * t)) for point, t in zip(there, offset_s, strict=True)]
+    return pixels, np.concatenate(then).astype(np.float32), offset_s
+
+
+def apart_px(scan, pixels):
+    """Median and greatest distance of the anchors from where they belong."""
+    anchors = anchors_of([scan], CAMERA, RangeConfig())
+    apart = np.linalg.norm(anchors.pixels - pixels, axis=1)
+    return np.median(apart), apart.max()
+
+
+def test_a_scan_before_a_turning_camera_is_turned_with_it_to_the_very_edges():
+    pixels, measured, _ = at_times([-0.05])
+    scan = Scan(measured, np.eye(4), age_s=0.05)
+    assert apart_px(scan, pixels)[0] > 13
+    assert apart_px(turning().in_time(scan), pixels)[1] < 0.5
+
+
+def test_points_before_a_turning_camera_are_moved_each_from_its_own_time():
+    """A LiDAR that is stamped at its start, with the image, and sees the front 30 to 70 ms later."""
+    pixels, measured, offset_s = at_times(np.linspace(0.03, 0.07, 7))
+    scan, seen = Scan(measured, np.eye(4)), turning()
+    assert apart_px(seen.in_time(scan), pixels)[0] > 13
+    in_time = seen.in_time(replace(scan, offset_s=offset_s))
+    assert apart_px(in_time, pixels)[1] < 0.7
+    # What is not known of their times is noise: 0.3 degrees.
+    noise_px = anchors_of([in_time], CAMERA, RangeConfig()).noise_px
+    np.testing.assert_allclose(noise_px, np.hypot(1.5, CAMERA.fx * np.deg2rad(0.3)), rtol=0.03)
+    assert seen.in_time(in_time) is in_time
+
+
+def test_points_before_a_standing_camera_stay_whatever_their_times():
+    seen = SeenMotion(PictureTrack())
+    for step in range(3):
+        seen.see(step * TENTH, picture()[0], CAMERA)
+    scan = Scan(points_ahead := np.array([[0.3, 0.2, 4.0]] * 3, np.float32), np.eye(4), age_s=0.04)
+    found = seen.in_time(replace(scan, offset_s=np.array([0.0, 0.05, 0.1], np.float32)))
+    anchors, expected = (anchors_of([one], CAMERA, RangeConfig()) for one in (found, Scan(points_ahead, np.eye(4))))
+    np.testing.assert_array_equal(anchors.pixels, expected.pixels)
+    np.testing.assert_array_equal(anchors.noise_px, expected.noise_px)
 
 
 def test_time_that_goes_back_and_another_camera_start_anew():

@@ -213,15 +213,18 @@ class Names:
 @pytest.mark.parametrize(
     ("fixed_frame", "unmoved", "age_s"), [("odom", None, 0.0), ("odom", "odometry is late", 0.04), ("", None, 0.04)]
 )
-def test_a_scan_that_odometry_has_not_moved_keeps_its_age(fixed_frame, unmoved, age_s):
+def test_a_scan_that_odometry_has_not_moved_keeps_its_age_and_the_times_of_its_points(fixed_frame, unmoved, age_s):
     settings, place = Range2Config(type="pointcloud2", fixed_frame=fixed_frame), Place()
     place.unmoved = unmoved
     source = RangeSource(Names(), settings, place, None)
     source.scans.add(cloud_at_one_second())
     image = good_image()
     image.header.stamp = stamp(1_040_000_000)
-    scan, why = source.placed(source.scans.nearest(10**9, 1.0), image, settings)
+    found = source.scans.nearest(10**9, 1.0)
+    scan, why = source.placed(found, image, settings)
     assert (scan.age_s, why) == (age_s, unmoved)
+    # Moved by odometry, which cannot say how it moved in between: then nothing is left to do.
+    assert scan.offset_s is (found.offset_s if age_s else None)
     assert hasattr(place, "asked") == (unmoved is None)  # or odometry that came meanwhile would move it once more
 
 
@@ -259,7 +262,8 @@ def test_what_is_there_and_in_place_is_peeked_at_and_the_rest_is_not_spoken_of()
     [
         ({"fixed_frame": "odom"}, True, 0.005),
         ({"fixed_frame": "odom", "point_times": False}, False, 0.005),
-        ({}, False, 0.03),
+        ({}, True, 0.005),
+        ({"point_times": False}, False, 0.005),
     ],
 )
 def test_times_of_points_are_read_where_they_serve(settings, timed, error_s):

@@ -17,10 +17,10 @@ def world_from_camera(time_s: float, turn_rad_s: float, speed_m_s: float) -> np.
     return np.array([[c, 0, s, radius * (1 - c)], [0, 1, 0, 0], [-s, 0, c, radius * s], [0, 0, 0, 1.0]])
 
 
-def sweep_of(times_s, offset_s, turn_rad_s=1.0, speed_m_s=1.5, error_s=0.005) -> Sweep:
+def sweep_of(times_s, turn_rad_s=1.0, speed_m_s=1.5, error_s=0.005) -> Sweep:
     """The image was taken at time 0."""
     poses = [world_from_camera(t, turn_rad_s, speed_m_s) @ CAMERA_FROM_SENSOR for t in times_s]
-    return Sweep(np.array(times_s), np.stack(poses), offset_s, error_s)
+    return Sweep(np.array(times_s), np.stack(poses), error_s)
 
 
 def room(count: int = 2000) -> tuple[np.ndarray, np.ndarray]:
@@ -43,7 +43,7 @@ def measured(world: np.ndarray, offset_s: np.ndarray, turn_rad_s=1.0, speed_m_s=
 def test_points_come_to_lie_where_they_were_at_the_image_s_time(turn_rad_s):
     world, offset_s = room()
     points = measured(world, offset_s, turn_rad_s)
-    sweep = sweep_of(np.linspace(-0.1, 0.0, 5), offset_s, turn_rad_s)
+    sweep = sweep_of(np.linspace(-0.1, 0.0, 5), turn_rad_s)
     error_m = np.linalg.norm(moved(points, offset_s, sweep) - world, axis=1)
     # Half a step of 0.4 ms at 40 m is what is left, and the bow of the path between two knots.
     assert error_m.max() < 40 * turn_rad_s * 0.0003 + 0.004
@@ -53,20 +53,20 @@ def test_points_come_to_lie_where_they_were_at_the_image_s_time(turn_rad_s):
 
 def test_beyond_the_known_times_motion_goes_on_as_it_was():
     world, offset_s = room()
-    sweep = sweep_of([-0.1, -0.075, -0.05], offset_s)
+    sweep = sweep_of([-0.1, -0.075, -0.05])
     error_m = np.linalg.norm(moved(measured(world, offset_s), offset_s, sweep) - world, axis=1)
     assert error_m.max() < 0.03
 
 
 def test_poses_are_rigid_and_hit_the_known_ones():
-    sweep = sweep_of([-0.1, -0.02, 0.0], None)
+    sweep = sweep_of([-0.1, -0.02, 0.0])
     poses = poses_at(np.linspace(-0.1, 0.0, 51), sweep)
     np.testing.assert_allclose(poses[[0, 40, 50]], sweep.camera_from_sensor[:, :3], atol=1e-9)
     np.testing.assert_allclose(poses[:, :, :3] @ poses[:, :, :3].transpose(0, 2, 1), [np.eye(3)] * 51, atol=1e-9)
 
 
 def test_a_turn_halfway_is_half_the_turn():
-    poses = poses_at(np.array([-0.05]), sweep_of([-0.1, 0.0], None, turn_rad_s=2.0))
+    poses = poses_at(np.array([-0.05]), sweep_of([-0.1, 0.0], turn_rad_s=2.0))
     expected = (world_from_camera(-0.05, 2.0, 1.5) @ CAMERA_FROM_SENSOR)[:3, :3]
     np.testing.assert_allclose(poses[0, :, :3], expected, atol=1e-9)
 
@@ -74,23 +74,23 @@ def test_a_turn_halfway_is_half_the_turn():
 def test_one_time_for_all_points_needs_no_scan_that_lasts():
     world, offset_s = room(50)
     offset_s[:] = -0.03
-    sweep = sweep_of([-0.08, -0.03], offset_s)
+    sweep = sweep_of([-0.08, -0.03])
     np.testing.assert_allclose(moved(measured(world, offset_s), offset_s, sweep), world, atol=1e-3)
 
 
 def test_a_robot_that_stands_is_known_to_stand():
-    assert sweep_of([-0.1, 0.0], None, turn_rad_s=1e-5, speed_m_s=1e-5).still
-    assert not sweep_of([-0.1, 0.0], None, turn_rad_s=1e-5, speed_m_s=0.1).still
-    assert not sweep_of([-0.1, 0.0], None, turn_rad_s=0.01, speed_m_s=0.0).still
+    assert sweep_of([-0.1, 0.0], turn_rad_s=1e-5, speed_m_s=1e-5).still
+    assert not sweep_of([-0.1, 0.0], turn_rad_s=1e-5, speed_m_s=0.1).still
+    assert not sweep_of([-0.1, 0.0], turn_rad_s=0.01, speed_m_s=0.0).still
 
 
 def test_what_is_not_known_of_the_time_is_pixels_of_motion():
-    sweep = Sweep(np.array([0.0, 0.1]), np.stack([np.eye(4), np.eye(4)]), None, 0.02)
+    sweep = Sweep(np.array([0.0, 0.1]), np.stack([np.eye(4), np.eye(4)]), 0.02)
     assert sweep.pixel_variance(np.array([4.0]), 500.0) == 0.0
     sweep.camera_from_sensor[1, 0, 3] = 0.2  # 2 m/s sideways: 0.04 m in 0.02 s, which are 5 px of 500 at 4 m
-    driving = Sweep(sweep.times_s, sweep.camera_from_sensor, None, 0.02)
+    driving = Sweep(sweep.times_s, sweep.camera_from_sensor, 0.02)
     np.testing.assert_allclose(driving.pixel_variance(np.array([4.0, 40.0]), 500.0), [25.0, 0.25], rtol=1e-6)
-    turning = sweep_of([0.0, 0.1], None, turn_rad_s=0.5, speed_m_s=0.0, error_s=0.02)
+    turning = sweep_of([0.0, 0.1], turn_rad_s=0.5, speed_m_s=0.0, error_s=0.02)
     far = turning.pixel_variance(np.array([1e6]), 500.0)  # 0.01 rad
     np.testing.assert_allclose(far, [25.0], rtol=1e-3)
 
@@ -103,7 +103,7 @@ def test_no_point_is_overlooked_that_the_camera_sees(known_s, turn_rad_s, speed_
     world = rng.normal(size=(20000, 3)) * rng.choice([0.3, 2.0, 20.0], (20000, 1))
     offset_s = rng.uniform(-0.1, 0.0, 20000).astype(np.float32)
     points = measured(world, offset_s, turn_rad_s, speed_m_s)
-    sweep = sweep_of(known_s, offset_s, turn_rad_s, speed_m_s)
+    sweep = sweep_of(known_s, turn_rad_s, speed_m_s)
     cone_rad = 0.7
     then = moved(points, offset_s, sweep)
     seen = then[:, 2] > np.linalg.norm(then, axis=1) * math.cos(cone_rad)
@@ -116,6 +116,6 @@ def test_no_point_is_overlooked_that_the_camera_sees(known_s, turn_rad_s, speed_
 
 def test_a_robot_that_shakes_moves_though_it_ends_where_it_began():
     poses = np.stack([world_from_camera(t, 1.0, 1.0) for t in (0.0, 0.05, 0.0)])
-    sweep = Sweep(np.array([0.0, 0.05, 0.1]), poses, None, 0.005)
+    sweep = Sweep(np.array([0.0, 0.05, 0.1]), poses, 0.005)
     assert sweep.turned_rad == pytest.approx(0.1, rel=1e-3)
     assert sweep.moved_m == pytest.approx(0.1, rel=1e-2)
