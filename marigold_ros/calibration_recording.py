@@ -9,15 +9,16 @@ from typing import Any
 import cv2
 import numpy as np
 
-from marigold_ros.anchors import find_anchors
+from marigold_ros.anchors import Scan, anchors_of
 from marigold_ros.calibration import Calibration, CalibrationMonitor
 from marigold_ros.calibration_evidence import Evidence
 from marigold_ros.config import RangeConfig, Unusable
 from marigold_ros.geometry import Camera
 from marigold_ros.pairing import Contents, Nearest, Wanted, contents_of, read_wanted
-from marigold_ros.pipeline import Scan
+from marigold_ros.picture_motion import PictureTrack
 from marigold_ros.recordings import Recording
 from marigold_ros.rig import Rig
+from marigold_ros.seen_motion import SeenMotion
 from marigold_ros.topics import Topics, choose_topics
 
 # Images may come this much earlier than their rate says and still be taken, as part of their period.
@@ -34,10 +35,14 @@ class Fault:
 
     def applied(self, scan: Scan) -> Scan:
         """The scan with its extrinsic turned."""
-        turned = scan.camera_from_lidar.copy()
-        # The mounting's place stays, its direction does not.
-        turned[:3, :3] = cv2.Rodrigues(np.radians(self.turn_deg))[0] @ turned[:3, :3]
-        return replace(scan, camera_from_lidar=turned)
+        sweep = scan.sweep and replace(scan.sweep, camera_from_sensor=self._turned(scan.sweep.camera_from_sensor))
+        return replace(scan, camera_from_lidar=self._turned(scan.camera_from_lidar), sweep=sweep)
+
+    def _turned(self, poses: np.ndarray) -> np.ndarray:
+        """(..., 4, 4) of which the mounting's place stays, and its direction does not."""
+        turned = poses.copy()
+        turned[..., :3, :3] = cv2.Rodrigues(np.radians(self.turn_deg))[0] @ turned[..., :3, :3]
+        return turned
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,9 @@ def watch(recording: Recording, source: Source, faults: Sequence[Fault]) -> list
     """Run the watch over the recording once for each fault; raises `Unusable` where no frame can be used."""
     topics = choose_topics(recording, source.topics)
     contents = contents_of(recording, topics, lambda messages, _: messages)
-    courses, monitors = [Course(fault) for fault in faults], [CalibrationMonitor() for _ in faults]
+    track = PictureTrack()
+    seen = SeenMotion(track)
+    courses, monitors = [Course(fault) for fault in faults], [CalibrationMonitor(track) for _ in faults]
     why: Unusable | None = None
     began_ns: int | None = None
     rig = Rig(recording.topics[topics.image], recording.topics[topics.range], source.range, source.rectified,
@@ -107,11 +114,13 @@ def watch(recording: Recording, source: Source, faults: Sequence[Fault]) -> list
         try:
             rgb, camera = rig.rectify(rig.image(image), contents.info_at(stamp.recorded_ns))
             began_ns = stamp.measured_ns if began_ns is None else began_ns
+            seen.see(stamp.measured_ns, rgb, camera)
             for course, monitor, message in zip(courses, monitors, scans, strict=True):
                 if message is None:
                     continue
-                scan = course.fault.applied(rig.scan(image.header, message, round(course.fault.delay_s * 1e9)))
-                anchors = find_anchors(scan.points, scan.camera_from_lidar, camera, source.range, rig.unseen)
+                placed = course.fault.applied(rig.scan(image.header, message, round(course.fault.delay_s * 1e9)))
+                scan = seen.in_time(placed)
+                anchors = anchors_of([scan], camera, source.range, rig.unseen)
                 origin_m = scan.camera_from_lidar[:3, 3]
                 verdict = monitor.update(stamp.measured_ns, rgb, camera, anchors, origin_m, scan.age_s)
                 _note(course, (stamp.measured_ns - began_ns) * 1e-9, verdict, monitor, rgb, camera)

@@ -7,19 +7,21 @@ from typing import Any
 
 import numpy as np
 
-from marigold_ros.anchors import find_anchors
-from marigold_ros.config import RangeConfig
+from marigold_ros.anchors import Scan, anchors_of
+from marigold_ros.config import RangeConfig, Unusable
 from marigold_ros.decoding import (
     camera_from_info,
     info_key,
+    offsets_from_cloud,
+    offsets_from_scan,
     points_from_cloud,
     points_from_scan,
     rgb_from_compressed,
     rgb_from_image,
     stamp_ns,
 )
-from marigold_ros.geometry import Camera, Rectifier, rectifier, transform_from_quaternion, transformed
-from marigold_ros.pipeline import Scan
+from marigold_ros.geometry import Camera, Rectifier, rectifier, transform_from_quaternion
+from marigold_ros.sweep import sweep_through, time_error_s
 from marigold_ros.topics import COMPRESSED, SCAN
 from marigold_ros.transform_tree import TransformTree
 
@@ -28,14 +30,15 @@ class Rig:
     """One camera and one range sensor. What depends on the camera alone is made when the camera changes.
 
     `settings.extrinsic` 'static' takes the transform from `settings`, 'tf' from the `transforms`; with
-    `settings.fixed_frame`, each scan is moved from its own time to the image's.
+    `settings.fixed_frame`, scans are moved to the image's time, each point from its own where it has one.
     """
 
     def __init__(
         self, image_type: str, range_type: str, settings: RangeConfig, rectified: bool, transforms: TransformTree
     ) -> None:
         self._decode_image = rgb_from_compressed if image_type == COMPRESSED else rgb_from_image
-        self._decode_scan = points_from_scan if range_type == SCAN else points_from_cloud
+        self._points_from = points_from_scan if range_type == SCAN else points_from_cloud
+        self._offsets_from = offsets_from_scan if range_type == SCAN else offsets_from_cloud
         self._settings = settings
         self._rectified = rectified
         self._transforms = transforms
@@ -73,15 +76,25 @@ class Rig:
 
         delay_ns: how much later than it was stamped the message is taken to be.
         """
-        points = self._decode_scan(message)
-        points = points[
-            np.any(points != 0, axis=1)
-        ]  # exact zeros say "no return", and must not be moved away from there
-        late_ns = delay_ns + round(self._settings.time_offset_s * 1e9)
+        settings, points = self._settings, self._points_from(message)
+        offset_s = self._offsets_from(message) if settings.point_times else None
+        late_ns = delay_ns + round(settings.time_offset_s * 1e9)
         image_ns, scan_ns = stamp_ns(image_header), stamp_ns(message.header) + late_ns
-        matrix = self._camera_from_lidar(image_header.frame_id, image_ns, message.header.frame_id, scan_ns)
-        age_s = 0.0 if self._settings.fixed_frame else (image_ns - scan_ns) * 1e-9
-        return Scan(points, matrix, age_s=age_s)
+
+        def pose(time_s: float) -> np.ndarray:
+            then_ns = scan_ns + round(time_s * 1e9)
+            return self._camera_from_lidar(image_header.frame_id, image_ns, message.header.frame_id, then_ns)
+
+        def known_pose(time_s: float) -> np.ndarray | None:
+            try:
+                return pose(time_s)
+            except Unusable:
+                return None
+
+        if not settings.fixed_frame:
+            return Scan(points, pose(0.0), age_s=(image_ns - scan_ns) * 1e-9, offset_s=offset_s)
+        matrix, sweep = pose(0.0), sweep_through(known_pose, offset_s, time_error_s(offset_s, settings))
+        return Scan(points, matrix, sweep=sweep, offset_s=None if sweep is None else offset_s)
 
     def anchors(self, image_header: Any, camera: Camera, scans: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
         """Pixels (N, 2) float32 u, v and depths (N,) in metres of the scans' points; the suspect ones are left out.
@@ -89,8 +102,7 @@ class Rig:
         Raises `Unusable` where no scan can be read or placed.
         """
         placed = [self.scan(image_header, message) for message in scans]
-        points = np.concatenate([transformed(scan.points, scan.camera_from_lidar) for scan in placed])
-        found = find_anchors(points, np.eye(4), camera, self._settings, self.unseen)
+        found = anchors_of(placed, camera, self._settings, self.unseen)
         sure = found.weight >= 1.0
         return found.pixels[sure], found.depth_m[sure]
 

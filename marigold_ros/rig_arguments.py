@@ -19,6 +19,8 @@ def add_rig_arguments(parser: argparse.ArgumentParser, max_age_s: float) -> None
         help="origin of the LiDAR in the camera's optical frame, metres, instead of /tf and /tf_static")  # fmt: skip
     add("--rotation", type=float, nargs=4, metavar=("X", "Y", "Z", "W"), help="its rotation into that frame")
     add("--fixed-frame", default="", metavar="FRAME", help="e.g. odom: scans are moved to the image's time by /tf")
+    add("--no-point-times", dest="point_times", action="store_false",
+        help="the clouds were corrected for motion already, as range.point_times=false")  # fmt: skip
     add("--max-age", type=float, default=max_age_s, metavar="S",
         help="most seconds between image and scan (default %(default)g)")  # fmt: skip
     add("--time-offset", type=float, default=0.0, metavar="S",
@@ -35,5 +37,6 @@ def range_settings(arguments: argparse.Namespace, **more: Any) -> RangeConfig:
         rotation_xyzw=tuple(arguments.rotation or (0.0, 0.0, 0.0, 1.0)),
         fixed_frame=arguments.fixed_frame,
         time_offset_s=arguments.time_offset,
+        point_times=arguments.point_times,
         **more,
     )

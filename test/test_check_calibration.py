@@ -8,10 +8,12 @@ import cv2
 import numpy as np
 import pytest
 
+from marigold_ros.anchors import anchors_of
+from marigold_ros.calibration import CalibrationMonitor
 from marigold_ros.calibration_recording import Course, Fault, Source, watch
 from marigold_ros.check_calibration import AS_IT_IS, main, sentence, summary, table
-from marigold_ros.config import RangeConfig
-from marigold_ros.geometry import Camera
+from marigold_ros.config import RangeConfig, Unusable
+from marigold_ros.geometry import Camera, transformed
 from marigold_ros.recordings import Frame, Recording, write_frames
 from marigold_ros.rig import Rig
 
@@ -68,7 +70,58 @@ def test_a_time_offset_that_is_known_is_made_up_for(fixed_frame):
     image.stamp.sec, image.stamp.nanosec = 1, 120_000_000
     assert rig.scan(image, cloud).age_s == pytest.approx(0.0 if fixed_frame else 0.12)
     assert asked[0] == ("lidar", 1_000_000_000)
-    assert asked[1:] == ([("odom", 1_120_000_000)] if fixed_frame else [])
+    assert asked[1:2] == ([("odom", 1_120_000_000)] if fixed_frame else [])
+
+
+def test_a_scan_lies_where_the_node_has_it_each_point_moved_from_its_own_time():
+    """A robot that turns left by 60 degrees a second; the front is seen 40 to 60 ms after the stamp, the image's."""
+    pytest.importorskip("rclpy")
+    from sensor_msgs.msg import PointField
+    from std_msgs.msg import Header
+
+    from ros_harness import cloud_of
+
+    def camera_from_odom(time_ns):
+        turned = np.eye(4)
+        turned[:3, :3] = cv2.Rodrigues(np.array([0.0, np.radians(60) * (time_ns * 1e-9 - 1.0), 0.0]))[0]
+        return turned
+
+    def matrix(target, source, time_ns):
+        if time_ns > 1_060_000_000:
+            raise Unusable("not recorded")
+        return camera_from_odom(time_ns) if target == "camera" else np.linalg.inv(camera_from_odom(time_ns))
+
+    offset_s = np.linspace(0.04, 0.07, 4)
+    there = np.array([[-1.0, 0.1, 8.0], [0.0, 0.5, 6.0], [1.0, 0.1, 8.0], [2.0, -0.5, 7.0]])
+    then = [transformed(there[i : i + 1], camera_from_odom(1e9 * (1 + offset_s[i]))) for i in range(len(there))]
+    rows = np.column_stack([np.concatenate(then), offset_s]).astype(np.float32)
+    cloud = cloud_of(rows[:, :3])
+    cloud.fields.append(PointField(name="time", offset=12, datatype=PointField.FLOAT32, count=1))
+    cloud.point_step, cloud.row_step, cloud.data = 16, 16 * len(rows), rows.tobytes()
+    image = Header(frame_id="camera")
+    image.stamp.sec = cloud.header.stamp.sec = 1
+    camera, expected = Camera(640, 480, 460.0, 460.0, 319.5, 239.5), there[:, :2] / there[:, 2:] * 460 + (319.5, 239.5)
+
+    def pixels(fault=AS_IT_IS, **settings):
+        rig = Rig("sensor_msgs/msg/Image", "sensor_msgs/msg/PointCloud2", RangeConfig(**settings), True,
+                  SimpleNamespace(matrix=matrix))  # fmt: skip
+        return anchors_of([fault.applied(rig.scan(image, cloud))], camera, RangeConfig(**settings)).pixels
+
+    np.testing.assert_allclose(pixels(fixed_frame="odom"), expected, atol=0.5)
+    assert np.abs(pixels(fixed_frame="odom", point_times=False) - expected).max() > 20
+    turned = pixels(Fault("yaw", (0.0, 1.0, 0.0)), fixed_frame="odom")
+    np.testing.assert_allclose(turned - expected, [[460 * np.radians(1), 0]] * 4, atol=2.0)
+
+
+def test_without_a_fixed_frame_scans_are_moved_with_the_picture_as_in_the_node(monkeypatch):
+    ages_s, update = [], CalibrationMonitor.update
+    monkeypatch.setattr(
+        CalibrationMonitor, "update", lambda self, *frame: ages_s.append(frame[-1]) or update(self, *frame)
+    )
+    with Recording(BUNDLED) as recording:
+        watch(recording, Source(range=RangeConfig(time_offset_s=-0.03, max_age_s=0.05), rate_hz=2.0), FAULTS[:1])
+    assert ages_s[0] != 0
+    assert not any(ages_s[1:])
 
 
 def test_scans_are_looked_for_by_the_time_at_which_they_were_measured():

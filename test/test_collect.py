@@ -16,6 +16,7 @@ from bags import (
     compressed,
     image,
     laser_scan,
+    make,
     text,
     transforms,
     write_bag,
@@ -197,6 +198,27 @@ def test_with_a_fixed_frame_what_was_driven_is_taken_out(tmp_path, options, expe
     run(write_bag(tmp_path / "bag", messages), out=tmp_path / "out", options=[*ALL, "--max-age", "0.06", *options])
     found = known(only(collected(tmp_path / "out")[0]).maps["depth_m"])
     assert found == {pixel: pytest.approx(z, abs=4e-3) for pixel, z in expected.items()}
+
+
+@pytest.mark.parametrize(("options", "depth_m"), [([], 5.5), (["--no-point-times"], 5.0)])
+def test_with_a_fixed_frame_each_point_counts_from_its_own_time(tmp_path, options, depth_m):
+    """The robot drives 10 m/s; the scan is stamped 0.05 s before the image, and sees what is ahead 0.05 s later."""
+    timed, point = cloud(0.45, [(5.5, 0.0, 0.0), (-3.0, 1.0, 0.0)]), np.dtype([("xyz", "3f4"), ("time", "f4")])
+    data = np.array([((5.5, 0.0, 0.0), 0.05), ((-3.0, 1.0, 0.0), 0.0)], point)
+    timed.fields.append(make("sensor_msgs/msg/PointField", "time", 12, 7, 1))
+    timed.point_step, timed.row_step, timed.data = 16, 32, data.view(np.uint8)
+    messages = [
+        ("/tf_static", 0.0, transforms((0.0, "base", "camera", (0, 0, 0), (-0.5, 0.5, -0.5, 0.5)))),
+        ("/tf_static", 0.0, transforms((0.0, "base", "lidar", (0, 0, 0), (0, 0, 0, 1)))),
+        *odometry((0.0, 0.0), (1.0, 10.0)),
+        ("/camera/camera_info", 0.0, camera_info(0.0, K, SIZE)),
+        ("/points", 0.45, timed),
+        ("/camera/image_raw", 0.5, image(0.5, picture(0))),
+    ]
+    chosen = [*ALL, "--max-age", "0.06", "--fixed-frame", "odom", *options]
+    run(write_bag(tmp_path / "bag", messages), out=tmp_path / "out", options=chosen)
+    found = known(only(collected(tmp_path / "out")[0]).maps["depth_m"])
+    assert list(found.values()) == [pytest.approx(depth_m, abs=4e-3)]
 
 
 def test_the_extrinsic_can_be_given(tmp_path):
