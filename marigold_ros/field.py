@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -29,8 +29,8 @@ from marigold_ros.compiled import (
     WrittenGrid,
     compiled,
 )
-from marigold_ros.metric import FittedDepth, MetricFit, apply_corrected, apply_fit, relative_at, sample
-from marigold_ros.unknown import ENDLESS, REACH_FACTOR, Reach, reach_of
+from marigold_ros.metric import FittedDepth, MetricFit, apply_corrected, apply_fit
+from marigold_ros.unknown import ENDLESS, Reach, reach_of
 from marigold_ros.vote import CELLS, FARTHEST_LN, places_of, trust_of
 
 # Columns, rows and steps of log depth.
@@ -96,14 +96,16 @@ class Evidence:
         """(N,) values of a grid (rows, columns, steps) at the anchors, interpolated."""
         return _read(np.ascontiguousarray(grid), self.places)
 
-    def reach(self, fitted: FittedDepth, coarse: np.ndarray) -> Reach:
-        """How far those reach that are rather right than wrong; (h, w) `coarse` relative depth, of any size."""
+    def reach(self, fitted: FittedDepth) -> Reach:
+        """How far those reach that are rather right than wrong."""
         right = np.flatnonzero(self.trust > 0.5)
-        column, row = (self.places[:2].take(right, axis=1) * np.float32(1 / _REACHED)).astype(np.intp)
-        parts = np.count_nonzero(np.bincount(row * _NODES[0] + column))
-        relative = sample(fitted.relative, self.pixels.take(right, axis=0))
-        farther = partial(relative_at, fitted.fit, factor=REACH_FACTOR)
-        return reach_of(self.depth_m.take(right), relative, parts, coarse, farther)
+        depth_m = self.depth_m.take(right)
+
+        def count_parts() -> int:
+            column, row = (self.places[:2].take(right, axis=1) * np.float32(1 / _REACHED)).astype(np.intp)
+            return np.count_nonzero(np.bincount(row * _NODES[0] + column))
+
+        return reach_of(depth_m, depth_m * np.exp(-self.residual.take(right)), count_parts, fitted.share_beyond)
 
     def of(self, chosen: np.ndarray | slice) -> Evidence:
         """The evidence of some anchors, (N,) bool or a slice, whose order is random; the nodes stay."""

@@ -362,14 +362,6 @@ def apply_fit(fit: MetricFit, relative: np.ndarray, max_depth_m: float) -> np.nd
     return (np.exp(metres, out=metres) if fit.space == "log_depth" else metres).reshape(np.shape(relative))
 
 
-def relative_at(fit: MetricFit, relative: float, factor: float) -> float:
-    """The relative depth where the fit has `factor` times the metres that it has at `relative`; that itself where it
-    has none there.
-    """
-    depth_m = float(from_space(fit.scale * relative + fit.shift, fit.space))
-    return relative if math.isnan(depth_m) else float((to_space(factor * depth_m, fit.space) - fit.shift) / fit.scale)
-
-
 @dataclass(frozen=True)
 class FittedDepth:
     """Metres of (H, W) float32 `relative` depth by a fit, worked out only where they are asked for; NaN as `apply_fit`
@@ -398,6 +390,12 @@ class FittedDepth:
         """(N,) float32: by how much ln depth changes over a pixel at (N, 2) pixels, where it is (N,) `depth_m`."""
         steep = _steepness_by_numpy(self.relative, pixels) * np.float32(self.fit.scale)
         return (steep * log_slope(depth_m, self.fit.space)).astype(np.float32)
+
+    def share_beyond(self, depth_m: float) -> float:
+        """For which share of the image the fit has more than so many metres, or none."""
+        glance = self.relative[::_GLANCE_PX, ::_GLANCE_PX]
+        most = (to_space(np.float64(depth_m), self.fit.space) - self.fit.shift) / self.fit.scale
+        return np.count_nonzero(glance > most) / glance.size
 
     def every(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """(h, w) float32 metres, and relative depth, at every so-manieth row and column."""
@@ -428,9 +426,8 @@ def apply_corrected(
     else:
         y += np.log(factor)
     ends = np.array([
-        *_limits(fit.space, max_depth_m),
+        *_limits(fit.space, min(max_depth_m, reach.fitted_m)),
         *(_limits(fit.space, min(max_depth_m, most_m))[1] for most_m in reach.farthest_m),
-        np.float32(reach.relative),
     ])  # fmt: skip
     line = np.float32(fit.scale), np.float32(fit.shift)
     metres = _enlarged(widened(y, relative.shape[1]), relative, *line, ends, fit.space == "inverse_depth")
@@ -442,15 +439,13 @@ def _enlarged_by_numpy(
 ) -> np.ndarray:
     """`_on_line` of (h, W) `wide` at the size of (H, W) `relative`; NaN where that has no metres by scale and shift.
 
-    ends: what those lie between; the most that is known, elsewhere and where relative depth is at its end; and the most
-    relative depth that is.
+    ends: what those lie between; and the most that is known, elsewhere and where relative depth is at its end.
     """
-    low, high, most, most_sky, farthest = ends
+    low, high, most, most_sky = ends
     y = relative * scale
     y += shift
     known = y > low
     known &= y <= high
-    known &= relative <= farthest
     y = stretched(wide, *relative.shape[::-1])
     known &= y > low
     known &= y <= most
@@ -465,7 +460,7 @@ def _enlarged_by_numpy(
 @compiled(_enlarged_by_numpy)
 def _enlarged(wide: Pixels, relative: Pixels, scale: Float, shift: Float, ends: Floats, inverse: Bool) -> np.ndarray:
     rows, columns = relative.shape
-    low, high, most, most_sky, farthest = ends
+    low, high, most, most_sky = ends
     result, line = np.empty((rows, columns), np.float32), np.empty(columns, np.float32)
     for i in range(rows):
         between_rows(line, wide, i, rows)
@@ -473,7 +468,7 @@ def _enlarged(wide: Pixels, relative: Pixels, scale: Float, shift: Float, ends: 
         for j in range(columns):
             fitted = values[j] * scale + shift
             limit = most_sky if values[j] > np.float32(FAR_END) else most
-            known = (line[j] > low) & (line[j] <= limit) & (fitted > low) & (fitted <= high) & (values[j] <= farthest)
+            known = (line[j] > low) & (line[j] <= limit) & (fitted > low) & (fitted <= high)
             into[j] = (np.float32(-1) / line[j] if inverse else line[j]) if known else np.float32(np.nan)
     return result
 

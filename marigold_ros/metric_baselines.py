@@ -97,7 +97,7 @@ def ours_with_sigma(question: Question) -> tuple[np.ndarray, np.ndarray]:
         depth_m = apply_fit(fit, question.relative, _MAX_DEPTH_M)
     else:
         correction = Correction(evidence, fitted_field(evidence, limit), fresh=True)
-        reach = evidence.reach(fitted, coarse)
+        reach = evidence.reach(fitted)
         depth_m = apply_field(correction.field, fit, coarse, question.relative, _MAX_DEPTH_M, reach)
         uncertainty.learn(evidence, limit, lambda: resize(doubt, *fitted.shape[::-1]))
     variance = smooth_variance(uncertainty.law, fitted, correction)

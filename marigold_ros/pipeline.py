@@ -205,7 +205,7 @@ class Pipeline:
             limit, depth_m = config.fit.correction_limit, None
             correction = self._corrector(fitted, metres, anchors, limit, motion, scans)
             if correction is not None:
-                reach = correction.evidence.reach(fitted, coarse)
+                reach = correction.evidence.reach(fitted)
                 self._far_m = reach.depth_m
                 depth_m = apply_field(correction.field, fit, coarse, relative, most_m, reach)
                 self._seen.remember(correction.evidence)

@@ -20,19 +20,17 @@ from marigold_ros.compiled import Float, Pixels, WrittenPixels, compiled
 _FAR_PERCENTILE, _FAR_FACTOR = 99.0, 2.0
 FAR_END, _SKY_FACTOR = 0.995, 1.25
 # Where they reach so many metres, nothing is known either beyond so many times what the fit has at this percentile of
-# their relative depth, if so many of them would be expected there: the parts of the image with anchors, times the share
-# of it that is as far. A sensor of less reach says nothing of what is behind.
-_REACH_M, REACH_FACTOR, _REACH_PERCENTILE, _EXPECTED = 15.0, 1.1, 99.9, 3.0
-# Every so-manieth pixel each way tells that share.
-_GLANCE_PX = 4
+# them, if so many of them would be expected there: the parts of the image with anchors, times the share of it that is
+# as far. A sensor of less reach says nothing of what is behind.
+_REACH_M, _REACH_FACTOR, _REACH_PERCENTILE, _EXPECTED = 15.0, 1.1, 99.9, 3.0
 
 
 @dataclass(frozen=True)
 class Reach:
-    """How far there is evidence: up to `depth_m`, metres, and to what relative depth; infinite where nothing tells."""
+    """How far there is evidence, `depth_m`, and how much the fit may have, `fitted_m`; infinite where nothing tells."""
 
     depth_m: float = math.inf
-    relative: float = math.inf
+    fitted_m: float = math.inf
 
     @property
     def farthest_m(self) -> tuple[float, float]:
@@ -44,22 +42,21 @@ ENDLESS = Reach()
 
 
 def reach_of(
-    depth_m: np.ndarray, relative: np.ndarray, parts: int, coarse: np.ndarray, farther: Callable[[float], float]
+    depth_m: np.ndarray, fitted_m: np.ndarray, count_parts: Callable[[], int], share_beyond: Callable[[float], float]
 ) -> Reach:
-    """How far anchors of measured (N,) `depth_m` reach that lie at (N,) `relative` depth of (h, w) `coarse`.
+    """How far anchors reach by measured (N,) `depth_m`, and (N,) `fitted_m` of the fit.
 
-    parts: in how many parts of the image they lie. farther: gives the relative depth where the fit has `REACH_FACTOR`
-    times the metres that it has at another. What lies behind all anchors is the sky, or beyond the sensor's range, if
-    it is so large that some would lie on it; otherwise they may have missed it.
+    count_parts: gives in how many parts of the image they lie; share_beyond: for which share of the image the fit has
+    more than so many metres. What it has behind all anchors is the sky, or beyond the sensor's range, if it is so large
+    that some would lie on it; otherwise they may have missed it.
     """
     if len(depth_m) == 0:
         return ENDLESS
-    far_m, glance = _percentile(depth_m, _FAR_PERCENTILE), coarse[::_GLANCE_PX, ::_GLANCE_PX]
+    far_m = _percentile(depth_m, _FAR_PERCENTILE)
     if far_m < _REACH_M:
         return Reach(far_m)
-    most = farther(_percentile(relative, _REACH_PERCENTILE))
-    expected = parts * np.count_nonzero(glance > most) / glance.size
-    return Reach(far_m, most if expected >= _EXPECTED else math.inf)
+    most_m = _REACH_FACTOR * _percentile(fitted_m, _REACH_PERCENTILE)
+    return Reach(far_m, most_m if count_parts() * share_beyond(most_m) >= _EXPECTED else math.inf)
 
 
 def _percentile(values: np.ndarray, percent: float) -> float:
@@ -68,18 +65,14 @@ def _percentile(values: np.ndarray, percent: float) -> float:
 
 
 def forget_far(depth_m: np.ndarray, relative: np.ndarray, reach: Reach, max_depth_m: float) -> None:
-    """Set (H, W) `depth_m` to NaN beyond `max_depth_m` and beyond the `reach`; (H, W) `relative`."""
+    """Set (H, W) `depth_m` of the fit to NaN beyond `max_depth_m` and beyond the `reach`; (H, W) `relative`."""
     most_m, most_sky_m = reach.farthest_m
-    numbers = min(max_depth_m, most_m), most_sky_m, reach.relative
-    _forget(depth_m, relative, *(np.float32(number) for number in numbers))
+    _forget(depth_m, relative, np.float32(min(max_depth_m, reach.fitted_m, most_m)), np.float32(most_sky_m))
 
 
-def _forget_by_numpy(depth_m: np.ndarray, relative: np.ndarray, most_m: float, most_sky_m: float, most: float) -> None:
-    """Set (H, W) `depth_m` to NaN beyond `most_m`, where relative depth is at its end beyond `most_sky_m`, and where it
-    is beyond `most`.
-    """
+def _forget_by_numpy(depth_m: np.ndarray, relative: np.ndarray, most_m: float, most_sky_m: float) -> None:
+    """Set (H, W) `depth_m` to NaN beyond `most_m`, and where relative depth is at its end beyond `most_sky_m`."""
     unknown = depth_m > most_m
-    unknown |= relative > most
     sky = relative > np.float32(FAR_END)
     sky &= depth_m > most_sky_m
     unknown |= sky
@@ -87,11 +80,10 @@ def _forget_by_numpy(depth_m: np.ndarray, relative: np.ndarray, most_m: float, m
 
 
 @compiled(_forget_by_numpy)
-def _forget(depth_m: WrittenPixels, relative: Pixels, most_m: Float, most_sky_m: Float, most: Float) -> None:
+def _forget(depth_m: WrittenPixels, relative: Pixels, most_m: Float, most_sky_m: Float) -> None:
     rows, columns = depth_m.shape
     for i in range(rows):
         depths, values = depth_m[i], relative[i]
         for j in range(columns):
-            limit = most_sky_m if values[j] > np.float32(FAR_END) else most_m
-            unknown = (depths[j] > min(limit, most_m)) | (values[j] > most)
-            depths[j] = np.float32(np.nan) if unknown else depths[j]
+            most = most_sky_m if values[j] > np.float32(FAR_END) else most_m
+            depths[j] = np.float32(np.nan) if depths[j] > min(most, most_m) else depths[j]

@@ -240,8 +240,8 @@ def test_corrected_metres_are_those_of_the_fit_times_the_factor_resized_in_the_s
     # Evidence to 1.8 m: nothing is known beyond 3.6 m.
     near = apply_corrected(fit, relative, factor, relative, 120.0, Reach(1.8))
     np.testing.assert_allclose(near, [[3.0, np.nan], [np.nan, np.nan]], rtol=1e-5)
-    # Evidence to the relative depth of 4 m: nothing is known where that is larger, though it is corrected to 4 m.
-    behind = apply_corrected(fit, relative, factor, relative, 120.0, Reach(relative=float(relative[1, 0])))
+    # Nothing is known where the fit has more than 5 m, though it is corrected to 4 m.
+    behind = apply_corrected(fit, relative, factor, relative, 120.0, Reach(fitted_m=5.0))
     np.testing.assert_allclose(behind, [[3.0, np.nan], [4.0, np.nan]], rtol=1e-5)
     alike = np.full((1, 8), (to_space(5.0, space) + 0.5) / 4.0, np.float32)
     alike[0, 5] = np.nan  # which is unknown, and stays so

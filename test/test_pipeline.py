@@ -157,13 +157,15 @@ def test_who_drops_it_drops_its_thread_too():
         pipeline(RGB, CAMERA, tenths * SECOND // 10, scan, CONFIG, sigma=True)
     threads = threading.active_count()
     gone = weakref.ref(pipeline)
+    deadline = time.monotonic() + 10
     gc.disable()
     try:
         del pipeline
+        while gone() is not None and time.monotonic() < deadline:
+            time.sleep(0.01)  # its thread lets go of the last work a moment after that is done
         assert gone() is None
     finally:
         gc.enable()
-    deadline = time.monotonic() + 10
     while threading.active_count() == threads and time.monotonic() < deadline:
         time.sleep(0.01)
     assert threading.active_count() == threads - 1
