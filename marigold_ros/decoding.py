@@ -30,6 +30,8 @@ PointField = Any
 LaserScan = Any
 TransformStamped = Any
 
+# A message that is older than one before it by less than this, in seconds, came out of order; else time started again.
+LATE_S = 1.0
 # Encoding -> bytes per pixel and OpenCV's conversion to RGB. OpenCV names a Bayer pattern by its second row, second
 # column: ROS' rggb is OpenCV's BG.
 _TO_RGB: dict[str, tuple[int, int | None]] = {

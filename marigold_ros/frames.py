@@ -23,9 +23,8 @@ from marigold_ros.pipeline import Estimator, FrameDepth, NormalsNetwork, Pipelin
 from marigold_ros.sources import RangeSources
 
 ImageMessage = Image | CompressedImage
-# Images that are late by less came out of order; by more, or if so many of them in a row go on from each other, it is a
-# time started again.
-_LATE_S, _GO_ON = 1.0, 3
+# So many late images in a row that go on from each other are a time started again, however little late they are.
+_GO_ON = 3
 
 
 class FrameProcessor:
@@ -210,7 +209,7 @@ class FrameProcessor:
         if back_s > 0.0:
             goes_on = late_ns is not None and image_ns > late_ns
             self._late_count = self._late_count + 1 if goes_on else 1
-            if back_s < _LATE_S and self._late_count < _GO_ON:
+            if back_s < decoding.LATE_S and self._late_count < _GO_ON:
                 self._late_ns = image_ns
                 self._diagnostics.count("unusable")
                 text = f"header.stamp is {back_s:.3f} s before that of an earlier image"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
+from bisect import insort
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from marigold_ros.config import Unusable
-from marigold_ros.decoding import RangePoints, require_stamp, stamp_ns
+from marigold_ros.decoding import LATE_S, RangePoints, require_stamp, stamp_ns
 
 # At 10 to 20 Hz this reaches a second back, with the largest clouds a fraction of one: memory stays bounded whatever
 # the sensor does. A network that takes longer gets its scan nevertheless: see `expect`.
@@ -47,7 +47,8 @@ class ScanBuffer:
         self._on_unusable = on_unusable
         self._section = section
         self._offset_ns = round(offset_s * 1e9)
-        self._messages: deque[Any] = deque(maxlen=_KEPT)
+        # In the order of their times.
+        self._messages: list[Any] = []
         self._decoded: tuple[Any, StampedPoints] | None = None
         self._expected_ns: int | None = None
         self._held: Any | None = None
@@ -56,7 +57,7 @@ class ScanBuffer:
         self._lock = threading.Lock()
 
     def add(self, message: Any) -> None:
-        """Take a message; one from before the newest means that time started again, and the old ones go.
+        """Take a message; one that is late by a second or more means that time started again, and the others go.
 
         One without a time is reported to `on_unusable` and not kept.
         """
@@ -68,13 +69,13 @@ class ScanBuffer:
             self._on_unusable(problem)
             return
         with self._lock:
-            if self._messages and self._stamp(message) < self._stamp(self._messages[-1]):
+            if self._messages and self._stamp(self._messages[-1]) - self._stamp(message) >= LATE_S * 1e9:
                 self._messages.clear()
                 self._held = None
-            self._messages.append(message)
-            while len(self._messages) > _KEPT_AT_LEAST and sum(map(_size, self._messages)) > _KEPT_BYTES:
-                self._messages.popleft()
-            self._hold_nearest()
+            insort(self._messages, message, key=self._stamp)
+            self._hold_nearest()  # before the oldest goes, which may be this one
+            while self._too_many():
+                del self._messages[0]
 
     def expect(self, image_ns: int) -> None:
         """An image of this time is in work: of all scans that come meanwhile, the nearest to it is kept."""
@@ -114,6 +115,10 @@ class ScanBuffer:
                 self._on_unusable(problem)
                 self._drop(message)
 
+    def _too_many(self) -> bool:
+        kept = len(self._messages)
+        return kept > _KEPT or (kept > _KEPT_AT_LEAST and sum(map(_size, self._messages)) > _KEPT_BYTES)
+
     def _points(self, message: Any) -> StampedPoints:
         if self._decoded is None or self._decoded[0] is not message:
             frame, found = message.header.frame_id, self._decode(message)
@@ -129,7 +134,7 @@ class ScanBuffer:
             self._keep(lambda m: m is not message)
 
     def _keep(self, wanted: Callable[[Any], bool]) -> None:
-        self._messages = deque(filter(wanted, self._messages), maxlen=_KEPT)
+        self._messages = list(filter(wanted, self._messages))
         if self._held is not None and not wanted(self._held):
             self._held = None
             self._hold_nearest()

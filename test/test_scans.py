@@ -120,6 +120,36 @@ def test_a_scan_from_the_past_means_that_time_started_again(buffer):
         buffer.nearest_ms(5000)
 
 
+def test_a_scan_that_is_late_by_less_than_a_second_takes_its_place_among_the_others(buffer):
+    """As those of two LiDARs on one topic are."""
+    for at_ms in (5000, 5100, 5200, 5199, 4300, 5300):
+        buffer.scans.add(Message(at_ms))
+    assert [buffer.nearest_ms(at_ms) for at_ms in (5000, 5110, 5199, 5201, 4310, 5300)] == [
+        5000, 5100, 5199, 5200, 4300, 5300,
+    ]  # fmt: skip
+    buffer.scans.add(Message(4300))
+    with pytest.raises(Unusable, match="older"):
+        buffer.nearest_ms(5300)
+
+
+def test_of_more_scans_than_are_kept_the_oldest_goes_though_it_came_last(buffer):
+    for at_ms in range(1000, 1400, 20):
+        buffer.scans.add(Message(at_ms))
+    buffer.scans.add(Message(990))
+    buffer.scans.add(Message(1005))
+    assert [buffer.nearest_ms(at_ms) for at_ms in (980, 1004, 1020)] == [1005, 1005, 1020]
+    assert buffer.nearest_ms(1380) == 1380
+
+
+def test_a_late_scan_that_is_the_nearest_to_the_image_in_work_is_held_however_full_the_buffer_is(buffer):
+    buffer.scans.expect(500 * MS)
+    for at_ms in range(1000, 1400, 20):
+        buffer.scans.add(Message(at_ms))
+    buffer.scans.add(Message(600))
+    buffer.scans.add(Message(1400))
+    assert buffer.nearest_ms(500) == 600
+
+
 def test_scans_of_a_future_that_was_left_are_forgotten(buffer):
     buffer.scans.add(Message(1000))
     buffer.scans.add(Message(5000))
