@@ -233,8 +233,8 @@ def metric_numbers(frame: FrameDepth) -> dict[str, str]:
     numbers = {}
     if frame.metres is not None:
         numbers = {"metric state": frame.state, "metres started anew": str(frame.metres.jumps)}
+    used = 0 if frame.anchors is None else len(frame.anchors)
     if frame.anchors is not None:
-        used = len(frame.anchors)
         numbers |= {"anchors used": str(used), "anchors rejected": str(frame.anchors.seen - used)}
     fit = frame.fit
     if fit is None:
@@ -247,9 +247,9 @@ def metric_numbers(frame: FrameDepth) -> dict[str, str]:
     }
     if frame.fit_age_s is None:
         return numbers
+    if used:
+        numbers |= {"anchors that agree": f"{fit.inliers} of {used}", "residual (relative)": f"{fit.residual:.4f}"}
     return numbers | {
-        "anchors that agree": f"{fit.inliers} of {fit.anchors}",
-        "residual (relative)": f"{fit.residual:.4f}",
         "independent anchors": f"{fit.evidence.effective:.0f}",
         "fit age (s)": f"{frame.fit_age_s:.3f}",
         "fit uncertainty (relative)": f"{frame.metres.sigma:.4f}",

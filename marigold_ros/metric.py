@@ -11,7 +11,7 @@ prior: few anchors, or all at one depth, correct the metres by a common factor; 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -53,8 +53,9 @@ _MOST_SAMPLES = 4096
 class MetricFit:
     """g(metres) = scale * relative + shift, with the evidence it rests on.
 
-    `residual` is the median relative depth error over all anchors, `inliers` how many agree with the fit. A metric
-    checkpoint's own scale and shift rest on no anchors; their residual is NaN.
+    `residual` is the median relative depth error over all anchors of the image, `inliers` how many of these agree with
+    the fit, which may rest on others: so many `anchors`. Without any they are NaN and 0. A metric checkpoint's own
+    scale and shift rest on none.
     `covariance` is that of (scale, shift): variance of the scale, covariance, variance of the shift.
     """
 
@@ -180,6 +181,7 @@ def fit_metric(
     config: FitConfig,
     own: MetricFit | None = None,
     shape: MetricFit | None = None,
+    p: np.ndarray | None = None,
 ) -> MetricFit | Refusal:
     """Robust scale and shift from anchors, or the reason why there is none.
 
@@ -188,12 +190,13 @@ def fit_metric(
     common factor: that of a metric checkpoint (`own`), that of `shape`, such as the last frame's, or a typical scene's;
     the covariance says so. Never returns a scale that is not positive.
 
-    own: a metric checkpoint's scale and shift for this image: anchors that contradict it are refused.
+    own: a metric checkpoint's scale and shift for this image: anchors that contradict it are refused. p: (N,) what
+    `sample` gives at the anchors, where somebody has it.
     """
     if len(anchors) == 0:
         return Refusal("no anchor lies in the image: check the extrinsic, and that both sensors look the same way")
     relative = np.ascontiguousarray(relative, np.float32)
-    p = sample(relative, anchors.pixels)
+    p = sample(relative, anchors.pixels) if p is None else p
     constant = own is None and np.ptp(p) < 1e-6 and np.ptp(relative[::_GLANCE_PX, ::_GLANCE_PX]) < 1e-6
     if constant or not np.isfinite(p).all():
         return Refusal("the network's answer is constant or not finite: its engine or checkpoint is broken", fault=True)
@@ -205,15 +208,36 @@ def fit_metric(
         return Refusal(str(problem), fault=True)
     if own is not None and (contradiction := _contradiction(own, line.scale, line.shift, p)):
         return Refusal(contradiction)
-    depth_m = np.ascontiguousarray(anchors.depth_m, np.float32)
-    predicted_m, error = _predicted(p, depth_m, line.scale, line.shift, SPACES.index(space))
-    # Of a weak network the right anchors, too, are farther off.
-    tolerance = max(config.inlier_error, _WEAK_SIGMAS * evidence.sigma)
+    fit = MetricFit(space, line.scale, line.shift, len(anchors), 0, math.nan, line.covariance, evidence)
+    predicted_m, error = _off(fit, anchors, p)
+    tolerance = _tolerance(evidence, config)
     reason = why_not(anchors, relative.shape, predicted_m, error, tolerance, evidence.sigma, config, shape is None)
     if reason is not None:
         return Refusal(reason)
-    count, inliers = len(anchors), int(np.count_nonzero(error <= tolerance))
-    return MetricFit(space, line.scale, line.shift, count, inliers, median(error), line.covariance, evidence)
+    return _judged(fit, error, tolerance)
+
+
+def judged(fit: MetricFit, anchors: Anchors | None, p: np.ndarray | None, config: FitConfig) -> MetricFit:
+    """The fit with what the anchors of an image say of it: its inliers and residual. p: (N,) relative depth at them."""
+    if anchors is None or len(anchors) == 0:
+        return replace(fit, inliers=0, residual=math.nan)
+    return _judged(fit, _off(fit, anchors, p)[1], _tolerance(fit.evidence, config))
+
+
+def _judged(fit: MetricFit, error: np.ndarray, tolerance: float) -> MetricFit:
+    return replace(fit, inliers=int(np.count_nonzero(error <= tolerance)), residual=median(error))
+
+
+def _tolerance(evidence: Evidence, config: FitConfig) -> float:
+    """The relative error up to which an anchor agrees with a fit."""
+    # Of a weak network the right anchors, too, are farther off.
+    return max(config.inlier_error, _WEAK_SIGMAS * evidence.sigma)
+
+
+def _off(fit: MetricFit, anchors: Anchors, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) metres by the fit at the anchors, where relative depth is p (N,), and how far off they are, relative."""
+    depth_m = np.ascontiguousarray(anchors.depth_m, np.float32)
+    return _predicted(p, depth_m, fit.scale, fit.shift, SPACES.index(fit.space))
 
 
 def _samples(relative: np.ndarray, anchors: Anchors, p: np.ndarray, space: str) -> Samples:

@@ -16,7 +16,7 @@ import numpy as np
 
 from marigold_ros.anchors import Anchors
 from marigold_ros.config import FitConfig
-from marigold_ros.metric import MetricFit, Refusal, fit_metric
+from marigold_ros.metric import MetricFit, Refusal, fit_metric, judged, sample
 from marigold_ros.metric_map import MetricMap, glance, relative_sigma
 from marigold_ros.motion import Motion
 from marigold_ros.robust_fit import Belief, NoLine, weigh
@@ -100,7 +100,8 @@ class MetricTracker:
             self.reset()
         self._newest_ns = stamp_ns
         known = self._carried_over(relative, config, motion)
-        new = None if anchors is None else fit_metric(relative, anchors, self._space, config, own, shape=known)
+        p = None if anchors is None else sample(relative, anchors.pixels)
+        new = None if anchors is None else fit_metric(relative, anchors, self._space, config, own, shape=known, p=p)
         if isinstance(new, Refusal):
             new, problem, fault = None, new.reason, new.fault
         again, self._scan = scan is not None and scan == self._scan, scan
@@ -108,9 +109,10 @@ class MetricTracker:
         fit, fresh, problem = self._weighed(here, known, new, problem, again, explained)
         if known is not None and anchors is not None and relative_sigma(here, fit) > config.max_sigma:
             # What was known is lost: what the anchors say by themselves, they need not say in the next frame only.
-            alone = fit_metric(relative, anchors, self._space, config, own)
+            alone = fit_metric(relative, anchors, self._space, config, own, p=p)
             if isinstance(alone, MetricFit) and relative_sigma(here, alone) <= config.max_sigma:
                 fit, fresh, problem = self._weighed(here, None, alone, None, again, explained)
+        fit = None if fit is None else judged(fit, anchors, p, config)
         return self._answer(stamp_ns, relative, fit, fresh, problem, fault, config)
 
     def _carried_over(self, relative: np.ndarray, config: FitConfig, motion: Motion) -> MetricFit | None:

@@ -99,6 +99,19 @@ def test_the_fit_and_its_evidence_are_shown(watched):
     assert (values["metric state"], values["metres started anew"], values["independent anchors"]) == ("OK", "2", "4")
 
 
+def test_a_frame_whose_fit_rests_on_other_anchors_says_how_many_of_its_own_agree(watched):
+    of_others = replace(FIT, anchors=3000, inliers=1, residual=0.375)
+    held = replace(good(), fit=of_others)
+    watched.diagnostics.frame(held, 0, 0.05, metric=True)
+    _, values = watched.status()
+    assert (values["anchors that agree"], values["residual (relative)"]) == ("1 of 5", "0.3750")
+    assert values["metres from"] == "3000 range points"
+    watched.diagnostics.frame(replace(held, anchors=None), 0, 0.05, metric=True)
+    _, values = watched.status()
+    assert not {"anchors that agree", "residual (relative)"} & values.keys()
+    assert values["metres from"] == "3000 range points"
+
+
 def test_metres_of_the_checkpoint_are_told_from_those_of_lidar(watched):
     own = MetricFit("log_depth", 6.7, -2.3, anchors=0, inliers=0, residual=float("nan"))
     watched.diagnostics.count("image")
