@@ -46,7 +46,6 @@ class Corrector:
 
     def __init__(self) -> None:
         self._memory = AnchorMemory()
-        self._newest_ns = 0
         self.reset()
 
     def reset(self) -> None:
@@ -76,13 +75,10 @@ class Corrector:
         anchors: those in the fit, if `metres` are fresh. limit: the largest factor on depth. scan: tells scans apart;
         what one says in a second image is not said twice.
         """
-        stamp_ns, earlier = motion.stamp_ns, motion.stamp_ns < self._newest_ns
-        self._newest_ns = stamp_ns
-        known = fitted is not None and (metres.fresh or metres.state == HOLD)
-        if earlier or not known:
+        if fitted is None or not (metres.fresh or metres.state == HOLD):
             self.reset()
-        if not known:
             return None
+        stamp_ns = motion.stamp_ns
         sigma = metres.fit.evidence.sigma
         if metres.fresh:
             evidence = evidence_of(fitted, self._memory.beside(anchors, fitted, sigma, motion), sigma)

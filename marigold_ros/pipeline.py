@@ -37,6 +37,8 @@ FindScan = Callable[[], "Scan | Sequence[Scan]"]
 
 # Relative depth beyond this is 1 but for the rounding of a resize.
 _SATURATED = 1.0 - 1e-5
+# Images go on from each other up to so many seconds apart, or as many as metres are held, whichever is more.
+_GOES_ON_S = 1.0
 
 
 class Estimator(Protocol):
@@ -133,10 +135,22 @@ class Pipeline:
         self._rectifier: Rectifier | None = None
         # A metric checkpoint's scale and shift for this camera.
         self._own: MetricFit | None = None
+        self._corrector = Corrector()
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        """Forget what images before told: those to come are of another camera, or of another time.
+
+        The watch over the calibration finds out by itself: it outlives a jump ahead.
+        """
+        self._tracker.reset()
+        self._corrector.reset()
+        self._seen.reset()
         self._uncertainty = Uncertainty()
         # How far anchors were evidence when the last fit was made.
         self._far_m = math.inf
-        self._corrector = Corrector()
+        # The time of the last image that the tracker has seen.
+        self._tracked_ns: int | None = None
 
     def __call__(
         self,
@@ -165,6 +179,8 @@ class Pipeline:
         stage_s: dict[str, float] = {}
         with _timed(stage_s, "rectify"):
             rgb, camera = self.rectified(rgb, camera)
+        if not self._goes_on(stamp_ns, config.fit.hold_s):
+            self._start_anew()
         asked = confidence or (metric and (sigma or solid))
         beside = partial(self._see, stamp_ns, rgb, camera, peek_scan, config) if metric else None
         with self._at_work(beside, stage_s) as ready, _timed(stage_s, "network"):
@@ -199,6 +215,7 @@ class Pipeline:
                 scan=scans,
                 explained=explained,
             )
+            self._tracked_ns = stamp_ns
             fit, most_m = metres.fit or self._own, config.fit.max_depth_m
             fitted = None if fit is None else FittedDepth(fit, relative, most_m)
         with _timed(stage_s, "correct"):
@@ -369,15 +386,18 @@ class Pipeline:
             self._own = self._estimator.fit_of(camera if self._rectifier is None else self._rectifier.camera)
             first = self._first_camera
             if first is None or self._own is not None or not first.resembles(camera):
-                self._tracker.reset()  # what was fitted belongs to another focal length, or to other pixels
-                self._corrector.reset()
-                self._seen.reset()
-                self._far_m = math.inf
+                self._start_anew()  # what was fitted belongs to another focal length, or to other pixels
                 self._first_camera = camera
             self._raw_camera = camera  # last: where this failed, the next image tries again
         if self._rectifier is None:
             return rgb, camera
         return self._rectifier(rgb), self._rectifier.camera
+
+    def _goes_on(self, stamp_ns: int, hold_s: float) -> bool:
+        """Whether what is known from the images before serves for one of this time."""
+        if self._tracked_ns is None:
+            return True
+        return 0.0 <= (stamp_ns - self._tracked_ns) * 1e-9 <= max(hold_s, _GOES_ON_S)
 
     @property
     def _unseen(self) -> np.ndarray | None:

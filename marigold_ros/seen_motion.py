@@ -52,7 +52,7 @@ class SeenMotion:
         self._asked = False
 
     def reset(self) -> None:
-        """Forget everything: another camera."""
+        """Forget everything: another camera, another time."""
         self._images.clear()
 
     def see(self, stamp_ns: int, rgb: np.ndarray, camera: Camera) -> None:

@@ -62,7 +62,6 @@ class MetricTracker:
     def __init__(self, space: str) -> None:
         self._space = space
         self._jumps = 0
-        self._newest_ns: int | None = None
         self.reset()
 
     def reset(self) -> None:
@@ -92,13 +91,8 @@ class MetricTracker:
         anchors: None where there are none, for the reason `problem`; `fault`: the reason will not pass by itself. own:
         a metric checkpoint's fit for this image. scan: tells scans apart; what one says in a second image is not said
         twice. explained: whether anchors too weak to stand on their own, though they contradict a fit, are where its
-        correction has them. An image
-        before the newest one means that time started again, and everything is forgotten.
+        correction has them.
         """
-        stamp_ns = motion.stamp_ns
-        if self._newest_ns is not None and stamp_ns < self._newest_ns:
-            self.reset()
-        self._newest_ns = stamp_ns
         known = self._carried_over(relative, config, motion)
         p = None if anchors is None else sample(relative, anchors.pixels)
         new = None if anchors is None else fit_metric(relative, anchors, self._space, config, own, shape=known, p=p)
@@ -113,7 +107,7 @@ class MetricTracker:
             if isinstance(alone, MetricFit) and relative_sigma(here, alone) <= config.max_sigma:
                 fit, fresh, problem = self._weighed(here, None, alone, None, again, explained)
         fit = None if fit is None else judged(fit, anchors, p, config)
-        return self._answer(stamp_ns, relative, fit, fresh, problem, fault, config)
+        return self._answer(motion.stamp_ns, relative, fit, fresh, problem, fault, config)
 
     def _carried_over(self, relative: np.ndarray, config: FitConfig, motion: Motion) -> MetricFit | None:
         """What is known of the metres before this frame's anchors are looked at."""

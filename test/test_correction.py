@@ -223,14 +223,10 @@ def test_where_the_metres_jumped_the_new_scan_counts_at_once():
     assert run(replace(FRESH, jumps=1), anchors(truth() * np.float32(1.8))).fresh
 
 
-def test_nothing_is_left_without_metres_or_after_time_went_back():
+def test_nothing_is_left_without_metres():
     run = Run()
     run(found=anchors(truth()))
     assert run(replace(HELD, state=RELATIVE)) is None
-    assert run(HELD) is None
-    run = Run()
-    run(found=anchors(truth()))
-    run.stamp_ns -= SECOND
     assert run(HELD) is None
 
 

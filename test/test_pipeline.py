@@ -4,6 +4,7 @@ import gc
 import threading
 import time
 import weakref
+from contextlib import nullcontext
 from dataclasses import replace
 
 import cv2
@@ -262,6 +263,98 @@ def test_a_fit_is_not_carried_back_in_time():
     pipeline = Pipeline(Scene())
     pipeline(RGB, CAMERA, 10 * SECOND, scan, CONFIG)
     assert pipeline(RGB, CAMERA, 10 * SECOND - 1, no_scan, CONFIG).depth_m is None
+
+
+class Places(Scene):
+    """Outdoors, up to 82 m and bent; then a room, 2 to 6 m, with a window at the far end of relative depth, and scans
+    that leave out the left.
+    """
+
+    def __init__(self, outdoors=True):
+        super().__init__()
+        self.outdoors = outdoors
+
+    @property
+    def depth_m(self):
+        return 2.0 + 10.0 * (DEPTH_M - 2.0) if self.outdoors else 2.0 + (DEPTH_M - 2.0) / 2.0
+
+    def coarse(self, rgb, focal_px=None):
+        if self.outdoors:
+            return self.depth_m * np.linspace(0.85, 1.15, 48, dtype=np.float32)[:, None] / 100.0
+        relative = (self.depth_m - 2.0) / 8.0
+        relative[:10] = 1.0
+        return relative
+
+    def scan(self, camera=CAMERA, factor=1.0):
+        seen_m = backproject(self.depth_m, pixel_rays(camera))[10::4, 0 if self.outdoors else 16 :: 4]
+        return Scan(seen_m.reshape(-1, 3) * np.float32(factor), np.eye(4))
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.6])
+@pytest.mark.parametrize(
+    ("seconds", "camera"),
+    [(-5.0, CAMERA), (0.7, CAMERA), (60.0, CAMERA), (1.6, replace(CAMERA, fx=80.0, fy=80.0))],
+    ids=["back", "a little back", "ahead", "camera"],
+)
+def test_the_first_scan_after_a_jump_in_time_or_to_another_camera_is_that_of_a_fresh_node(seconds, camera, factor):
+    places, fresh = Places(), Places(outdoors=False)
+    jumped, started = Pipeline(places), Pipeline(fresh)
+    asked = {"sigma": True, "find_motion": lambda then_ns: np.eye(4)}
+    for tenths in range(16):
+        before = jumped(RGB, CAMERA, tenths * SECOND // 10, places.scan, CONFIG, **asked)
+    assert before.state == "OK"
+    places.outdoors = False
+    for tenths in range(2):
+        now_ns = round((seconds + tenths / 10) * SECOND)
+        after, expected = (
+            pipeline(RGB, camera, now_ns, lambda: fresh.scan(camera, factor), CONFIG, **asked)
+            for pipeline in (jumped, started)
+        )
+        assert (after.state, after.problem, after.fit) == (expected.state, None, expected.fit)
+        assert after.state == "DEGRADED"
+        np.testing.assert_array_equal(after.depth_m, expected.depth_m)
+        np.testing.assert_array_equal(after.sigma_m, expected.sigma_m)
+        assert np.isnan(after.depth_m[:10]).all()
+
+
+def contradicted(pipeline, at_s, config=CONFIG):
+    """The state after a scan that is 1.6 times too far."""
+    points = backproject(DEPTH_M, pixel_rays(CAMERA))[::4, ::4].reshape(-1, 3) * np.float32(1.6)
+    return pipeline(RGB, CAMERA, round(at_s * SECOND), lambda: Scan(points, np.eye(4)), config).state
+
+
+@pytest.mark.parametrize(
+    ("hold_s", "pause_s", "state"),
+    [(1.0, 1.0, "HOLD"), (1.0, 1.001, "DEGRADED"), (5.0, 4.9, "HOLD"), (5.0, 5.1, "DEGRADED"), (0.0, 0.5, "RELATIVE")],
+)
+def test_images_go_on_from_each_other_for_as_long_as_metres_are_held_and_a_second_at_least(hold_s, pause_s, state):
+    """A `hold_s` below the time between two images must not make every one of them the first."""
+    config, pipeline = Config(fit=FitConfig(hold_s=hold_s, speed_m_s=0.0)), Pipeline(Scene())
+    states = [pipeline(RGB, CAMERA, tenths * SECOND // 10, scan, config).state for tenths in range(6)]
+    assert states[2:] == ["OK"] * 4
+    assert contradicted(pipeline, 0.5 + pause_s, config) == state
+
+
+def test_metres_do_not_stay_young_while_images_fail_or_nobody_asks_for_them():
+    class Failing(Scene):
+        broken = False
+
+        def coarse(self, rgb, focal_px=None):
+            if self.broken:
+                raise RuntimeError("the device is lost")
+            return super().coarse(rgb)
+
+    for asked in (True, False):
+        scene = Failing()
+        pipeline = Pipeline(scene)
+        for tenths in range(6):
+            pipeline(RGB, CAMERA, tenths * SECOND // 10, scan, CONFIG)
+        scene.broken = asked
+        for tenths in range(6, 16):
+            with pytest.raises(RuntimeError) if asked else nullcontext():
+                pipeline(RGB, CAMERA, tenths * SECOND // 10, scan, CONFIG, metric=asked)
+        scene.broken = False
+        assert contradicted(pipeline, 1.6) == "DEGRADED"
 
 
 def test_distorted_images_reach_the_network_rectified():

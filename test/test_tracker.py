@@ -264,15 +264,6 @@ def test_strong_anchors_need_no_explanation():
     assert error(found[1], run.relative, 1.5) < 0.01
 
 
-def test_time_that_goes_back_starts_anew():
-    run = Run()
-    run.started()
-    run.stamp_ns -= 10 * FRAME_NS
-    metres = run(None)
-    assert (metres.state, metres.fit, metres.age_s) == (RELATIVE, None, None)
-    assert run(anchors(factor=2.0)).state == DEGRADED
-
-
 def test_another_scene_starts_anew_with_its_own_anchors():
     """As when a recording is cut: what was before says nothing, and nothing contradicts it."""
     run = Run()
