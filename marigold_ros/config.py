@@ -387,6 +387,9 @@ class OutputConfig:
         "depth; 0 leaves all in.",
         low=0.0, high=1.0,
     )  # fmt: skip
+    depth_solid: bool = setting(
+        False, "What points_min_confidence leaves out of the cloud is unknown in depth, too; depth/sigma stays whole."
+    )
     reliability: str = setting(
         "reliable", "QoS reliability of the outputs.", choices=("best_effort", "reliable"), read_only=True
     )

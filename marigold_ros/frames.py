@@ -122,7 +122,7 @@ class FrameProcessor:
             confidence=wanted.confidence,
             find_motion=self._sources.motion_until(message),
             sigma=wanted.sigma,
-            solid=wanted.points and config.output.points_min_confidence > 0.0,
+            solid=wanted.solid(config.output),
             peek_scan=partial(self._sources.peek, message, config),
         )
 

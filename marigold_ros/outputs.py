@@ -70,6 +70,10 @@ class Wanted:
         """Whether anything in metres is wanted; confidence may be had without."""
         return self.depth or self.points or self.visual or self.sigma or self.status
 
+    def solid(self, settings: OutputConfig) -> bool:
+        """Whether a topic is wanted that leaves out what is unsure or floats in the air."""
+        return settings.points_min_confidence > 0.0 and (self.points or (self.depth and settings.depth_solid))
+
     @property
     def of_depth(self) -> bool:
         """Whether anything is wanted for which depth must be known."""
@@ -126,7 +130,7 @@ class Outputs:
             if wanted.depth:
                 convert = messages.millimetre_image if settings.depth_encoding == "16UC1" else messages.float_image
                 self._info.publish(messages.camera_info(frame.camera, header))
-                self._depth.publish(convert(frame.depth_m, header))
+                self._depth.publish(convert(frame.cloud_m if settings.depth_solid else frame.depth_m, header))
             if wanted.points:
                 self._points.publish(self._cloud_message(frame, header, settings.points_stride))
             if wanted.visual:
@@ -175,7 +179,6 @@ class Outputs:
     def _cloud_message(self, frame: FrameDepth, header: Header, stride: int) -> PointCloud2:
         if self._cloud is None or self._cloud.camera != frame.camera:
             self._cloud = messages.CloudWriter(frame.camera)
-        depth_m = frame.depth_m if frame.solid_m is None else frame.solid_m
         if stride == 1:
-            return self._cloud.organized(depth_m, frame.rgb, header)
-        return self._cloud.strided(depth_m, frame.rgb, stride, header)
+            return self._cloud.organized(frame.cloud_m, frame.rgb, header)
+        return self._cloud.strided(frame.cloud_m, frame.rgb, stride, header)

@@ -95,6 +95,11 @@ class FrameDepth:
         return DEGRADED if self.metres.fit is None and self.depth_m is not None else self.metres.state
 
     @property
+    def cloud_m(self) -> np.ndarray | None:
+        """What of `depth_m` goes into a cloud: all of it where `solid_m` was not asked for."""
+        return self.depth_m if self.solid_m is None else self.solid_m
+
+    @property
     def fit_age_s(self) -> float | None:
         """How long ago anchors were last in the fit; None where they never were, or it is the checkpoint's own."""
         return self.metres.age_s if self.metres is not None and self.metres.fit is not None else None

@@ -151,24 +151,29 @@ def test_sigma_and_confidence_have_topics_of_their_own_while_somebody_listens(li
     listening.ignore(PREFIX + "depth/sigma")
 
 
-def test_the_cloud_has_what_is_sure_enough_and_depth_stays_whole(listening):
-    def known_points():
-        depth = listening.frame_answered(PREFIX + "depth", PREFIX)
-        assert np.isfinite(floats(depth)).all()
-        key = depth.header.stamp.sec * 10**9 + depth.header.stamp.nanosec
-        listening.spin_until(lambda: key in listening.answers[PREFIX + "points"], "points")
-        points = np.frombuffer(listening.answers[PREFIX + "points"][key].data, "<f4").reshape(-1, 4)
-        known = np.isfinite(points[:, 2])
-        assert (np.isfinite(points[:, :3]).all(axis=1) == known).all()
-        return known.mean()
+def test_the_cloud_has_what_is_sure_enough_and_depth_the_same_where_that_is_asked_for(listening):
+    def set_to(name, **value):
+        assert set_parameter(listening, f"output.{name}", **value).successful
 
-    assert known_points() == 1.0
-    name = "output.points_min_confidence"
-    assert set_parameter(listening, name, double_value=1.0).successful
-    assert known_points() == 0.0
-    assert set_parameter(listening, name, double_value=0.0).successful
-    assert known_points() == 1.0
-    assert set_parameter(listening, name, double_value=0.2).successful
+    def known():
+        """Where depth and cloud are known, each (H, W)."""
+        depth = listening.frame_answered(PREFIX + "depth", PREFIX)
+        key = nanoseconds(depth.header.stamp)
+        listening.spin_until(lambda: key in listening.answers[PREFIX + "points"], "points")
+        points = np.frombuffer(listening.answers[PREFIX + "points"][key].data, "<f4").reshape(HEIGHT, WIDTH, 4)
+        in_cloud = np.isfinite(points[..., 2])
+        assert (np.isfinite(points[..., :3]).all(axis=2) == in_cloud).all()
+        return np.isfinite(floats(depth)), in_cloud
+
+    for solid in (False, True):
+        set_to("depth_solid", bool_value=solid)
+        for least, fewest, most in ((0.2, 1.0, 1.0), (1.0, 0.0, 0.0), (0.0, 1.0, 1.0), (0.99, 0.2, 0.8)):
+            set_to("points_min_confidence", double_value=least)
+            in_depth, in_cloud = known()
+            assert fewest <= in_cloud.mean() <= most
+            assert (in_depth == in_cloud).all() if solid else in_depth.all()
+    set_to("points_min_confidence", double_value=0.2)
+    set_to("depth_solid", bool_value=False)
 
 
 def test_distorted_images_are_rectified_and_the_outputs_say_so(listening):
@@ -439,7 +444,8 @@ def test_before_anybody_listens_the_network_looks_once_to_be_ready(robot, start_
 
 
 def parameter(name, **value) -> Parameter:
-    kind = {"double_value": 3, "integer_value": 2, "string_value": 4, "double_array_value": 8}[next(iter(value))]
+    kinds = {"bool_value": 1, "integer_value": 2, "double_value": 3, "string_value": 4, "double_array_value": 8}
+    kind = kinds[next(iter(value))]
     return Parameter(name=name, value=ParameterValue(type=kind, **value))
 
 

@@ -1,12 +1,18 @@
 """Names and wants; the publishing itself is tested over DDS in test_depth_node.py."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 
 pytest.importorskip("rclpy")
 from rclpy.lifecycle import LifecycleNode
+from std_msgs.msg import Header
 
 from marigold_ros.config import OutputConfig, RangeConfig, Unusable
+from marigold_ros.geometry import Camera
 from marigold_ros.outputs import Outputs, Wanted, info_topic
+from marigold_ros.pipeline import FrameDepth
 from marigold_ros.sources import RangeSource
 
 
@@ -67,3 +73,35 @@ def test_only_metric_outputs_ask_for_a_fit():
     assert Wanted(relative=False, depth=False, points=False, visual=False, confidence=True).anything
     assert Wanted(relative=False, depth=False, points=False, visual=False, sigma=True).metric
     assert not Wanted(relative=False, depth=False, points=False, visual=False).anything
+
+
+ONLY_DEPTH, ONLY_POINTS = (Wanted(relative=False, visual=False, depth=d, points=not d) for d in (True, False))
+
+
+@pytest.mark.parametrize("least", [0.0, 0.2])
+@pytest.mark.parametrize("depth_solid", [False, True])
+def test_what_is_unsure_or_floats_is_looked_for_where_something_is_to_be_without_it(depth_solid, least):
+    settings = OutputConfig(depth_solid=depth_solid, points_min_confidence=least)
+    assert ONLY_POINTS.solid(settings) == (least > 0.0)
+    assert ONLY_DEPTH.solid(settings) == (depth_solid and least > 0.0)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "kind", "unit", "unknown"), [("32FC1", "f4", 1, np.nan), ("16UC1", "u2", 1000, 0)]
+)
+def test_depth_is_whole_unless_only_what_is_solid_is_asked_for(remapped, encoding, kind, unit, unknown):
+    published, whole = [], np.array([[1.0, 2.0], [3.0, np.nan]], np.float32)
+    frame = FrameDepth(np.zeros((2, 2, 3), np.uint8), Camera(2, 2, 1.0, 1.0, 0.5, 0.5), whole, whole)
+    solid = FrameDepth(frame.rgb, frame.camera, whole, whole, solid_m=np.where(whole == 2.0, np.nan, whole))
+    outputs = Outputs(remapped(), OutputConfig(depth_encoding=encoding))
+    outputs._depth = SimpleNamespace(publish=published.append)
+
+    def depth(of, depth_solid):
+        settings = OutputConfig(depth_encoding=encoding, depth_solid=depth_solid)
+        assert outputs.publish(of, Header(), ONLY_DEPTH, settings)
+        return np.frombuffer(published[-1].data, kind)
+
+    np.testing.assert_array_equal(depth(solid, True), [unit, unknown, 3 * unit, unknown])
+    np.testing.assert_array_equal(depth(solid, False), [unit, 2 * unit, 3 * unit, unknown])
+    np.testing.assert_array_equal(depth(frame, True), [unit, 2 * unit, 3 * unit, unknown])
+    outputs.close()
