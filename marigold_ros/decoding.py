@@ -150,7 +150,10 @@ def _depth_values(message: Image) -> tuple[np.ndarray, float]:
     """(H, W) numbers of a depth image as they came, and how many metres one of them is."""
     kinds = {"16UC1": "u2", "mono16": "u2", "32FC1": "f4"}
     if message.encoding not in kinds:
-        raise Unusable(f"encoding={message.encoding!r}: depth must be one of {', '.join(kinds)}")
+        raise Unusable(
+            f"encoding={message.encoding!r}: depth must be one of {', '.join(kinds)}; check that the topic is that of "
+            "depth, or set the driver's encoding"
+        )
     kind = np.dtype((">" if message.is_bigendian else "<") + kinds[message.encoding])
     values = np.ascontiguousarray(_pixels(message, kind.itemsize)).view(kind)[..., 0]
     return values, (1.0 if kind.kind == "f" else 1e-3)
@@ -341,7 +344,7 @@ def _readings(message: LaserScan) -> tuple[np.ndarray, np.ndarray]:
     """(N,) float32 ranges and which of them are measurements; raises `Unusable` where none is."""
     if not (math.isfinite(message.angle_min) and math.isfinite(message.angle_increment)):
         raise Unusable(
-            f"scan with angle_min={message.angle_min}, angle_increment={message.angle_increment}: must be finite; "
+            f"scan with angle_min={message.angle_min:g}, angle_increment={message.angle_increment:g}: must be finite; "
             "check the sensor's driver"
         )
     ranges = np.asarray(message.ranges, np.float32)
@@ -363,8 +366,8 @@ def points_from_depth(message: Image, info: CameraInfo | None) -> np.ndarray:
     """
     if info is None:
         raise Unusable("depth image without camera info; check its topic and its QoS (image.reliability)")
-    camera = camera_from_info(info, message.width, message.height, rectified=info.p[0] > 0)
     values, unit_m = _depth_values(message)
+    camera = camera_from_info(info, message.width, message.height, rectified=info.p[0] > 0)
     with np.errstate(invalid="ignore"):
         known = values > 0
         known &= values < np.inf

@@ -199,7 +199,9 @@ def test_of_a_sparse_depth_image_no_pattern_is_lost():
         (depth_image(np.ones((6, 8)), "32FC1"), None, "depth image without camera info"),
         (depth_image(np.ones((6, 8)), "32FC1"), info(16, 12, 10.0), "camera info of 16x12"),
         (depth_image(np.zeros((6, 8)), "16UC1"), info(8, 6, 10.0), "no pixel has a depth"),
-        (Image(width=8, height=6, encoding="rgb8", step=24), info(8, 6, 10.0), "depth must be one of"),
+        (Image(width=8, height=6, encoding="rgb8", step=24), info(16, 12, 10.0), "'rgb8': depth must be one of 16UC1"),
+        (Image(encoding="32FC1"), info(8, 6, 10.0), "image of 0x0: must have pixels"),
+        (Image(width=8, height=6, encoding="32FC1", step=32), info(16, 12, 10.0), "has 192; truncated, check the"),
     ],
 )
 def test_unusable_depth_images_are_named(image, camera_info, text):

@@ -108,7 +108,7 @@ def test_points_of_a_lidar_and_pixels_of_a_tof_camera_are_anchors_together(liste
         ({**BOTH, "range": truncated}, "/two/range", "cloud data of", TOF_POINTS),
         ({"range2": lambda: None}, "/two/range2", "older than the image (range2.max_age_s", LIDAR_POINTS),
         ({**BOTH, "range2/camera_info": lambda: tof_info(0.0)}, "/two/range2", "K has fx=0.0", LIDAR_POINTS),
-        ({**BOTH, "range2": lambda: Image(encoding="rgb8")}, "/two/range2", "camera info of 16x12", LIDAR_POINTS),
+        ({**BOTH, "range2": lambda: tof_image("rgb8")}, "/two/range2", "encoding='rgb8': depth must be", LIDAR_POINTS),
     ],
 )
 def test_one_that_fails_is_named_and_the_other_serves(listening, node, frame, topic, reason, left):
