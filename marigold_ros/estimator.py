@@ -16,7 +16,7 @@ from marigold_ros.canonical import check_focal, focal_after_resize
 from marigold_ros.checkpoints import CheckpointInfo, describe, find_checkpoint, require_single_step, with_tiny_vae
 from marigold_ros.config import ModelConfig, Unusable, one_line
 from marigold_ros.disagreement import SECOND_PASS, disagreement
-from marigold_ros.export import TENSORRT_PACKAGES, cache_folder, onnx_file, ready_file
+from marigold_ros.export import TENSORRT_PACKAGES, cache_folder, cached_file, onnx_file, ready_file
 from marigold_ros.family import DEPTH, NORMALS
 from marigold_ros.geometry import Camera, resize
 from marigold_ros.metric import MetricFit
@@ -375,9 +375,9 @@ def _open_openvino(
     cache = cache_folder(config.cache_dir)
     path = onnx_file(info, cache) if export else ready_file(info, cache)
     if path is None:
-        raise Unusable(
-            f"checkpoint {info.name!r}: is not exported for OpenVINO yet; run: {_export_command(config, cache)}"
-        )
+        cached = cached_file(info, cache)
+        why = f"its export {cached} is damaged" if cached.is_file() else "is not exported for OpenVINO yet"
+        raise Unusable(f"checkpoint {info.name!r}: {why}; run: {_export_command(config, cache)}")
     engine = OpenVinoEngine(path, config.threads)
     return engine, f"; {_accepted(engine, engine.identity, path, cache, 'torch')}"
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import rclpy
-from diagnostic_msgs.msg import DiagnosticArray
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from lifecycle_msgs.srv import ChangeState
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import QoSProfile, ReliabilityPolicy
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan, PointCloud2, PointField
 
-from flat_scene_node import depth_m
+from flat_scene_node import FAR_M, NEAR_M, depth_m
 
 TEST = Path(__file__).resolve().parent
 FLAT_SCENE = [str(TEST / "flat_scene_node.py")]
@@ -23,7 +23,10 @@ REAL = ["-m", "marigold_ros.depth_node"]
 WIDTH, HEIGHT, FOCAL_PX = 64, 48, 50.0
 # A LiDAR with x forward, y left, z up, a bit beside the camera; the fake tf2_ros says the same.
 TRANSLATION_M, ROTATION_XYZW = [0.1, -0.2, 0.05], [0.5, -0.5, 0.5, 0.5]
+OFTEN = {"node.diagnostics_period_s": 0.1}
 STATIC = {"range.extrinsic": "static", "range.translation_m": TRANSLATION_M, "range.rotation_xyzw": ROTATION_XYZW}
+# What the node publishes in every state.
+ALWAYS = ("/diagnostics", "/parameter_events", "/rosout")
 
 
 class NodeProcess:
@@ -65,14 +68,13 @@ class Robot:
         self.executor.add_node(self.node)
         self.stamp_ns = 1_700_000_000_000_000_000
         self.answers: dict[str, dict[int, object]] = {}
-        self.statuses, self.statuses_seen = {}, 0
+        self.statuses: dict[str, DiagnosticStatus] = {}
         self._publishers, self._subscriptions, self._clients = {}, {}, {}
         self.node.create_subscription(DiagnosticArray, "/diagnostics", self._on_status, 10)
 
     def _on_status(self, message):
         for status in message.status:
             self.statuses[status.name.removesuffix(": depth")] = status
-        self.statuses_seen += 1
 
     def spin_until(self, condition, what, seconds=60.0):
         """Spin until `condition` holds; the deadline is generous because test machines are busy."""
@@ -164,6 +166,28 @@ class Robot:
                 self.executor.spin_once(timeout_sec=0.02)
         return next(future.result() for future in futures if future.done())
 
+    def fresh_diagnostics(self, node="/robot/depth_node") -> dict[str, str]:
+        """The key-values of what the node says from now on, not of a message under way."""
+        for _ in range(2):
+            known = self.statuses.get(node)
+            self.spin_until(lambda: self.statuses.get(node) is not known, f"diagnostics of {node}")  # noqa: B023
+        return self.values(node)
+
+    def assert_refused(self, name, process, *texts):
+        """Wait until a node says why it does not become inactive, and look that nothing half-loaded stays."""
+        self.spin_until(lambda: all(text in self.status(name) for text in ("cannot become inactive", *texts)), texts)
+        assert self.statuses[name].level == DiagnosticStatus.ERROR
+        assert self.values(name)["lifecycle state"] == "unconfigured"
+        assert all(text in process.log for text in texts)
+        assert "Traceback" not in process.log
+        space, _, node = name.rpartition("/")
+
+        def published():
+            return {topic for topic, _ in self.node.get_publisher_names_and_types_by_node(node, space or "/")}
+
+        self.spin_until(lambda: (node, space or "/") in self.node.get_node_names_and_namespaces(), "the node's topics")
+        self.spin_until(lambda: published() == {*ALWAYS, f"{name}/transition_event"}, "an end of all other topics")
+
     def status(self, node="/robot/depth_node") -> str:
         """What the node's newest diagnostics say; '' before the first."""
         return self.statuses[node].message if node in self.statuses else ""
@@ -222,3 +246,47 @@ def cloud_of(points: np.ndarray, names: str = "xyz") -> PointCloud2:
 
 def good_cloud() -> PointCloud2:
     return cloud_of(lidar_points())
+
+
+def good_scan() -> LaserScan:
+    """What a 2D LiDAR at the tests' mounting measures of the flat scene, whose depth is the same in every row.
+
+    A pixel u has the depth z(u) = a + b u, so that a beam at angle t meets it where z - t_z = r cos t and
+    -((u - c_x) / f z - t_x) = r sin t; u is found by looking up the angles of all pixels.
+    """
+    u = np.linspace(0, WIDTH - 1, 2000)
+    z = NEAR_M + (FAR_M - NEAR_M) * u / (WIDTH - 1)
+    forward, left = z - TRANSLATION_M[2], TRANSLATION_M[0] - (u - (WIDTH - 1) / 2) / FOCAL_PX * z
+    angles = np.arctan2(left, forward)
+    order = np.argsort(angles)
+    scan = LaserScan(angle_min=-0.4, angle_max=0.4, angle_increment=0.01, range_min=0.1, range_max=30.0)
+    beams = scan.angle_min + np.arange(81) * scan.angle_increment
+    ranges = np.interp(beams, angles[order], np.hypot(forward, left)[order])
+    ranges[::9] = np.inf
+    scan.ranges = ranges.tolist()
+    scan.header.frame_id = "lidar"
+    return scan
+
+
+# A ToF camera at the colour camera's place, with a quarter of its pixels each way.
+TOF_WIDTH, TOF_HEIGHT = WIDTH // 4, HEIGHT // 4
+
+
+def tof_info(focal_px: float = FOCAL_PX / 4) -> CameraInfo:
+    info = CameraInfo(width=TOF_WIDTH, height=TOF_HEIGHT, distortion_model="plumb_bob")
+    cx, cy = (TOF_WIDTH - 1) / 2, (TOF_HEIGHT - 1) / 2
+    info.k = [focal_px, 0.0, cx, 0.0, focal_px, cy, 0.0, 0.0, 1.0]
+    info.p = [focal_px, 0.0, cx, 0.0, 0.0, focal_px, cy, 0.0, 0.0, 0.0, 1.0, 0.0]
+    return info
+
+
+def tof_image(encoding: str = "16UC1") -> Image:
+    """The flat scene as the ToF camera sees it: its pixel u lies at 4 u + 1.5 of the colour image."""
+    u = 4 * np.arange(TOF_WIDTH) + 1.5
+    row_m = np.interp(u, np.arange(WIDTH), depth_m(WIDTH, HEIGHT)[0])
+    depth = np.repeat(row_m[None], TOF_HEIGHT, axis=0)
+    depth[0, 0] = 0.0  # no return
+    data = depth.astype("<f4") if encoding == "32FC1" else np.round(depth * 1000).astype("<u2")
+    image = Image(width=TOF_WIDTH, height=TOF_HEIGHT, encoding=encoding, step=data.strides[0], data=data.tobytes())
+    image.header.frame_id = "tof"
+    return image

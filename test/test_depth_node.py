@@ -17,23 +17,21 @@ from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.msg import Parameter, ParameterValue
 from rcl_interfaces.srv import DescribeParameters, GetParameters, SetParameters
 from rclpy.qos import DurabilityPolicy, ReliabilityPolicy
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan, PointCloud2
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 
-from flat_scene_node import FAR_M, NEAR_M, depth_m, relative_depth
+from flat_scene_node import depth_m, relative_depth
 from marigold_ros.checkpoints import describe
 from marigold_ros.config import Unusable
 from marigold_ros.export import cached_file, onnx_file, ready_file
 from marigold_ros.selfcheck import reference_of
 from ros_harness import (
-    FOCAL_PX,
     HEIGHT,
+    OFTEN,
     REAL,
     STATIC,
     TEST,
-    TRANSLATION_M,
     WIDTH,
     cloud_of,
-    compressed_image,
     good_image,
     good_info,
     lidar_points,
@@ -55,7 +53,7 @@ PREFIX = "/robot/"
 def node(start_node):
     """A node with the default extrinsic: tf2, which a stand-in plays since tf2_ros is not on PyPI."""
     return start_node(
-        parameters={"node.diagnostics_period_s": 0.1, "model.confidence": "mirror"},
+        parameters={**OFTEN, "model.confidence": "mirror"},
         arguments=["-r", "__ns:=/robot"],
         environment={"PYTHONPATH": str(TEST / "fake_tf2")},
     )
@@ -77,13 +75,6 @@ def send_until_logged(robot, node, text, **changed):
 
     robot.send_until(send, lambda: text in node.log, f"{text!r} in the log")
     return send()
-
-
-def fresh_count(robot, key) -> int:
-    """A count of the node's diagnostics from now on, not from a message under way."""
-    seen = robot.statuses_seen
-    robot.spin_until(lambda: robot.statuses_seen >= seen + 2, "diagnostics")
-    return int(robot.values()[key])
 
 
 def said_once(node, text, since) -> bool:
@@ -282,7 +273,7 @@ WITHOUT_METRES = {
 def test_an_unusable_message_is_dropped_and_named_once(listening, node, what):
     since, (changed, text) = time.monotonic(), UNUSABLE[what]
     send_until_logged(listening, node, text, **changed)
-    before, sent = fresh_count(listening, "messages unusable"), []
+    before, sent = int(listening.fresh_diagnostics()["messages unusable"]), []
 
     def send():
         sent.append(listening.send_frame(prefix=PREFIX, **{key: make() for key, make in changed.items()}))
@@ -336,76 +327,6 @@ def test_time_that_goes_backwards_starts_anew(listening, node):
     depth = listening.frame_answered(PREFIX + "depth", PREFIX)
     np.testing.assert_allclose(floats(depth), depth_m(WIDTH, HEIGHT), rtol=1e-3)
     assert node.log.count("time went back by") == 1
-
-
-def scan_of_the_flat_scene() -> LaserScan:
-    """What a 2D LiDAR at the tests' mounting measures of the flat scene, whose depth is the same in every row.
-
-    A pixel u has the depth z(u) = a + b u, so that a beam at angle t meets it where z - t_z = r cos t and
-    -((u - c_x) / f z - t_x) = r sin t; u is found by looking up the angles of all pixels.
-    """
-    u = np.linspace(0, WIDTH - 1, 2000)
-    z = NEAR_M + (FAR_M - NEAR_M) * u / (WIDTH - 1)
-    forward, left = z - TRANSLATION_M[2], TRANSLATION_M[0] - (u - (WIDTH - 1) / 2) / FOCAL_PX * z
-    angles = np.arctan2(left, forward)
-    order = np.argsort(angles)
-    scan = LaserScan(angle_min=-0.4, angle_max=0.4, angle_increment=0.01, range_min=0.1, range_max=30.0)
-    beams = scan.angle_min + np.arange(81) * scan.angle_increment
-    ranges = np.interp(beams, angles[order], np.hypot(forward, left)[order])
-    ranges[::9] = np.inf
-    scan.ranges = ranges.tolist()
-    scan.header.frame_id = "lidar"
-    return scan
-
-
-def test_a_2d_lidar_gives_metres_too(robot, start_node):
-    node = start_node(parameters={**STATIC, "range.type": "laserscan"}, arguments=["-r", "__ns:=/flat"])
-    robot.listen(__flat__depth=Image)
-    answer = floats(robot.frame_answered("/flat/depth", "/flat/", range=scan_of_the_flat_scene))
-    np.testing.assert_allclose(answer, depth_m(WIDTH, HEIGHT), rtol=0.02)
-    assert node.stop() == 0
-
-
-def test_compressed_images_good_and_corrupt(robot, start_node):
-    node = start_node(
-        parameters={**STATIC, "image.transport": "compressed", "output.depth_encoding": "16UC1"},
-        arguments=["-r", "__ns:=/squeezed", "-r", "depth:=depth/image_raw"],
-    )
-    depths = {"depth__image_raw": Image, "depth__camera_info": CameraInfo}
-    others = {"depth__status": DiagnosticArray, "points": PointCloud2, "relative_depth": Image, "depth__visual": Image}
-    robot.listen(**{f"__squeezed__{name}": kind for name, kind in {**depths, **others}.items()})
-    noise = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
-    jpeg = cv2.imencode(".jpg", noise)[1].tobytes()
-    holed = jpeg[: len(jpeg) // 3] + jpeg[len(jpeg) // 2 :]
-
-    def answered(data=jpeg):
-        return robot.frame_answered(
-            "/squeezed/depth/image_raw", "/squeezed/", image=lambda: compressed_image("jpeg", data)
-        )
-
-    depth = answered()
-    assert depth.encoding == "16UC1"
-    values = np.frombuffer(depth.data, "<u2").reshape(HEIGHT, WIDTH)
-    assert abs(int(values[0, 0]) - 1000 * NEAR_M) <= 4
-    assert abs(int(values[0, -1]) - 1000 * FAR_M) <= 20
-    robot.spin_until(lambda: robot.answers["/squeezed/depth/camera_info"], "the sibling camera info")
-    harmed = {"truncated (Premature end": jpeg[: len(jpeg) // 2], "neither JPEG nor PNG": b"GIF89a", "damaged": holed}
-    bad = set()
-    for text, data in harmed.items():
-        since = time.monotonic()
-        robot.send_until(
-            lambda data=data: bad.add(robot.send_frame(prefix="/squeezed/", image=compressed_image("jpeg", data))),
-            lambda text=text: text in node.log,
-            text,
-        )
-        last = nanoseconds(answered().header.stamp)
-        assert said_once(node, text, since)
-    published = {topic: stamps for topic, stamps in robot.answers.items() if topic.startswith("/squeezed/")}
-    assert len(published) == 6
-    for topic, stamps in published.items():  # of each topic in order: what is not there now does not come any more
-        robot.spin_until(lambda stamps=stamps: last in stamps, f"the last frame on {topic}")
-        assert not bad & set(stamps), topic
-    assert node.stop() == 0
 
 
 # Work only for listeners
@@ -529,19 +450,16 @@ def test_qos_can_be_overridden_and_a_bad_override_is_named(robot, start_node):
     assert found.qos_profile.reliability == ReliabilityPolicy.RELIABLE
     assert node.stop() == 0
     bad = {"qos_overrides./worse/depth.publisher.reliability": "eventually"}
-    node = start_node(parameters={**STATIC, **bad}, arguments=["-r", "__ns:=/worse"])
-    robot.spin_until(lambda: "topic 'depth' cannot be made" in node.log, "the reason")
-    assert "`eventually`" in node.log
+    node = start_node(parameters={**STATIC, **OFTEN, **bad}, arguments=["-r", "__ns:=/worse"])
+    robot.assert_refused("/worse/depth_node", node, "topic 'depth' cannot be made", "`eventually`")
     assert node.stop() == 0
 
 
 def test_the_node_does_not_publish_onto_the_camera_s_own_info(robot, start_node):
-    node = start_node(
-        parameters=STATIC, arguments=["-r", "depth:=/rig/image_depth", "-r", "camera_info:=/rig/camera_info"]
-    )
-    robot.spin_until(lambda: "cannot become inactive" in node.log, "the refusal")
-    assert "'/rig/image_depth': its camera info would go to '/rig/camera_info'" in node.log
-    assert not robot.node.get_publishers_info_by_topic("/rig/camera_info")
+    remappings = ["-r", "depth:=/rig/image_depth", "-r", "camera_info:=/rig/camera_info"]
+    node = start_node(parameters={**STATIC, **OFTEN}, arguments=["-r", "__ns:=/rig", *remappings])
+    reason = "'/rig/image_depth': its camera info would go to '/rig/camera_info'"
+    robot.assert_refused("/rig/depth_node", node, reason)
     assert node.stop() == 0
 
 
@@ -637,8 +555,8 @@ def test_without_tf2_the_way_out_is_named(robot, start_node):
     try:
         import tf2_ros  # noqa: F401
     except ImportError:
-        node = start_node()
-        robot.spin_until(lambda: "set range.extrinsic='static'" in node.log, "the way out")
+        node = start_node(parameters=OFTEN, arguments=["-r", "__ns:=/untransformed"])
+        robot.assert_refused("/untransformed/depth_node", node, "set range.extrinsic='static'")
         assert node.stop() == 0
     else:
         pytest.skip("tf2_ros is installed")
@@ -692,16 +610,10 @@ def test_a_harmed_checkpoint_is_named_and_nothing_is_published_until_it_is_mende
     robot.listen(**{topic.replace("/", "__"): Image})
     node = start_node(
         program=REAL,
-        parameters={**STATIC, "model.checkpoint": broken, "model.cache_dir": tmp_path / "file" / "cache"},
+        parameters={**STATIC, **OFTEN, "model.checkpoint": broken, "model.cache_dir": tmp_path / "file" / "cache"},
         arguments=["-r", f"__ns:={name.removesuffix('/depth_node')}"],
     )
-    robot.spin_until(lambda: "cannot become inactive" in robot.status(name), "the reason", seconds=60.0)
-    assert robot.statuses[name].level == DiagnosticStatus.ERROR
-    assert str(broken) in robot.status(name)
-    assert str(broken) in node.log
-    assert "Traceback" not in node.log
-    assert state(robot, name) == "unconfigured"
-    assert robot.node.count_publishers(topic) == 0
+    robot.assert_refused(name, node, str(broken))
     shutil.copytree(checkpoint, broken, dirs_exist_ok=True)
     assert change(robot, "configure", name)
     assert change(robot, "activate", name)
@@ -724,39 +636,72 @@ def without_onnx(checkpoint, tmp_path):
     return plain
 
 
-def test_a_network_that_is_not_exported_is_refused_with_the_command(robot, start_node, without_onnx, tmp_path):
+def export_to(cache, info, checkpoint):
+    """The exported network of `info` in a cache: that which lies beside `checkpoint`, the same one."""
+    cached = cached_file(info, cache)
+    cached.parent.mkdir()
+    for of in (lambda network: network, reference_of):
+        shutil.copy(of(checkpoint / "model.onnx"), of(cached))
+    checksums = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (cached, reference_of(cached))]
+    cached.with_suffix(".sha256").write_text("".join(f"{checksum}\n" for checksum in checksums))
+    assert ready_file(info, cache) == cached  # so that what is done to it is what it is refused for
+    return cached
+
+
+def test_an_export_that_is_damaged_or_gone_is_refused_with_the_command_until_it_is_back(
+    robot, start_node, checkpoint, without_onnx, tmp_path
+):
     """Also where the cache can never be written: it is the export that needs it, and says so."""
-    (tmp_path / "file").write_text("in the way")
-    cache = tmp_path / "file" / "cache"
+    info, cache, name = describe(without_onnx), tmp_path / "cache", "/exported/depth_node"
+    cached = export_to(cache, info, checkpoint)
+    command = f"ros2 run marigold_ros export --checkpoint {without_onnx} --cache-dir {cache}"
+    whole = cached.read_bytes()
     settings = {"model.checkpoint": without_onnx, "model.cache_dir": cache, "model.engine": "openvino"}
-    node = start_node(program=REAL, parameters={**STATIC, **settings}, arguments=["-r", "__node:=unexported"])
-    robot.spin_until(lambda: "cannot become inactive" in node.log, "the reason")
-    assert f"ros2 run marigold_ros export --checkpoint {without_onnx} --cache-dir {cache}" in node.log
-    assert "Traceback" not in node.log
-    assert state(robot, "/unexported") == "unconfigured"
-    assert node.stop() == 0
+    node = start_node(program=REAL, parameters={**STATIC, **OFTEN, **settings}, arguments=["-r", "__ns:=/exported"])
+    robot.listen(__exported__relative_depth=Image)
+
+    def answers():
+        robot.frame_answered("/exported/relative_depth", "/exported/")
+        assert "openvino" in robot.fresh_diagnostics(name)["engine"]
+        assert robot.statuses[name].level == DiagnosticStatus.OK, robot.status(name)
+        assert robot.status(name).endswith("frames per second")
+
+    answers()
+    assert change(robot, "deactivate", name)
+    assert change(robot, "cleanup", name)
+    os.truncate(cached, len(whole) // 2)
+    assert not change(robot, "configure", name)
+    robot.assert_refused(name, node, f"its export {cached} is damaged; run: {command}")
+    cache.rename(tmp_path / "aside")
+    cache.write_text("in the way")
+    assert not change(robot, "configure", name)
+    robot.assert_refused(name, node, f"is not exported for OpenVINO yet; run: {command}")
     with pytest.raises(Unusable, match=r"cannot be written .*model\.cache_dir"):
-        onnx_file(describe(without_onnx), cache)
+        onnx_file(info, cache)
+    cache.unlink()
+    (tmp_path / "aside").rename(cache)
+    cached.write_bytes(whole)
+    assert change(robot, "configure", name)
+    assert change(robot, "activate", name)
+    answers()
+    assert node.stop() == 0
 
 
 def test_torch_runs_a_checkpoint_whose_cached_network_is_cut_in_half(
     robot, start_node, checkpoint, without_onnx, tmp_path
 ):
-    cached = cached_file(describe(without_onnx), tmp_path)
-    for of in (lambda network: network, reference_of):
-        shutil.copy(of(checkpoint / "model.onnx"), of(cached))
-    checksums = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (cached, reference_of(cached))]
-    cached.with_suffix(".sha256").write_text("".join(f"{checksum}\n" for checksum in checksums))
-    assert ready_file(describe(without_onnx), tmp_path) == cached  # so that it is the cut that it is refused for
+    cached = export_to(tmp_path / "cache", describe(without_onnx), checkpoint)
     os.truncate(cached, cached.stat().st_size // 2)
     node = start_node(
         program=REAL,
-        parameters={**STATIC, "model.checkpoint": without_onnx, "model.cache_dir": tmp_path},
+        parameters={**STATIC, **OFTEN, "model.checkpoint": without_onnx, "model.cache_dir": cached.parent},
         arguments=["-r", "__ns:=/halved"],
     )
     robot.listen(__halved__relative_depth=Image)
     answer = floats(robot.frame_answered("/halved/relative_depth", "/halved/", seconds=60.0))
     assert answer.shape == (HEIGHT, WIDTH)
+    assert "torch" in robot.fresh_diagnostics("/halved/depth_node")["engine"]
+    assert robot.statuses["/halved/depth_node"].level == DiagnosticStatus.OK, robot.status("/halved/depth_node")
     assert f"{cached} is damaged" in node.log
     assert "until then torch runs it" in node.log
     assert "on torch" in node.log

@@ -7,7 +7,7 @@ pytest.importorskip("rclpy")
 from sensor_msgs.msg import Image, PointCloud2
 
 from flat_scene_node import depth_m
-from ros_harness import HEIGHT, REAL, STATIC, WIDTH, cloud_of, lidar_points, nanoseconds
+from ros_harness import HEIGHT, OFTEN, REAL, STATIC, WIDTH, cloud_of, lidar_points, nanoseconds
 
 TRUE_M = depth_m(WIDTH, HEIGHT)
 
@@ -24,9 +24,7 @@ def answers(robot, name, **changed):
     image = robot.frame_answered(depth, f"/{name}/", **changed)
     stamp_ns = nanoseconds(image.header.stamp)
     robot.spin_until(lambda: stamp_ns in robot.answers[relative] and stamp_ns in robot.answers[points], "the others")
-    seen = robot.statuses_seen
-    robot.spin_until(lambda: robot.statuses_seen >= seen + 2, "diagnostics")
-    facts = robot.values(f"/{name}/depth_node") | {"status": robot.status(f"/{name}/depth_node")}
+    facts = robot.fresh_diagnostics(f"/{name}/depth_node") | {"status": robot.status(f"/{name}/depth_node")}
     return floats(robot.answers[relative][stamp_ns]), floats(image), facts
 
 
@@ -37,7 +35,7 @@ def test_without_a_range_sensor_a_real_checkpoints_own_metres_are_published(robo
 
     checkpoint = make_metric(write_small_checkpoint(tmp_path / "small", "log_depth"), canonical_focal_px=80.0)
     settings = {"model.checkpoint": checkpoint, "model.engine": "torch", "range.type": "none", **STATIC}
-    node = start_node(REAL, {**settings, "node.diagnostics_period_s": 0.1}, ["-r", "__ns:=/alone"])
+    node = start_node(REAL, {**settings, **OFTEN}, ["-r", "__ns:=/alone"])
     relative, found_m, facts = answers(robot, "alone")
     assert np.ptp(relative) > 0.05
     # To 80 pixels the tests' camera, 64x48 with 50 pixels, would be enlarged 1.6 times; multiples of 32 make it 96x64.
@@ -52,7 +50,7 @@ def test_without_a_range_sensor_a_real_checkpoints_own_metres_are_published(robo
 @pytest.fixture
 def led(start_node):
     """A node with a LiDAR before the flat scene, which its metric checkpoint takes for 1.3 times as far."""
-    parameters = {**STATIC, "node.diagnostics_period_s": 0.1}
+    parameters = {**STATIC, **OFTEN}
     return start_node(parameters=parameters, arguments=["-r", "__ns:=/led"], environment={"FLAT_SCENE_FACTOR": "1.3"})
 
 

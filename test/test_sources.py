@@ -6,16 +6,18 @@ import numpy as np
 import pytest
 
 pytest.importorskip("rclpy")
-from sensor_msgs.msg import CameraInfo, Image, PointField
+from sensor_msgs.msg import Image, PointField
 
 from flat_scene_node import depth_m
 from marigold_ros.config import Config, Range2Config, RangeConfig
 from marigold_ros.sources import RangeSource, RangeSources
 from ros_harness import (
-    FOCAL_PX,
     HEIGHT,
+    OFTEN,
     STATIC,
     TEST,
+    TOF_HEIGHT,
+    TOF_WIDTH,
     TRANSLATION_M,
     WIDTH,
     cloud_of,
@@ -23,30 +25,9 @@ from ros_harness import (
     good_image,
     lidar_points,
     stamp,
+    tof_image,
+    tof_info,
 )
-
-# A ToF camera at the colour camera's place, with a quarter of its pixels each way.
-TOF_WIDTH, TOF_HEIGHT = WIDTH // 4, HEIGHT // 4
-
-
-def tof_info(focal_px: float = FOCAL_PX / 4) -> CameraInfo:
-    info = CameraInfo(width=TOF_WIDTH, height=TOF_HEIGHT, distortion_model="plumb_bob")
-    cx, cy = (TOF_WIDTH - 1) / 2, (TOF_HEIGHT - 1) / 2
-    info.k = [focal_px, 0.0, cx, 0.0, focal_px, cy, 0.0, 0.0, 1.0]
-    info.p = [focal_px, 0.0, cx, 0.0, 0.0, focal_px, cy, 0.0, 0.0, 0.0, 1.0, 0.0]
-    return info
-
-
-def tof_image(encoding: str = "16UC1") -> Image:
-    """The flat scene as the ToF camera sees it: its pixel u lies at 4 u + 1.5 of the colour image."""
-    u = 4 * np.arange(TOF_WIDTH) + 1.5
-    row_m = np.interp(u, np.arange(WIDTH), depth_m(WIDTH, HEIGHT)[0])
-    depth = np.repeat(row_m[None], TOF_HEIGHT, axis=0)
-    depth[0, 0] = 0.0  # no return
-    data = depth.astype("<f4") if encoding == "32FC1" else np.round(depth * 1000).astype("<u2")
-    image = Image(width=TOF_WIDTH, height=TOF_HEIGHT, encoding=encoding, step=data.strides[0], data=data.tobytes())
-    image.header.frame_id = "tof"
-    return image
 
 
 def floats(image: Image) -> np.ndarray:
@@ -67,7 +48,7 @@ TOF_POINTS, LIDAR_POINTS = TOF_WIDTH * TOF_HEIGHT - 1, len(lidar_points())
 @pytest.fixture(scope="module")
 def node(start_node):
     """A node with a LiDAR and a ToF camera."""
-    settings = {"range2.type": "depth_image", "range2.extrinsic": "static", "node.diagnostics_period_s": 0.1}
+    settings = {"range2.type": "depth_image", "range2.extrinsic": "static", **OFTEN}
     return start_node(parameters={**STATIC, **settings}, arguments=["-r", "__ns:=/two"])
 
 
@@ -282,7 +263,7 @@ def test_times_of_points_are_read_where_they_serve(settings, timed, error_s):
 
 def test_a_turning_robot_s_points_are_moved_each_from_its_own_time(robot, start_node):
     node = start_node(
-        parameters={"range.fixed_frame": "odom", "fit.correction_limit": 1.0, "node.diagnostics_period_s": 0.1},
+        parameters={"range.fixed_frame": "odom", "fit.correction_limit": 1.0, **OFTEN},
         arguments=["-r", "__ns:=/turn"],
         environment={"PYTHONPATH": str(TEST / "fake_tf2"), "FAKE_TF2_MOTION": f"{TURN_RAD_S} {SPEED_M_S}"},
     )
@@ -296,9 +277,7 @@ def test_a_turning_robot_s_points_are_moved_each_from_its_own_time(robot, start_
             lambda: len(sent) > 2 and sent[2] in robot.answers["/turn/depth"],
             "answers",
         )
-        seen = robot.statuses_seen
-        robot.spin_until(lambda: robot.statuses_seen >= seen + 2, "diagnostics")
-        return float(robot.values("/turn/depth_node")["residual (relative)"])
+        return float(robot.fresh_diagnostics("/turn/depth_node")["residual (relative)"])
 
     answer = robot.frame_answered("/turn/depth", "/turn/", range=lambda: swept_cloud(True))
     np.testing.assert_allclose(floats(answer), depth_m(WIDTH, HEIGHT), rtol=5e-3)
