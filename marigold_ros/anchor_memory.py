@@ -65,35 +65,39 @@ class AnchorMemory:
         """Keep what is believed of the evidence of the image of `stamp_ns`, and nothing else."""
         self._evidence, self._held, self._stamp_ns = evidence, None, stamp_ns
 
-    def beside(self, fresh: Anchors, fitted: FittedDepth, sigma: float, motion: Motion) -> Anchors:
-        """The anchors of an image, and where it has none those held, see `at`: a part of all that count at least."""
-        held = self.at(fitted, sigma, motion)
-        if held is None:
-            return fresh
-        alone = np.flatnonzero(~beside(held.pixels, fresh.pixels, fitted.shape))
-        # Of many any may go, for they are in no order.
-        alone = alone[: max(_MOST_BESIDE, MOST_ANCHORS - len(fresh))]
-        some = at_random(len(fresh), MOST_ANCHORS - len(alone))
-        arrays = ("pixels", "depth_m", "weight", "noise_m", "noise_px", "left", "said")
-        both = {name: np.concatenate([getattr(fresh, name)[some], getattr(held, name)[alone]]) for name in arrays}
-        return Anchors(**both, seen=fresh.seen + len(alone))
-
-    def at(self, fitted: FittedDepth, sigma: float, motion: Motion) -> Anchors | None:
-        """Those in the image whose depth is `fitted` and until which the `motion` is told; None if none are.
-
-        sigma: the fit's relative error at anchors. Where the motion is not known there are none, but there may be in
-        the next image.
+    def move(self, motion: Motion) -> None:
+        """Move those held to where they are in the image until which the `motion` is told. Where it is not known they
+        stay: it may be until the next image.
         """
         if self._evidence is not None:
             self._held, self._evidence = _believed(self._evidence), None
-        if self._held is None:
-            return None
-        if self._stamp_ns != motion.stamp_ns:
-            moved = _moved(self._held, self._stamp_ns, motion)
-            if moved is None:
-                return None
+        if self._held is None or self._stamp_ns == motion.stamp_ns:
+            return
+        moved = _moved(self._held, self._stamp_ns, motion)
+        if moved is not None:
             self._held, self._stamp_ns = moved, motion.stamp_ns
-        held = self._held.of(_still_there(self._held, fitted, sigma))
+
+    def beside(self, fresh: Anchors, fitted: FittedDepth, sigma: float, motion: Motion) -> Anchors:
+        """The anchors of an image, and where it has none those held, see `at`: a part of all that count at least."""
+        held = self.at(fitted, sigma, motion, fresh.pixels)
+        if held is None:
+            return fresh
+        # Of many any may go, for they are in no order.
+        count = min(len(held), max(_MOST_BESIDE, MOST_ANCHORS - len(fresh)))
+        some = at_random(len(fresh), MOST_ANCHORS - count)
+        arrays = ("pixels", "depth_m", "weight", "noise_m", "noise_px", "left", "said")
+        both = {name: np.concatenate([getattr(fresh, name)[some], getattr(held, name)[:count]]) for name in arrays}
+        return Anchors(**both, seen=fresh.seen + count)
+
+    def at(self, fitted: FittedDepth, sigma: float, motion: Motion, taken: np.ndarray | None = None) -> Anchors | None:
+        """Those in the image whose depth is `fitted` and until which the `motion` is told; None if none are, or it is
+        not known. sigma: the fit's relative error at anchors. taken: none beside these pixels (N, 2).
+        """
+        self.move(motion)
+        if self._held is None or self._stamp_ns != motion.stamp_ns:
+            return None
+        held = self._held if taken is None else self._held.of(~beside(self._held.pixels, taken, fitted.shape))
+        held = held.of(_still_there(held, fitted, sigma))
         if len(held.depth_m) == 0:
             return None
         noise = np.zeros(len(held.depth_m), np.float32)  # their weight has it

@@ -61,6 +61,10 @@ class Corrector:
         self._scan: Hashable = None
         self._held_off = False
 
+    def get_ready(self, motion: Motion) -> None:
+        """Do what can be done for the image until which the `motion` is told before its depth is there."""
+        self._memory.move(motion)
+
     def __call__(
         self,
         fitted: FittedDepth | None,

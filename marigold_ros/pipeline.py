@@ -187,7 +187,7 @@ class Pipeline:
         if not self._goes_on(stamp_ns, config.fit.hold_s):
             self._start_anew()
         asked = confidence or (metric and (sigma or solid))
-        beside = partial(self._see, stamp_ns, rgb, camera, peek_scan, config) if metric else None
+        beside = partial(self._see, stamp_ns, rgb, camera, peek_scan, find_motion, config) if metric else None
         with self._at_work(beside, stage_s) as ready, _timed(stage_s, "network"):
             second = config.model.confidence if confidence or (metric and sigma) else "none"
             coarse, disagreement = self._look(rgb, camera, second)
@@ -303,15 +303,23 @@ class Pipeline:
             answer.append(work.result())
 
     def _see(
-        self, stamp_ns: int, rgb: np.ndarray, camera: Camera, peek_scan: FindScan | None, config: Config
+        self,
+        stamp_ns: int,
+        rgb: np.ndarray,
+        camera: Camera,
+        peek_scan: FindScan | None,
+        find_motion: FindMotion,
+        config: Config,
     ) -> _Projected | None:
-        """See how the camera moved; get ready what scans there are."""
+        """See how the camera moved; get ready what was remembered, and what scans there are."""
         put_off, self._put_off = self._put_off, []
         try:
             for work in put_off:
                 work()
         finally:
             self._seen.see(stamp_ns, rgb, camera)
+        if not any(sensor.fixed_frame for sensor in config.ranges):  # whose odometry may come while the network works
+            self._corrector.get_ready(self._seen.until_now(find_motion))
         try:
             found = [] if peek_scan is None else _listed(peek_scan())
             return self._projected(found, camera, config) if found else None
