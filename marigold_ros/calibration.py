@@ -28,7 +28,8 @@ _LOOK_ENDS = ((0.5, 0.35), (2.0, 0.6))
 _SEEN_BEFORE = 0.5
 # What remains of a look when the same is seen again.
 _KEPT = 0.7
-_LEAST_LOOKS, _MOST_LOOKS, _LEAST_S = 8, 60, 5.0
+# A robot that creeps looks at one thing for long: fewer looks at most would be of that alone.
+_LEAST_LOOKS, _MOST_LOOKS, _LEAST_S = 8, 120, 5.0
 # Without evidence, 1 / (rad, rad, rad, s)^2 in squared pixels of the working picture.
 _PRIOR = (1e3, 1e3, 1e3, 200.0)
 # How far off a single edge is, in pixels of the working picture; the edges of one thing are wrong together.
@@ -41,7 +42,7 @@ _INFLATION = 1.5
 # What scenes and sensors have about them: errors in degrees that no number of looks takes out, of the turns and of what
 # goes with the motion of the picture; and the size in degrees and seconds from which on an error matters.
 _FLOOR_DEG, _MOTION_FLOOR_DEG = (0.18, 0.06, 0.3), 0.03
-MATTERS = (0.2, 0.15, 0.5, 0.015)
+MATTERS = (0.2, 0.25, 0.5, 0.015)
 # What a component has to be in standard deviations, floor and all, to be told.
 ALARM = 3.0
 # Looks in succession that say so.
@@ -195,6 +196,8 @@ class CalibrationMonitor:
         edges = np.diag(_once_each(self._looks))[:2] / (self._camera.fx * self._shrunk) ** 2
         enough = np.array([*edges, edges.sum(), edges.sum()]) > _LEAST_EDGES
         told = (np.abs(sizes) > MATTERS) & (np.abs(found.significance) > ALARM) & enough
+        # Where little turned, what scenes have about them looks like a long delay.
+        told[3] &= sigmas[3] < MATTERS[3]
         wrong = list(np.flatnonzero(told))
         self._suspected = self._suspected + 1 if wrong else 0
         problem = _problem(found, wrong) if self._suspected >= _TIMES else None
