@@ -6,14 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import cv2
 import numpy as np
 
 from marigold_ros.anchors import Scan, anchors_of
 from marigold_ros.calibration import Calibration, CalibrationMonitor
 from marigold_ros.calibration_evidence import Evidence
 from marigold_ros.config import RangeConfig, Unusable
-from marigold_ros.geometry import Camera
+from marigold_ros.geometry import Camera, turned
 from marigold_ros.pairing import Contents, Nearest, Wanted, contents_of, read_wanted
 from marigold_ros.picture_motion import PictureTrack
 from marigold_ros.recordings import Recording
@@ -35,14 +34,10 @@ class Fault:
 
     def applied(self, scan: Scan) -> Scan:
         """The scan with its extrinsic turned."""
-        sweep = scan.sweep and replace(scan.sweep, camera_from_sensor=self._turned(scan.sweep.camera_from_sensor))
-        return replace(scan, camera_from_lidar=self._turned(scan.camera_from_lidar), sweep=sweep)
-
-    def _turned(self, poses: np.ndarray) -> np.ndarray:
-        """(..., 4, 4) of which the mounting's place stays, and its direction does not."""
-        turned = poses.copy()
-        turned[..., :3, :3] = cv2.Rodrigues(np.radians(self.turn_deg))[0] @ turned[..., :3, :3]
-        return turned
+        sweep = scan.sweep and replace(
+            scan.sweep, camera_from_sensor=turned(scan.sweep.camera_from_sensor, self.turn_deg)
+        )
+        return replace(scan, camera_from_lidar=turned(scan.camera_from_lidar, self.turn_deg), sweep=sweep)
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ from marigold_ros.metric_sequence_report import (
     fault_tables,
     own_tables,
     sequence_targets,
+    with_means,
 )
 from marigold_ros.metric_sequences import Source, read_sequence
 from marigold_ros.places import shared
@@ -324,6 +325,7 @@ def _print_still(rows: Sequence[Row], answers: Sequence[Target], arguments: argp
 
 def _print_over_time(rows: Sequence[SequenceRow], answers: Sequence[Target], scores: Sequence[str]) -> None:
     print(f"\n## Targets over time\n\n{targets_table(answers)}\n\n## Scores over time")
+    rows = with_means(rows)
     for tables in (clean_tables(rows), own_tables(rows), *(fault_tables(rows, name) for name in scores)):
         for table in tables:
             print(f"\n{table}")

@@ -182,6 +182,13 @@ def transformed(points: np.ndarray, target_from_source: np.ndarray) -> np.ndarra
     return cv2.transform(np.ascontiguousarray(points)[:, None], target_from_source[:3])[:, 0]
 
 
+def turned(camera_from_lidar: np.ndarray, turn_deg: tuple[float, float, float]) -> np.ndarray:
+    """(..., 4, 4) extrinsics with the LiDAR turned in its place, about the camera's x (pitch), y (yaw) and z (roll)."""
+    wrong = camera_from_lidar.copy()
+    wrong[..., :3, :3] = cv2.Rodrigues(np.radians(turn_deg))[0] @ camera_from_lidar[..., :3, :3]
+    return wrong
+
+
 def transform_from_quaternion(translation_m: tuple[float, ...], rotation_xyzw: tuple[float, ...]) -> np.ndarray:
     """(4, 4) float64 transform from a translation in metres and a unit quaternion x, y, z, w."""
     x, y, z, w = rotation_xyzw

@@ -16,7 +16,7 @@ import numpy as np
 from marigold_ros.anchors import Anchors, find_anchors
 from marigold_ros.beams import beam_of_each_point, every_nth_beam
 from marigold_ros.config import RangeConfig
-from marigold_ros.geometry import backproject, pixel_rays, project, transformed
+from marigold_ros.geometry import backproject, pixel_rays, project, transformed, turned
 from marigold_ros.metric_frames import Frame
 from marigold_ros.real_data import KITTI
 
@@ -37,16 +37,21 @@ _NEAR_SHARE, _NEAR_FACTORS, _FAR_FACTORS = 0.6, (0.15, 0.7), (1.4, 3.0)
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with the points: a share of wrong depths, or an extrinsic turned about the camera's y axis."""
+    """What is wrong with the points: a share of wrong depths, or the LiDAR turned about the camera's x, y and z."""
 
     name: str
     wrong: float = 0.0
-    yaw_deg: float = 0.0
+    turn_deg: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
 CLEAN = Fault("clean")
 WRONG = (Fault("10 % wrong", wrong=0.1), Fault("30 % wrong", wrong=0.3), Fault("50 % wrong", wrong=0.5))
-TURNED = (Fault("yaw 1°", yaw_deg=1.0), Fault("yaw 2°", yaw_deg=2.0))
+TURNED_1_DEG = (
+    Fault("yaw 1°", turn_deg=(0.0, 1.0, 0.0)),
+    Fault("pitch 1°", turn_deg=(1.0, 0.0, 0.0)),
+    Fault("pitch -1°", turn_deg=(-1.0, 0.0, 0.0)),
+)
+TURNED = (*TURNED_1_DEG, Fault("yaw 2°", turn_deg=(0.0, 2.0, 0.0)))
 FAULTS = (CLEAN, *WRONG, *TURNED)
 
 
@@ -83,7 +88,7 @@ def cases(pattern: Pattern, faults: tuple[Fault, ...] = FAULTS) -> Iterator[Case
     for fault in faults:
         random = np.random.default_rng([SEED, zlib.crc32(f"{frame.name} {pattern.name} {fault.name}".encode())])
         points = with_wrong_depths(pattern.points, frame.camera_from_lidar, fault.wrong, random)
-        extrinsic = turned(frame.camera_from_lidar, fault.yaw_deg)
+        extrinsic = turned(frame.camera_from_lidar, fault.turn_deg)
         yield Case(pattern, fault, find_anchors(points, extrinsic, frame.camera, RangeConfig()))
 
 
@@ -98,14 +103,6 @@ def with_wrong_depths(
     in_camera = transformed(spoilt[chosen], camera_from_lidar) * factors[:, None]
     spoilt[chosen] = transformed(in_camera, np.linalg.inv(camera_from_lidar))
     return spoilt.astype(np.float32)
-
-
-def turned(camera_from_lidar: np.ndarray, yaw_deg: float) -> np.ndarray:
-    """(4, 4) the extrinsic with the LiDAR turned in its place, about the camera's y axis."""
-    sine, cosine = np.sin(np.radians(yaw_deg)), np.cos(np.radians(yaw_deg))
-    wrong = camera_from_lidar.copy()
-    wrong[:3, :3] = np.array([[cosine, 0, sine], [0, 1, 0], [-sine, 0, cosine]]) @ camera_from_lidar[:3, :3]
-    return wrong
 
 
 def white_block(pixels: np.ndarray) -> np.ndarray:

@@ -12,14 +12,14 @@ from marigold_ros.anchors import Anchors, find_anchors
 from marigold_ros.config import Config, Unusable
 from marigold_ros.geometry import Camera
 from marigold_ros.metric import MetricFit, Refusal, apply_fit
-from marigold_ros.metric_baselines import GLOBAL, LINEAR, METHODS, ORACLE, OURS, Question, oracle_line, own_fit
+from marigold_ros.metric_baselines import GLOBAL, METHODS, ORACLE, OURS, Question, oracle_line, own_fit
 from marigold_ros.metric_sequence_cases import CLEAN, COHERENT, Case, Step
 from marigold_ros.metric_sequences import Sequence
 from marigold_ros.pipeline import FrameDepth, Pipeline, Scan
 
 ODOMETRY = "ours, with odometry"
 FORGETFUL, PER_FRAME, SMOOTHED = "ours, no memory", "fit per frame", "smoothed scale and shift"
-OTHERS = ("least squares", "Huber", "median scaling", LINEAR)
+OTHERS = [name for name in METHODS if name not in (OURS, GLOBAL)]
 SEQUENCE_METHODS = (OURS, ODOMETRY, GLOBAL, ORACLE, FORGETFUL, PER_FRAME, SMOOTHED, *OTHERS)
 # What neither remembers nor changes with the case is asked in every fourth frame of a fault.
 _EVERY = 4
@@ -193,7 +193,7 @@ def answers(case: Case, oracle: Oracle) -> Iterator[dict[str, Answer]]:
         fit = None if isinstance(fit, Refusal) else fit
         found[PER_FRAME] = Answer(_applied(fit, sequence, step.frame))
         found[SMOOTHED] = Answer(_applied(smoothed(fit), sequence, step.frame))
-        if case.group in (CLEAN, COHERENT) or number % _EVERY == 0:
+        if number in case.scored and (case.group in (CLEAN, COHERENT) or number % _EVERY == 0):
             found[FORGETFUL] = Chain(sequence, config)(step)
             found |= {name: Answer(METHODS[name](asked)) for name in OTHERS}
         yield found

@@ -17,7 +17,7 @@ from marigold_ros.scores import near_rates, score
 
 # A fault is over when AbsRel is within this factor of the clean run's, for so many frames.
 _RECOVERED, _RECOVERED_FRAMES = 1.1, 3
-# What a frame without a surface in reach is said to be nearer than, to count as a wall in the sky.
+# What the sky is said to be nearer than, to count as a wall in it.
 _WALL_M = 30.0
 _OUTSIDE = ("rectify", "network", "beside")
 
@@ -26,13 +26,14 @@ _OUTSIDE = ("rectify", "network", "beside")
 class SequenceRow:
     """One method's scores in one case; NaN where it gave nothing or a score does not apply.
 
-    Errors are means over the frames that have depth, rates over all frames. frames: how many count. sky_wall: share of
-    the pixels that see no surface which are said to be nearer than 30 m. within_1, within_2: share of the errors within
-    one and two standard deviations. flicker: frame-to-frame step of the median ln z, of its error unless the scene
-    stands still. noise: standard deviation over time of ln z of a pixel, the median pixel's. recovery_s: seconds after
-    the fault until AbsRel is within 10 % of the clean run's, infinite if that did not happen. states: share of the
-    frames. usual: AbsRel of the clean run at the same frames. stage_ms: p50 and p95 of each stage after the network.
-    over_time: AbsRel of every step of the case, of which those from `scored_from` on count; for plots.
+    Errors are means over the frames that have depth, rates over all frames. frames: how many count. sky_depth,
+    sky_wall: of the pixels that see no surface, the shares that are given any depth, and one nearer than 30 m.
+    within_1, within_2: share of the errors within one and two standard deviations. flicker: frame-to-frame step of the
+    median ln z, of its error unless the scene stands still. noise: standard deviation over time of ln z of a pixel, the
+    median pixel's. recovery_s: seconds after the fault until AbsRel is within 10 % of the clean run's, infinite if that
+    did not happen. states: share of the frames. usual: AbsRel of the clean run at the same frames. stage_ms: p50 and
+    p95 of each stage after the network. over_time: AbsRel of every step of the case, of which those from `scored_from`
+    on count; for plots.
     """
 
     sequence: str
@@ -47,6 +48,7 @@ class SequenceRow:
     miss: float
     phantom: float
     coverage: float
+    sky_depth: float
     sky_wall: float
     within_1: float = math.nan
     within_2: float = math.nan
@@ -115,18 +117,19 @@ class Track:
             rates = np.nan_to_num([getattr(n, name) for n in near])
             found[name] = float(rates @ pixels / pixels.sum()) if pixels.sum() else math.nan
         found["coverage"] = _mean([s.coverage for s in scores])
-        found["sky_wall"] = self._sky_wall(counted)
-        return found
+        sky_m = [answer.depth_m[self._sky(number)] for number, answer in counted]
+        in_sky = np.concatenate(sky_m) if sky_m else np.empty(0)
+        if len(in_sky) == 0:
+            return found | {"sky_depth": math.nan, "sky_wall": math.nan}
+        with np.errstate(invalid="ignore"):
+            return found | {
+                "sky_depth": float(np.mean(np.isfinite(in_sky))),
+                "sky_wall": float(np.mean(in_sky < _WALL_M)),
+            }
 
-    def _sky_wall(self, counted: list[tuple[int, Answer]]) -> float:
-        walls = beyond = 0
-        for number, answer in counted:
-            step = self._case.steps[number]
-            sky = step.sequence.beyond[step.frame]
-            beyond += int(sky.sum())
-            with np.errstate(invalid="ignore"):
-                walls += int((answer.depth_m[sky] < _WALL_M).sum())
-        return walls / beyond if beyond else math.nan
+    def _sky(self, number: int) -> np.ndarray:
+        step = self._case.steps[number]
+        return step.sequence.beyond[step.frame]
 
     def _steadiness(self, counted: list[tuple[int, Answer]]) -> dict[str, float]:
         """Flicker and noise."""

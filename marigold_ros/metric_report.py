@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from marigold_ros.metric_baselines import GLOBAL, LINEAR, ORACLE, OURS
-from marigold_ros.metric_cases import CLEAN, TURNED, WRONG
+from marigold_ros.metric_cases import CLEAN, TURNED_1_DEG, WRONG
 from marigold_ros.real_data import INDOOR, KITTI
 
 # Below this coverage a table says how much is known, since leaving pixels out flatters.
@@ -27,6 +27,8 @@ _HEADINGS = {
     "within_1": "within σ",
     "within_2": "within 2 σ",
 }
+# Rates that count what is unknown, too.
+NEAR = ("miss", "phantom")
 _COUNTS = ("anchors", "pixels", "near_pixels")
 _SHARES = ("delta1", "miss", "phantom", "coverage", "within_1", "within_2")
 SCORES = [name for name in _HEADINGS if name not in ("near_pixels", "fit_ms")]
@@ -42,7 +44,7 @@ _AGAINST_LINEAR = (
 _AGAINST_CLEAN = 1.15
 _CALIBRATED = (0.55, 0.8)
 _AGAINST_GLOBAL, _CORRECTED = 0.8, ("16 of 64 beams", "16 lines")
-_AGAINST_ORACLE = (((CLEAN, *WRONG), "up to 50 % wrong anchors", 1.2), (TURNED[:1], "extrinsic off by 1°", 1.3))
+_AGAINST_ORACLE = (((CLEAN, *WRONG), "up to 50 % wrong anchors", 1.2), (TURNED_1_DEG, "extrinsic off by 1°", 1.3))
 
 
 @dataclass(frozen=True)
@@ -112,16 +114,26 @@ def case_tables(rows: Sequence[Row], name: str) -> Iterator[str]:
     """A table of the score `name` for every frame: cases down, methods across."""
     for dataset, frame in dict.fromkeys((row.dataset, row.frame) for row in rows):
         here = [row for row in rows if (row.dataset, row.frame) == (dataset, frame)]
-        methods = list(dict.fromkeys(row.method for row in here))
         found = {(row.pattern, row.fault, row.method): row for row in here}
+        across = columns(dict.fromkeys(row.method for row in here), name)
         lines = []
         for pattern, fault in dict.fromkeys((row.pattern, row.fault) for row in here):
-            across = [found.get((pattern, fault, method)) for method in methods]
-            anchors = next(row.anchors for row in across if row is not None)
-            cells = ["" if row is None else _cell(row, name) for row in across]  # slow methods run in few cases
+            asked = [(found.get((pattern, fault, method)), what) for method, what in across.values()]
+            anchors = next(row.anchors for row, _ in asked if row is not None)
+            cells = ["" if row is None else _cell(row, what) for row, what in asked]  # slow methods run in few cases
             lines.append([pattern, fault, str(anchors), *cells])
-        heads = ["pattern", "fault", "anchors", *methods]
+        heads = ["pattern", "fault", "anchors", *across]
         yield f"### {_HEADINGS[name]}, {dataset} {frame}\n\n{markdown(heads, lines)}"
+
+
+def columns(methods: Iterable[str], name: str) -> dict[str, tuple[str, str]]:
+    """The columns of a table of the score `name`: method and score by head; misses and phantoms beside our AbsRel."""
+    found = {}
+    for method in methods:
+        found[method] = method, name
+        if (method, name) == (OURS, "abs_rel"):
+            found |= {f"{method}, {_HEADINGS[rate]}": (method, rate) for rate in NEAR}
+    return found
 
 
 def overview(rows: Sequence[Row]) -> Iterator[str]:
@@ -217,7 +229,7 @@ def markdown(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 def _cell(row: Row, name: str) -> str:
     """The score, with the coverage where much is unknown."""
-    if name == "coverage" or row.coverage >= WHOLE or math.isnan(getattr(row, name)):
+    if name in ("coverage", *NEAR) or row.coverage >= WHOLE or math.isnan(getattr(row, name)):
         return _number(row, name)
     return f"{_number(row, name)} ({row.coverage:.0%})"
 

@@ -9,20 +9,22 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from marigold_ros.config import RangeConfig
-from marigold_ros.geometry import project, transformed
-from marigold_ros.metric_cases import SEED, turned, with_wrong_depths
+from marigold_ros.geometry import project, transformed, turned
+from marigold_ros.metric_cases import SEED, TURNED, Fault, with_wrong_depths
 from marigold_ros.metric_sequences import Sequence
 
 CLEAN, WRONG, EXTRINSIC, DELAY = "clean", "wrong anchors", "extrinsic", "delay"
-DROPOUT, JUMP, COHERENT, DEGENERATE = "dropout", "jump", "coherent", "degenerate"
-GROUPS = (CLEAN, WRONG, EXTRINSIC, DELAY, DROPOUT, JUMP, COHERENT, DEGENERATE)
+DROPOUT, RESTART, JUMP, COHERENT, DEGENERATE = "dropout", "restart", "jump", "coherent", "degenerate"
+GROUPS = (CLEAN, WRONG, EXTRINSIC, DELAY, DROPOUT, RESTART, JUMP, COHERENT, DEGENERATE)
 AFTER_CLEAN, COLD = "after 3 clean frames", "from a cold start"
 
 SHARES = (0.1, 0.3, 0.5)
-YAWS_DEG = (0.5, 1.0, 2.0)
-SHIFTS_M = (0.05, 0.10)
+TURNS = (Fault("yaw 0.5°", turn_deg=(0.0, 0.5, 0.0)), *TURNED)
+# Of the LiDAR along the camera's x, y and z axes.
+SHIFTS_M = {"shifted 5 cm": (0.05, 0.0, 0.0), "shifted 10 cm": (0.10, 0.0, 0.0), "raised 10 cm": (0.0, -0.10, 0.0)}
 DELAYS_S = (0.05, 0.10, 0.15, 0.20)
 DROPOUTS_S = (0.3, 2.0, 5.0)
+RESTART_S = 1.0
 COUNTS = (1, 2, 3, 5, 10, 50)
 # Faults that last are measured over so many frames, degenerate anchors over so many.
 _LASTING, _DEGENERATE = 60, 20
@@ -72,8 +74,8 @@ def cases(sequence: Sequence, before: Sequence | None, groups: tuple[str, ...] =
     """The cases of the groups, the clean one always first. `before`: what the sequence is cut to from, if anything."""
     yield Case(CLEAN, CLEAN, _steps(sequence, range(len(sequence))), range(len(sequence)))
     makers = {
-        WRONG: _wrong, EXTRINSIC: _extrinsic, DELAY: _delayed, DROPOUT: _dropouts, COHERENT: _coherent,
-        DEGENERATE: _degenerate,
+        WRONG: _wrong, EXTRINSIC: _extrinsic, DELAY: _delayed, DROPOUT: _dropouts, RESTART: _restarts,
+        COHERENT: _coherent, DEGENERATE: _degenerate,
     }  # fmt: skip
     for group in groups:
         if group == JUMP:
@@ -114,15 +116,12 @@ def _wrong(sequence: Sequence) -> Iterator[Case]:
 def _extrinsic(sequence: Sequence) -> Iterator[Case]:
     frames = _lasting(sequence)
     clean = _steps(sequence, frames)
-    for yaw_deg in YAWS_DEG:
-        wrong = turned(sequence.camera_from_lidar, yaw_deg)
-        steps = [replace(step, camera_from_lidar=wrong) for step in clean]
-        yield Case(EXTRINSIC, f"yaw {yaw_deg:g}°", steps, frames)
-    for shift_m in SHIFTS_M:
-        wrong = sequence.camera_from_lidar.copy()
-        wrong[0, 3] += shift_m
-        steps = [replace(step, camera_from_lidar=wrong) for step in clean]
-        yield Case(EXTRINSIC, f"shifted {shift_m * 100:.0f} cm", steps, frames)
+    wrong = {fault.name: turned(sequence.camera_from_lidar, fault.turn_deg) for fault in TURNS}
+    for name, shift_m in SHIFTS_M.items():
+        wrong[name] = sequence.camera_from_lidar.copy()
+        wrong[name][:3, 3] += shift_m
+    for name, camera_from_lidar in wrong.items():
+        yield Case(EXTRINSIC, name, [replace(step, camera_from_lidar=camera_from_lidar) for step in clean], frames)
 
 
 def _delayed(sequence: Sequence) -> Iterator[Case]:
@@ -139,20 +138,47 @@ def _delayed(sequence: Sequence) -> Iterator[Case]:
 
 
 def _dropouts(sequence: Sequence) -> Iterator[Case]:
-    """No scans for a while; as in the node, the last one serves while it is not older than range.max_age_s."""
+    """No scans for a while."""
+    for length_s in DROPOUTS_S:
+        found = _interrupted(sequence, length_s)
+        if found is not None:
+            steps, gone = found
+            yield Case(DROPOUT, f"no scans for {length_s:g} s", steps, gone, gone.stop)
+
+
+def _restarts(sequence: Sequence) -> Iterator[Case]:
+    """A LiDAR that is silent while it starts; its first scan begins in mid-turn. Or its clock, too, starts anew."""
+    found = _interrupted(sequence, RESTART_S)
+    if found is None:
+        return
+    steps, gone = found
+    later = range(gone.start, len(steps))
+    first = steps[gone.stop]
+    part = first.points[first.points[:, 1] > 0]
+    again = [*steps[: gone.stop], replace(first, points=part), *steps[gone.stop + 1 :]]
+    yield Case(RESTART, f"LiDAR restarts, {RESTART_S:g} s", again, later, gone.stop)
+    # Stamps that count from the sensor's start are of no image's time: to the node these scans are none.
+    lost = [*steps[: gone.stop], *(replace(step, points=None) for step in steps[gone.stop :])]
+    yield Case(RESTART, "LiDAR restarts, clock at zero", lost, later)
+
+
+def _interrupted(sequence: Sequence, length_s: float) -> tuple[list[Step], range] | None:
+    """Steps without scans for so long, and which these are; None where too few would come after.
+
+    As in the node, the last scan serves while it is not older than range.max_age_s.
+    """
     begins = round(_BEFORE_S / sequence.period_s)
     kept = round(RangeConfig().max_age_s / sequence.period_s)
-    for length_s in DROPOUTS_S:
-        ends = begins + round(length_s / sequence.period_s)
-        count = min(ends + round(_AFTER_S / sequence.period_s), len(sequence))
-        if count < ends + 3:
-            continue  # too short to see what comes after
-        steps = _steps(sequence, range(count))
-        for gone in range(begins, ends):
-            last = steps[begins - 1].points if gone < begins + kept else None
-            age_s = (steps[gone].stamp_ns - steps[begins - 1].stamp_ns) * 1e-9
-            steps[gone] = replace(steps[gone], points=last, age_s=age_s)
-        yield Case(DROPOUT, f"no scans for {length_s:g} s", steps, range(begins, ends), ends)
+    ends = begins + round(length_s / sequence.period_s)
+    count = min(ends + round(_AFTER_S / sequence.period_s), len(sequence))
+    if count < ends + 3:
+        return None
+    steps = _steps(sequence, range(count))
+    for gone in range(begins, ends):
+        last = steps[begins - 1].points if gone < begins + kept else None
+        age_s = (steps[gone].stamp_ns - steps[begins - 1].stamp_ns) * 1e-9
+        steps[gone] = replace(steps[gone], points=last, age_s=age_s)
+    return steps, range(begins, ends)
 
 
 def _jumps(sequence: Sequence, before: Sequence | None) -> Iterator[Case]:

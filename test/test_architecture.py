@@ -94,7 +94,7 @@ CORE = {
     "anchor_memory": {"numpy"},
     "beams": {"numpy", "matplotlib"},
     "calibration_picture": {"numpy", "matplotlib"},
-    "calibration_recording": {"numpy", "cv2"},
+    "calibration_recording": {"numpy"},
     "check_calibration": set(),
     "checkpoints": {"diffusers", "safetensors", "torch", "transformers"},
     "comparison": {"numpy", "PIL", "diffusers", "torch"},

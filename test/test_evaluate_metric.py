@@ -16,9 +16,9 @@ from marigold_ros.degraded_truth import degraded, filled
 from marigold_ros.geometry import Camera, project, transformed
 from marigold_ros.metric import to_space
 from marigold_ros.metric_baselines import METHODS, Question, oracle_affine
-from marigold_ros.metric_cases import CLEAN, FAULTS, TURNED, WRONG, Pattern, cases, patterns, with_wrong_depths
+from marigold_ros.metric_cases import CLEAN, FAULTS, TURNED_1_DEG, WRONG, Pattern, cases, patterns, with_wrong_depths
 from marigold_ros.metric_frames import Frame, read_frames
-from marigold_ros.metric_report import Row, means, targets
+from marigold_ros.metric_report import Row, case_tables, means, targets
 from marigold_ros.real_data import DATA_VARIABLE, INDOOR, KITTI, real_data
 from marigold_ros.scores import near_rates, score, shares_within
 
@@ -265,18 +265,21 @@ def test_wrong_depths_keep_their_pixels_and_their_shares():
 
 def test_a_turned_extrinsic_shifts_anchors_by_the_angle():
     pattern = next(p for p in patterns(room_frame()) if p.name == "2D scan")
-    clean, turned = cases(pattern, (CLEAN, TURNED[0]))
+    clean, yaw, up, down = cases(pattern, (CLEAN, *TURNED_1_DEG))
     middle = np.abs(clean.anchors.pixels[:, 0] - 319.5).argmin()
-    point = np.abs(turned.anchors.pixels[:, 0] - clean.anchors.pixels[middle, 0] - 520 * np.tan(np.radians(1))).min()
-    assert point < 0.6
-    assert np.ptp(turned.anchors.pixels[:, 1]) < 0.5
+    shift = 520 * np.tan(np.radians(1))
+    assert np.abs(yaw.anchors.pixels[:, 0] - clean.anchors.pixels[middle, 0] - shift).min() < 0.6
+    assert np.ptp(yaw.anchors.pixels[:, 1]) < 0.5
+    for case, sign in ((up, -1), (down, 1)):
+        nearest = np.abs(case.anchors.pixels[:, 0] - 319.5).argmin()
+        np.testing.assert_allclose(case.anchors.pixels[nearest, 1], 240 + sign * shift, atol=0.5)
 
 
 def test_cases_are_the_same_every_time():
     pattern = next(patterns(room_frame()))
     for first, second in zip(cases(pattern), cases(pattern), strict=True):
         np.testing.assert_array_equal(first.anchors.depth_m, second.anchors.depth_m)
-    assert len({fault.name for fault in FAULTS}) == 6
+    assert len({fault.name for fault in FAULTS}) == 8
 
 
 @pytest.mark.parametrize("space", ["depth", "inverse_depth", "log_depth"])
@@ -321,7 +324,7 @@ def row(abs_rel, method, fault="clean", pattern="16 of 64 beams", frame="a", dat
 
 
 def test_targets_are_judged_by_the_worst_case():
-    faults = ["clean", *(fault.name for fault in WRONG), TURNED[0].name]
+    faults = ["clean", *(fault.name for fault in WRONG), "yaw 1°"]
     rows = [row(0.10, "oracle affine", fault) for fault in faults]
     errors = (0.11, 0.11, 0.13, math.nan, 0.13)
     for name, share in (("ours", 1.0), ("ours, no correction", 1.05)):
@@ -345,6 +348,8 @@ def test_targets_are_judged_by_the_worst_case():
     assert "3 of 5 cases" in targets(rows)[3].where
     assert found[4] == ("global fit, extrinsic off by 1°", 1.05 * 0.13, 0.13, False)
     assert found[5] == ("correction, 16 of 64 beams", 0.11, 0.8 * 1.05 * 0.11, False)
+    rows += [row(0.10, "oracle affine", "pitch -1°"), row(0.14, "ours, no correction", "pitch -1°")]
+    assert targets(rows)[4].where == "kitti: 0 of 2 cases; worst: a, 16 of 64 beams, pitch -1°"
 
 
 def test_calibration_is_judged_by_the_worst_case_of_a_fault():
@@ -356,6 +361,17 @@ def test_calibration_is_judged_by_the_worst_case_of_a_fault():
         ("30 % wrong", 0.41, 0.55, False),
     ]
     assert found[1].where == "kitti: 1 of 2 cases; worst: a, 16 of 64 beams"
+
+
+def test_our_misses_and_phantoms_stand_beside_our_error():
+    ours = replace(row(0.12, "ours"), miss=0.031, phantom=0.004, coverage=0.5)
+    (table,) = case_tables([ours, row(0.2, "Huber")], "abs_rel")
+    heads, _, cells = table.splitlines()[2:]
+    assert heads == "| pattern | fault | anchors | ours | ours, miss < 5 m | ours, phantom < 5 m | Huber |"
+    # What is unknown counts as missed, so the rates need no coverage beside them.
+    assert cells == "| 16 of 64 beams | clean | 100 | 0.120 (50%) | 3.1% | 0.4% | 0.200 |"
+    (table,) = case_tables([ours, row(0.2, "Huber")], "miss")
+    assert "| 100 | 3.1% | 10.0% |" in table
 
 
 def test_means_leave_out_what_is_unknown():

@@ -12,7 +12,7 @@ from marigold_ros.config import Unusable
 from marigold_ros.degraded_truth import degraded
 from marigold_ros.geometry import Camera, project, transformed
 from marigold_ros.metric import MetricFit
-from marigold_ros.metric_baselines import OURS
+from marigold_ros.metric_baselines import METHODS, OURS
 from marigold_ros.metric_chain import GLOBAL, ODOMETRY, SEQUENCE_METHODS, Answer, Oracle, Smoothed, answers
 from marigold_ros.metric_over_time import SequenceRow, Track, flicker, recovery_s, temporal_noise
 from marigold_ros.metric_sequence_cases import (
@@ -23,12 +23,13 @@ from marigold_ros.metric_sequence_cases import (
     DROPOUT,
     EXTRINSIC,
     JUMP,
+    RESTART,
     WRONG,
     Case,
     Step,
     cases,
 )
-from marigold_ros.metric_sequence_report import sequence_targets
+from marigold_ros.metric_sequence_report import sequence_targets, with_means
 from marigold_ros.metric_sequences import Sequence, read_sequence
 from marigold_ros.places import shared
 
@@ -119,7 +120,7 @@ def test_wrong_points_and_extrinsics():
     found = by_name(of, WRONG, EXTRINSIC)
     assert list(found) == [
         "clean", "10 % wrong", "30 % wrong", "50 % wrong",
-        "yaw 0.5°", "yaw 1°", "yaw 2°", "shifted 5 cm", "shifted 10 cm",
+        "yaw 0.5°", "yaw 1°", "pitch 1°", "pitch -1°", "yaw 2°", "shifted 5 cm", "shifted 10 cm", "raised 10 cm",
     ]  # fmt: skip
     step = found["30 % wrong"].steps[7]
     pixels, depth_m = depths(of, step.points)
@@ -133,8 +134,13 @@ def test_wrong_points_and_extrinsics():
     middle = np.abs(usual - 80).sum(axis=1).argmin()
     moved, _ = depths(of, of.scans[0], shifted.camera_from_lidar)
     assert moved[middle, 0] - usual[middle, 0] == pytest.approx(0.1 * 100 / usual_m[middle], rel=0.01)
-    turned, _ = depths(of, of.scans[0], found["yaw 2°"].steps[0].camera_from_lidar)
-    assert turned[middle, 0] - usual[middle, 0] == pytest.approx(100 * math.tan(math.radians(2)), rel=0.05)
+    moved, _ = depths(of, of.scans[0], found["raised 10 cm"].steps[0].camera_from_lidar)
+    assert moved[middle, 1] - usual[middle, 1] == pytest.approx(-0.1 * 100 / usual_m[middle], rel=0.01)
+    assert moved[middle, 0] == pytest.approx(usual[middle, 0])
+    for name, column, shift_deg in (("yaw 2°", 0, 2), ("pitch 1°", 1, -1), ("pitch -1°", 1, 1)):
+        turned, _ = depths(of, of.scans[0], found[name].steps[0].camera_from_lidar)
+        moved_px = turned[middle, column] - usual[middle, column]
+        assert moved_px == pytest.approx(100 * math.tan(math.radians(shift_deg)), rel=0.1), name
 
 
 def test_delays_are_whole_frames():
@@ -160,6 +166,26 @@ def test_in_a_dropout_the_last_scan_serves_until_it_is_too_old():
     assert have[17:35] == [None] * 18
     assert have[35:] == list(range(35, 55))
     assert (case.scored, case.recovers_at) == (range(15, 35), 35)
+
+
+def test_a_restarted_lidar_is_silent_and_begins_in_mid_turn_or_in_another_time():
+    of = sequence(60)
+    found = by_name(of, RESTART)
+    assert list(found) == ["clean", "LiDAR restarts, 1 s", "LiDAR restarts, clock at zero"]
+    case = found["LiDAR restarts, 1 s"]
+    assert [step.points is None for step in case.steps] == [False] * 17 + [True] * 8 + [False] * 20
+    assert [step.age_s for step in case.steps[14:18]] == pytest.approx(
+        [0, 0.1, 0.2, 0.3]
+    )  # the last one is kept so long
+    pixels, _ = depths(of, case.steps[25].points)
+    assert len(pixels) == pytest.approx(len(of.scans[25]) / 2, rel=0.02)
+    assert pixels[:, 0].max() < CAMERA.cx + 1
+    assert case.steps[26].points is of.scans[26]
+    assert (case.scored, case.recovers_at) == (range(15, 45), 25)
+    lost = found["LiDAR restarts, clock at zero"]
+    assert [step.points is None for step in lost.steps] == [False] * 17 + [True] * 28
+    assert (lost.scored, lost.recovers_at) == (range(15, 45), None)
+    assert list(by_name(sequence(27), RESTART)) == ["clean"]  # too short to see what comes after
 
 
 def test_time_and_scene_jump():
@@ -227,6 +253,19 @@ def test_a_perfect_network_is_measured_without_error():
         assert row.noise < 2 * allowed
 
 
+def test_all_other_methods_are_asked_in_every_frame_that_counts_or_in_some_of_a_fault():
+    of = sequence()
+    others = set(METHODS) - {OURS, GLOBAL}
+    assert others < set(SEQUENCE_METHODS)
+    asked = {}
+    for case in cases(of, None, (DROPOUT, COHERENT)):
+        if case.group != DROPOUT or case.name == "no scans for 0.3 s":
+            found = list(answers(replace(case, steps=case.steps[:20]), Oracle()))
+            asked[case.group] = [number for number, step in enumerate(found) if others <= set(step)]
+            assert all(bool(others & set(step)) == (number in asked[case.group]) for number, step in enumerate(found))
+    assert asked == {CLEAN: list(range(20)), DROPOUT: [16], COHERENT: [9, 19]}
+
+
 def track_of(depth_m, sigma_m=None, states=None, beyond=None):
     """A track of the (n, M) answers to a truth of 2 m everywhere."""
     depth_m = np.asarray(depth_m, np.float32)
@@ -267,18 +306,26 @@ def test_a_wall_in_the_sky_is_counted():
     sky = np.array([[True, True, False, False]] * 2)
     row = track_of([[3.0, np.nan, 2.0, 2.0], [90.0, np.inf, 2.0, 2.0]], beyond=sky)
     assert row.sky_wall == pytest.approx(1 / 4)
+    assert row.sky_depth == pytest.approx(2 / 4)  # that of 90 m, too: there is no surface
     assert row.abs_rel == 0
+    assert math.isnan(track_of([[2.0, 2.0]]).sky_depth)  # no sky
 
 
 def row(fault, group, method=OURS, abs_rel=0.1, **more):
-    values = {"rmse_m": 1.0, "mae_m": 1.0, "delta1": 0.9, "miss": 0.0, "phantom": 0.0, "coverage": 1.0, "sky_wall": 0.0}
-    return SequenceRow("a", group, fault, method, 10, abs_rel, **(values | more))
+    values = {
+        "sequence": "a", "frames": 10, "rmse_m": 1.0, "mae_m": 1.0, "delta1": 0.9, "miss": 0.0, "phantom": 0.0,
+        "coverage": 1.0, "sky_depth": math.nan, "sky_wall": math.nan,
+    }  # fmt: skip
+    return SequenceRow(group=group, fault=fault, method=method, abs_rel=abs_rel, **(values | more))
 
 
 def test_targets_over_time_are_judged_by_the_worst_case():
     rows = [
         row("clean", CLEAN, noise=0.01, flicker_p95=0.021, within_1=0.5, stage_ms={"together": (7.0, 9.0)}),
         row("clean", CLEAN, GLOBAL, 0.12),
+        row("pitch 1°", EXTRINSIC, GLOBAL, 0.14), row("pitch 1°", EXTRINSIC, "oracle affine", 0.1),
+        row("pitch 1°", EXTRINSIC, abs_rel=0.12),
+        row("50 % wrong", WRONG, sky_wall=0.06), row("10 % wrong", WRONG, sky_wall=0.04),
         row("30 % wrong", WRONG, GLOBAL, 0.12), row("30 % wrong", WRONG, "oracle affine", 0.11),
         row("50 % wrong", WRONG, GLOBAL, math.nan), row("50 % wrong", WRONG, "oracle affine", 0.11),
         row("no scans for 0.3 s", DROPOUT, abs_rel=0.111, usual=0.1),
@@ -294,6 +341,9 @@ def test_targets_over_time_are_judged_by_the_worst_case():
     met = {what: t.met for what, t in found.items()}
     assert met == {
         "global fit, up to 50 % wrong anchors: at most 1.2 x the best affine fit": False,
+        "global fit, extrinsic off by 1°: at most 1.3 x the best affine fit": False,
+        "correction, extrinsic off by 1°: at most 0.9 x the global fit": True,
+        "up to 50 % wrong anchors: share of the sky with depth nearer than 30 m": False,
         "correction, clean: at most 0.8 x the global fit": False,
         "still scene: 95th percentile of the step of the median ln z": False,
         "degenerate anchors after 3 clean frames: AbsRel": True,
@@ -318,6 +368,25 @@ def test_targets_over_time_are_judged_by_the_worst_case():
     assert math.isnan(found.measured)  # little error where there is depth, but there is not enough of it
     assert not found.met
     assert "3 anchors, after 3 clean frames (for 60% of the truth)" in found.where
+
+
+def test_sequences_are_averaged_by_fault_and_method():
+    rows = [
+        row("clean", CLEAN, abs_rel=0.1, sky_wall=0.02, states={"OK": 1.0}, stage_ms={"together": (3, 4), "fit": (1, 2)}),
+        row("clean", CLEAN, ODOMETRY, math.nan, frames=0),
+        row("clean", CLEAN, abs_rel=0.3, sequence="b", states={"OK": 0.5, "HOLD": 0.5}, stage_ms={"together": (5, 6)}),
+        row("clean", CLEAN, ODOMETRY, sequence="b"),
+        row("50 ms late", DELAY, sequence="b"),
+    ]  # fmt: skip
+    found = with_means(rows)
+    clean, late = found[:2]
+    assert found[2:] == rows
+    assert (clean.sequence, clean.fault, clean.method, clean.frames) == ("mean of 2", "clean", OURS, 20)
+    assert (clean.abs_rel, clean.sky_wall) == pytest.approx((0.2, 0.02))  # one of them has no sky
+    assert clean.states == {"OK": 0.75, "HOLD": 0.25}
+    assert clean.stage_ms == {"together": (4.0, 5.0)}
+    assert late.fault == "50 ms late (on 1 of 2)"  # and odometry, which one of them has not, has no means
+    assert with_means(rows[:2]) == rows[:2]
 
 
 def test_degraded_truth_of_a_sequence_changes_little_from_frame_to_frame():
@@ -364,8 +433,9 @@ def test_the_program_measures_the_first_frames_of_the_bundled_recording(tmp_path
     said = capsys.readouterr().out
     assert "## Targets over time" in said
     assert "| correction, clean: at most 0.8 x the global fit | 1 of 1 cases; worst: warehouse, clean |" in said
+    assert "### All scores, clean, warehouse" in said
     assert "### Ours over time, warehouse" in said
-    assert "### AbsRel, warehouse" in said
+    assert "### AbsRel, warehouse\n\n| fault | frames | ours | ours, miss < 5 m | ours, phantom < 5 m | " in said
     content = json.loads(out.read_text())
     assert content["rows"] == []
     found = {(r["fault"], r["method"]): r for r in content["sequences"]}
