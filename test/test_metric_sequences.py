@@ -372,7 +372,7 @@ def test_targets_over_time_are_judged_by_the_worst_case():
 
 def test_sequences_are_averaged_by_fault_and_method():
     rows = [
-        row("clean", CLEAN, abs_rel=0.1, sky_wall=0.02, states={"OK": 1.0}, stage_ms={"together": (3, 4), "fit": (1, 2)}),
+        row("clean", CLEAN, abs_rel=0.1, sky_wall=0.02, states={"OK": 1}, stage_ms={"together": (3, 4), "fit": (1, 2)}),
         row("clean", CLEAN, ODOMETRY, math.nan, frames=0),
         row("clean", CLEAN, abs_rel=0.3, sequence="b", states={"OK": 0.5, "HOLD": 0.5}, stage_ms={"together": (5, 6)}),
         row("clean", CLEAN, ODOMETRY, sequence="b"),
