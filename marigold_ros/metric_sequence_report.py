@@ -11,7 +11,7 @@ from marigold_ros.metric_cases import TURNED_1_DEG, WRONG
 from marigold_ros.metric_chain import GLOBAL
 from marigold_ros.metric_over_time import SequenceRow
 from marigold_ros.metric_report import NEAR, WHOLE, Target, columns, markdown, plain
-from marigold_ros.metric_sequence_cases import AFTER_CLEAN, CLEAN, COHERENT, DEGENERATE, DROPOUT, JUMP
+from marigold_ros.metric_sequence_cases import AFTER_CLEAN, CLEAN, COHERENT, DEGENERATE, DROPOUT, GROUPS, JUMP
 
 _HEADINGS = {
     "abs_rel": "AbsRel",
@@ -73,7 +73,7 @@ def with_means(rows: Sequence[SequenceRow]) -> list[SequenceRow]:
         return list(rows)
     partial = {row.method for row in rows if row.group == CLEAN and row.frames == 0}
     groups: dict[tuple[str, str], list[SequenceRow]] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: GROUPS.index(row.group)):
         if row.method not in partial:
             groups.setdefault((row.fault, row.method), []).append(row)
     return [*(_mean(group, count) for group in groups.values()), *rows]

@@ -31,6 +31,8 @@ from marigold_ros.recordings import (
 _TRUTH_STEP_PX = 8
 # A camera that stands moves less than this, and turns less than this many radians.
 _STANDS_M, _STANDS_RAD = 1e-3, 1e-4
+# Less than this share of the pixels is no sky.
+_LEAST_SKY = 0.05
 # The truth is stored in millimetres.
 _STEADY_M = 5e-3
 
@@ -46,8 +48,8 @@ class Sequence:
     size or smaller, as the network answers. scans: n point clouds (N, 3) float32 in the LiDAR's frame. pixels: (M, 2)
     integer u, v that are asked about, the same every time. truth_m: (n, M) float32 metres, NaN where unknown or a point
     of the frame's scan lies. beyond: (n, M) bool, where no surface is within what a recording's truth holds (65 m):
-    sky. still: whether camera and scene stand. poses: n times (4, 4) odom_from_camera, or None where the recording has
-    none.
+    sky; nowhere where that is little of the sequence, as through a hall's windows. still: whether camera and scene
+    stand. poses: n times (4, 4) odom_from_camera, or None where the recording has none.
     """
 
     name: str
@@ -115,7 +117,7 @@ def read_sequence(path: Path, source: Source, space: str, frames: int | None = N
         raise Unusable(f"sequence {path}: has no whole frame; record it again")
     return Sequence(
         name, camera, camera_from_lidar, space, own, stamps_ns, rgb, coarse, scans, pixels, np.stack(truth),
-        np.stack(beyond), _stands(poses) and _unchanging(np.stack(truth)), poses,
+        _sky(np.stack(beyond)), _stands(poses) and _unchanging(np.stack(truth)), poses,
     )  # fmt: skip
 
 
@@ -136,6 +138,10 @@ def _truth(frame: Frame, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     hit[row, column] = True
     anchored = hit[pixels[:, 1], pixels[:, 0]]
     return np.where(anchored, np.float32(np.nan), truth_m), np.isnan(truth_m)
+
+
+def _sky(beyond: np.ndarray) -> np.ndarray:
+    return beyond if beyond.mean() >= _LEAST_SKY else np.zeros_like(beyond)
 
 
 def _stands(poses: list[np.ndarray | None]) -> bool:

@@ -397,14 +397,14 @@ def test_degraded_truth_of_a_sequence_changes_little_from_frame_to_frame():
 
 
 def test_a_sequence_is_read_from_a_recording(tmp_path):
-    def frames():
+    def frames(sky_rows, columns=160):
         for i in range(3):
             rgb = np.full((120, 160, 3), 40 * i, np.uint8)
             depth_m = corridor_m().copy()
-            depth_m[:20] = np.nan
+            depth_m[:sky_rows, :columns] = np.nan
             yield recordings.Frame(START_NS + i * 100_000_000, rgb, depth_m, scan_of(corridor_m(), 0), np.eye(4))
 
-    recordings.write_frames(tmp_path / "short", frames(), CAMERA, CAMERA_FROM_LIDAR)
+    recordings.write_frames(tmp_path / "short", frames(20), CAMERA, CAMERA_FROM_LIDAR)
     asked = []
 
     def source(frame):
@@ -422,6 +422,8 @@ def test_a_sequence_is_read_from_a_recording(tmp_path):
     np.testing.assert_array_equal(np.isnan(of.truth_m[0]), anchored | (v < 20))
     known = np.isfinite(of.truth_m[0])
     np.testing.assert_allclose(of.truth_m[0, known], corridor_m()[v, u][known], atol=1e-3)
+    recordings.write_frames(tmp_path / "windows", frames(5, 80), CAMERA, CAMERA_FROM_LIDAR)
+    assert not read_sequence(tmp_path / "windows", source, "depth").beyond.any()  # too little to be a sky
     with pytest.raises(Unusable, match=r"short: frame 0 has no relative depth"):
         read_sequence(tmp_path / "short", lambda frame: None, "depth")
 
