@@ -38,7 +38,7 @@ _EDGE_PX = 0.7
 _LEAST_EDGES = 30.0
 _MANY_ANCHORS = 4096
 # What neighbouring looks have in common makes the mean less sure than their scatter says, which few looks do not tell
-# well either: about Student's t of half of them.
+# well either: about Student's t of half of them, for turns; a delay has to be known well anyway.
 _INFLATION, _FEW = 1.5, 5.0
 # What scenes and sensors have about them: errors in degrees that no number of looks takes out, of the turns and of what
 # goes with the motion of the picture; and the size in degrees and seconds from which on an error matters.
@@ -186,9 +186,9 @@ class CalibrationMonitor:
             return
         estimate, sigma = _solved(self._looks)
         sizes = np.array([*np.degrees(estimate[:3]), estimate[3]])
-        inflation = _INFLATION * (1.0 + _FEW / len(self._looks))
+        few = 1.0 + _FEW / len(self._looks)
         sigmas = np.hypot(
-            inflation * np.array([*np.degrees(sigma[:3]), sigma[3]]), (*_FLOOR_DEG, self._delay_floor_s())
+            _INFLATION * np.array([*np.degrees(few * sigma[:3]), sigma[3]]), (*_FLOOR_DEG, self._delay_floor_s())
         )
         shift = self._camera.fx * float(estimate[1]), -self._camera.fy * float(estimate[0])
         found = Calibration(

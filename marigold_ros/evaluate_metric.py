@@ -59,6 +59,8 @@ if TYPE_CHECKING:
     from marigold_ros.metric_guided import GuidedMethods
 
 DEGRADED = "degraded"
+# Where a recording's truth has nothing within 65 m, in its place.
+_SKY_M = 200.0
 _FIT_REPEATS = 5
 _BUNDLED = "recordings/warehouse"
 
@@ -115,7 +117,8 @@ def _source(arguments: argparse.Namespace) -> tuple[Source, str, str]:
         def degrade(frame: Frame) -> tuple[np.ndarray, MetricFit | None] | None:
             if frame.depth_m is None:
                 return None
-            return degraded(frame.depth_m, space, _seed_of(frame), frame.number), None
+            beyond_m = np.where(np.isnan(frame.depth_m), np.float32(_SKY_M), frame.depth_m)
+            return degraded(beyond_m, space, _seed_of(frame), frame.number), None
 
         return degrade, space, f"degraded truth, affine in {space}"
     estimator = load_estimator(ModelConfig(checkpoint=arguments.relative, engine=arguments.engine))
