@@ -96,16 +96,23 @@ class Evidence:
         """(N,) values of a grid (rows, columns, steps) at the anchors, interpolated."""
         return _read(np.ascontiguousarray(grid), self.places)
 
-    def reach(self, fitted: FittedDepth) -> Reach:
-        """How far those reach that are rather right than wrong."""
+    def reach(self, fitted: FittedDepth, before: Reach = ENDLESS) -> Reach:
+        """How far those reach that are rather right than wrong. before: what did in the last image."""
         right = np.flatnonzero(self.trust > 0.5)
         depth_m = self.depth_m.take(right)
 
-        def count_parts() -> int:
+        def expected(most_m: float) -> float:
+            shape = tuple(-(-nodes // _REACHED) for nodes in _SHAPE[:2])
             column, row = (self.places[:2].take(right, axis=1) * np.float32(1 / _REACHED)).astype(np.intp)
-            return np.count_nonzero(np.bincount(row * _NODES[0] + column))
+            has = (np.bincount(row * shape[1] + column, minlength=shape[0] * shape[1]) > 0).reshape(shape)
+            # Where the sensor does not look there are none, whatever is there.
+            rows, columns = (np.flatnonzero(has.sum(axis=axis) > 1) for axis in (1, 0))
+            if len(rows) == 0 or len(columns) == 0:
+                return 0.0
+            ends = rows[0] / shape[0], (rows[-1] + 1) / shape[0], columns[0] / shape[1], (columns[-1] + 1) / shape[1]
+            return np.count_nonzero(has) * fitted.share_beyond(most_m, *ends)
 
-        return reach_of(depth_m, depth_m * np.exp(-self.residual.take(right)), count_parts, fitted.share_beyond)
+        return reach_of(depth_m, depth_m * np.exp(-self.residual.take(right)), expected, before)
 
     def of(self, chosen: np.ndarray | slice) -> Evidence:
         """The evidence of some anchors, (N,) bool or a slice, whose order is random; the nodes stay."""
@@ -158,7 +165,7 @@ def _sureness(
     coarser = np.flatnonzero(noise_px > LIDAR_NOISE_PX)
     if len(coarser) > 0:
         steep = fitted.steepness_ln(pixels.take(coarser, axis=0), measured_m.take(coarser))
-        variance[coarser] += np.square((noise_px.take(coarser) - np.float32(LIDAR_NOISE_PX)) * steep)
+        variance[coarser] += (np.square(noise_px.take(coarser)) - np.float32(LIDAR_NOISE_PX**2)) * np.square(steep)
     return np.float32(_SURE_LN**2) / (np.float32(_SURE_LN**2) + variance)
 
 

@@ -415,11 +415,15 @@ class FittedDepth:
         steep = _steepness_by_numpy(self.relative, pixels) * np.float32(self.fit.scale)
         return (steep * log_slope(depth_m, self.fit.space)).astype(np.float32)
 
-    def share_beyond(self, depth_m: float) -> float:
-        """For which share of the image the fit has more than so many metres, or none."""
-        glance = self.relative[::_GLANCE_PX, ::_GLANCE_PX]
+    def share_beyond(self, depth_m: float, top: float, bottom: float, left: float, right: float) -> float:
+        """For which share of a part of the image the fit has more than so many metres, or none; the part's borders are
+        shares of height and width.
+        """
+        rows, columns = self.shape
+        part = self.relative[round(top * rows) : round(bottom * rows), round(left * columns) : round(right * columns)]
+        glance = part[::_GLANCE_PX, ::_GLANCE_PX]
         most = (to_space(np.float64(depth_m), self.fit.space) - self.fit.shift) / self.fit.scale
-        return np.count_nonzero(glance > most) / glance.size
+        return np.count_nonzero(glance > most) / max(glance.size, 1)
 
     def every(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """(h, w) float32 metres, and relative depth, at every so-manieth row and column."""

@@ -6,7 +6,6 @@ camera alone is made when the camera changes.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -30,15 +29,16 @@ from marigold_ros.picture_motion import PictureTrack
 from marigold_ros.seen_motion import SeenMotion
 from marigold_ros.tracker import DEGRADED, RELATIVE, Metres, MetricTracker
 from marigold_ros.uncertainty import USUAL, Uncertainty, doubt_of, rated, smooth_variance, solid_part
-from marigold_ros.unknown import ENDLESS, Reach, forget_far
+from marigold_ros.unknown import ENDLESS, forget_far
 
 # Gives one scan, or those of several sensors; raises `Unusable` where there is none.
 FindScan = Callable[[], "Scan | Sequence[Scan]"]
 
 # Relative depth beyond this is 1 but for the rounding of a resize.
 _SATURATED = 1.0 - 1e-5
-# Images go on from each other up to so many seconds apart, or as many as metres are held, whichever is more.
-_GOES_ON_S = 1.0
+# Images go on from each other up to so many seconds apart, or as many as metres are held, whichever is more: slow
+# cameras and networks, too.
+_GOES_ON_S = 5.0
 
 
 class Estimator(Protocol):
@@ -152,8 +152,8 @@ class Pipeline:
         self._corrector.reset()
         self._seen.reset()
         self._uncertainty = Uncertainty()
-        # How far anchors were evidence when the last fit was made.
-        self._far_m = math.inf
+        # How far the anchors of the last correction were evidence.
+        self._reach = ENDLESS
         # The time of the last image that the tracker has seen.
         self._tracked_ns: int | None = None
 
@@ -227,13 +227,12 @@ class Pipeline:
             limit, depth_m = config.fit.correction_limit, None
             correction = self._corrector(fitted, metres, anchors, limit, motion, scans)
             if correction is not None:
-                reach = correction.evidence.reach(fitted)
-                self._far_m = reach.depth_m
-                depth_m = apply_field(correction.field, fit, coarse, relative, most_m, reach)
+                self._reach = correction.evidence.reach(fitted, self._reach)
+                depth_m = apply_field(correction.field, fit, coarse, relative, most_m, self._reach)
                 self._seen.remember(correction.evidence)
             elif fit is not None:
                 depth_m = apply_fit(fit, relative, most_m)
-                forget_far(depth_m, relative, ENDLESS if fit is self._own else Reach(self._far_m), most_m)
+                forget_far(depth_m, relative, ENDLESS if fit is self._own else self._reach, most_m)
             if depth_m is not None:
                 self._forget_unknown(depth_m, relative)
         frame = FrameDepth(

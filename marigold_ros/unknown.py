@@ -19,10 +19,11 @@ from marigold_ros.compiled import Float, Pixels, WrittenPixels, compiled
 # the far end of relative depth, where the sky is, already not much farther.
 _FAR_PERCENTILE, _FAR_FACTOR = 99.0, 2.0
 FAR_END, _SKY_FACTOR = 0.995, 1.25
-# Where they reach so many metres, nothing is known either beyond so many times what the fit has at this percentile of
-# them, if so many of them would be expected there: the parts of the image with anchors, times the share of it that is
-# as far. A sensor of less reach says nothing of what is behind.
-_REACH_M, _REACH_FACTOR, _REACH_PERCENTILE, _EXPECTED = 15.0, 1.1, 99.9, 3.0
+# Where they reach the first of these, in metres, nothing is known either beyond so many times what the fit has at this
+# percentile of them, if so many parts of the image would be expected to have anchors there; once that is so, it stays
+# as long as the second ones are reached. A sensor of less reach says nothing of what is behind.
+_REACH_M, _EXPECTED = (25.0, 20.0), (3.0, 1.5)
+_REACH_FACTOR, _REACH_PERCENTILE = 1.1, 99.9
 
 
 @dataclass(frozen=True)
@@ -42,21 +43,20 @@ ENDLESS = Reach()
 
 
 def reach_of(
-    depth_m: np.ndarray, fitted_m: np.ndarray, count_parts: Callable[[], int], share_beyond: Callable[[float], float]
+    depth_m: np.ndarray, fitted_m: np.ndarray, expected: Callable[[float], float], before: Reach = ENDLESS
 ) -> Reach:
     """How far anchors reach by measured (N,) `depth_m`, and (N,) `fitted_m` of the fit.
 
-    count_parts: gives in how many parts of the image they lie; share_beyond: for which share of the image the fit has
-    more than so many metres. What it has behind all anchors is the sky, or beyond the sensor's range, if it is so large
-    that some would lie on it; otherwise they may have missed it.
+    expected: gives how many parts of the image would have anchors where the fit has more than so many metres, if that
+    were a surface: if they are some, it is the sky, or beyond the sensor's range. before: of the last image.
     """
     if len(depth_m) == 0:
         return ENDLESS
-    far_m = _percentile(depth_m, _FAR_PERCENTILE)
-    if far_m < _REACH_M:
+    far_m, once = _percentile(depth_m, _FAR_PERCENTILE), int(before.fitted_m < math.inf)
+    if far_m < _REACH_M[once]:
         return Reach(far_m)
     most_m = _REACH_FACTOR * _percentile(fitted_m, _REACH_PERCENTILE)
-    return Reach(far_m, most_m if count_parts() * share_beyond(most_m) >= _EXPECTED else math.inf)
+    return Reach(far_m, most_m if expected(most_m) >= _EXPECTED[once] else math.inf)
 
 
 def _percentile(values: np.ndarray, percent: float) -> float:

@@ -53,6 +53,26 @@ def test_a_sensor_counts_by_its_noise(noise_m, noise_px, most):
     assert off < most if most is not None else off > 0.06
 
 
+def test_positions_that_are_less_sure_than_a_lidar_s_count_less_by_what_their_variance_has_more():
+    """On a slope of 2 % per pixel: at 2.5 px 4 px² more, which are 4 % of depth."""
+    slope_m = (5.0 * np.exp(0.02 * COLUMNS)).astype(np.float32)[:, :100]
+    pixels, depth_m, ones = np.float32([[50, 99]] * 2), np.repeat(slope_m[99, 50], 2), np.ones(2, np.float32)
+    both = Anchors(pixels, depth_m, ones, 2, 0.0 * ones, np.float32([1.5, 2.5]))
+    weight = said_of(slope_m, both, SIGMA).weight
+    assert weight.max() == 1.0
+    assert weight.min() == pytest.approx(0.02**2 / (0.02**2 + 0.04**2), rel=0.05)
+
+
+def test_wrong_anchors_are_no_evidence_of_reach():
+    found = anchors_on(FLOOR_M)
+    far = Anchors(found.pixels, found.depth_m.copy(), found.weight, found.seen)
+    random = np.random.default_rng(0)
+    far.depth_m[random.random(len(far)) < 0.3] *= np.float32(3.0)
+    fitted = FittedDepth.of_metres(FLOOR_M)
+    reaches = [evidence_of(fitted, anchors, SIGMA).reach(fitted).depth_m for anchors in (found, far)]
+    assert reaches[1] == pytest.approx(reaches[0], rel=0.02)
+
+
 def test_an_edge_stays_where_it_is_and_each_side_gets_its_own_correction():
     truth_m, fitted_m = np.full(SHAPE, 8.0, np.float32), np.full(SHAPE, 8.8, np.float32)
     box = np.s_[150:330, 200:440]

@@ -4,15 +4,15 @@ import math
 
 import numpy as np
 
-from marigold_ros.unknown import Reach, forget_far, reach_of
+from marigold_ros.unknown import ENDLESS, Reach, forget_far, reach_of
 
-# Of anchors from 1 to 20 m, of which the fit makes 16 m at most.
-DEPTH_M = np.linspace(1.0, 20.0, 500, dtype=np.float32)
-FITTED_M = 0.8 * DEPTH_M
+# Of anchors from 1 to 30 m, of which the fit makes 20 m at most.
+DEPTH_M = np.linspace(1.0, 30.0, 500, dtype=np.float32)
+FITTED_M = DEPTH_M * np.float32(2 / 3)
 
 
-def reach(parts=100, share=0.1, depth_m=DEPTH_M, fitted_m=FITTED_M):
-    return reach_of(depth_m, fitted_m, lambda: parts, lambda beyond_m: share)
+def reach(expected=10.0, depth_m=DEPTH_M, fitted_m=FITTED_M, before=ENDLESS):
+    return reach_of(depth_m, fitted_m, lambda beyond_m: expected, before)
 
 
 def test_the_far_end_is_not_the_one_farthest_point():
@@ -21,16 +21,17 @@ def test_the_far_end_is_not_the_one_farthest_point():
     assert reach(depth_m=depth_m[:0], fitted_m=depth_m[:0]) == Reach()
 
 
-def test_what_lies_behind_all_anchors_is_beyond_reach_if_it_is_large():
-    """Of 100 parts of the image that anchors lie in, none lies on the tenth of it that is behind them all: were that a
-    surface, ten would.
-    """
-    assert 16.0 < reach().fitted_m < 17.7
-    # Few may have missed it; so may many if it is small.
-    assert reach(parts=10).fitted_m == math.inf
-    assert reach(share=0.01).fitted_m == math.inf
-    # A sensor that does not reach far says nothing of it.
-    assert reach(depth_m=0.5 * DEPTH_M).fitted_m == math.inf
+def test_what_lies_behind_all_anchors_is_beyond_reach_if_some_would_lie_there():
+    assert 20.0 < reach().fitted_m < 22.1
+    assert reach(expected=2.0).fitted_m == math.inf  # they may have missed it
+    assert reach(depth_m=0.8 * DEPTH_M).fitted_m == math.inf  # the sensor may not reach it
+
+
+def test_what_was_beyond_reach_stays_so_for_small_changes():
+    for change in ({"expected": 2.0}, {"depth_m": 0.8 * DEPTH_M}):
+        assert reach(**change, before=reach()).fitted_m < 22.1
+    for change in ({"expected": 1.0}, {"depth_m": 0.6 * DEPTH_M}):
+        assert reach(**change, before=reach()).fitted_m == math.inf
 
 
 def test_beyond_the_evidence_by_hand():
