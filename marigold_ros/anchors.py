@@ -31,6 +31,9 @@ _NOISE = {
     "depth_image": (0.02, 0.002, 1.5),
     "radar": (0.25, 0.0, 8.0),
 }
+# What is not known of a point's time, one standard deviation in seconds: where it is told or all points have one, and
+# elsewhere, of a scan that takes 0.1 s and whose stamp may be any time within.
+TIME_ERROR_S, _TIME_ERROR_OF_SCAN_S = 0.005, 0.03
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,12 @@ class Anchors:
 
     def __len__(self) -> int:
         return len(self.depth_m)
+
+
+def time_error_s(offset_s: np.ndarray | None, settings: RangeConfig) -> float:
+    """One standard deviation of what is not known of points' times, of which the sensor tells (N,) `offset_s`."""
+    told = offset_s is not None or settings.type == "depth_image" or not settings.point_times
+    return TIME_ERROR_S if told else _TIME_ERROR_OF_SCAN_S
 
 
 def find_anchors(

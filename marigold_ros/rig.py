@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from marigold_ros.anchors import Scan, anchors_of
+from marigold_ros.anchors import Scan, anchors_of, time_error_s
 from marigold_ros.config import RangeConfig, Unusable
 from marigold_ros.decoding import (
     camera_from_info,
@@ -21,7 +21,7 @@ from marigold_ros.decoding import (
     stamp_ns,
 )
 from marigold_ros.geometry import Camera, Rectifier, rectifier, transform_from_quaternion
-from marigold_ros.sweep import sweep_through, time_error_s
+from marigold_ros.sweep import sweep_through
 from marigold_ros.topics import COMPRESSED, SCAN
 from marigold_ros.transform_tree import TransformTree
 

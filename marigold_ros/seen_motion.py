@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from marigold_ros.anchors import Scan
+from marigold_ros.anchors import TIME_ERROR_S, Scan
 from marigold_ros.field import Evidence
 from marigold_ros.geometry import Camera
 from marigold_ros.motion import FindMotion, Motion
 from marigold_ros.picture_motion import PictureTrack
-from marigold_ros.sweep import TIME_ERROR_S, sweep_through
+from marigold_ros.sweep import sweep_through
 from marigold_ros.visual_odometry import motion_between
 
 # So many images are remembered.

@@ -13,14 +13,13 @@ from rclpy.node import Node
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan, PointCloud2
 
 from marigold_ros import decoding
-from marigold_ros.anchors import Scan
+from marigold_ros.anchors import Scan, time_error_s
 from marigold_ros.complaints import Complaints
 from marigold_ros.config import Config, Fault, RangeConfig, Unusable
 from marigold_ros.diagnostics import Diagnostics
 from marigold_ros.motion import FindMotion
 from marigold_ros.outputs import info_topic
 from marigold_ros.scans import ScanBuffer, StampedPoints
-from marigold_ros.sweep import time_error_s
 from marigold_ros.transforms import Extrinsic, StaticExtrinsic, TfExtrinsic, TfListener
 
 RangeMessage = PointCloud2 | LaserScan | Image

@@ -16,15 +16,11 @@ import cv2
 import numpy as np
 
 from marigold_ros.compiled import FloatRows, Ints, compiled
-from marigold_ros.config import RangeConfig
 
 # Times within a scan at which it is asked where the sensor was; in between, it is held to move evenly.
 _KNOTS = 5
 # Where all points have one time, how fast the sensor moves is seen from this long before.
 _LOOK_BACK_S = 0.05
-# What is not known of a point's time, one standard deviation in seconds: where it is told or all points have one, and
-# elsewhere, of a scan that takes 0.1 s and whose stamp may be any time within.
-TIME_ERROR_S, _TIME_ERROR_OF_SCAN_S = 0.005, 0.03
 # Poses between which points do not move any more: of 0.1 s, 0.4 ms each.
 _STEPS = 256
 # A sensor that moves less than this within its sweep stands: a thousandth of a degree, a tenth of a millimetre.
@@ -78,12 +74,6 @@ class Sweep:
         lasted_s = self.times_s[-1] - self.times_s[0]
         turn_rad_s, speed_m_s = self.turned_rad / lasted_s, self.moved_m / lasted_s
         return (focal_px * self.time_error_s) ** 2 * (turn_rad_s**2 + np.square(speed_m_s / depth_m))
-
-
-def time_error_s(offset_s: np.ndarray | None, settings: RangeConfig) -> float:
-    """One standard deviation of what is not known of points' times, of which the sensor tells (N,) `offset_s`."""
-    told = offset_s is not None or settings.type == "depth_image" or not settings.point_times
-    return TIME_ERROR_S if told else _TIME_ERROR_OF_SCAN_S
 
 
 def sweep_through(
