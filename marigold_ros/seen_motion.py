@@ -18,7 +18,7 @@ from marigold_ros.field import Evidence
 from marigold_ros.geometry import Camera
 from marigold_ros.motion import FindMotion, Motion
 from marigold_ros.picture_motion import PictureTrack
-from marigold_ros.sweep import sweep_through
+from marigold_ros.sweep import first_and_last_s, sweep_through
 from marigold_ros.visual_odometry import motion_between
 
 # So many images are remembered.
@@ -93,7 +93,7 @@ class SeenMotion:
             return scan
         now_ns, offset_s = self._images[-1].stamp_ns, scan.offset_s
         scan_ns = now_ns - round(scan.age_s * 1e9)
-        middle_s = 0.0 if offset_s is None else 0.5 * float(offset_s.min() + offset_s.max())
+        middle_s = 0.5 * sum(first_and_last_s(offset_s))
         middle_ns = scan_ns + round(middle_s * 1e9)
         near_ns = min((image.stamp_ns for image in self._images), key=lambda stamp_ns: abs(stamp_ns - middle_ns))
         now_from_near = self._since(near_ns)

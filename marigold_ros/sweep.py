@@ -76,6 +76,13 @@ class Sweep:
         return (focal_px * self.time_error_s) ** 2 * (turn_rad_s**2 + np.square(speed_m_s / depth_m))
 
 
+def first_and_last_s(offset_s: np.ndarray | None) -> tuple[float, float]:
+    """Of points that have (N,) `offset_s`; the stamp's time where all have that, or where there are none."""
+    if offset_s is None or len(offset_s) == 0:
+        return 0.0, 0.0
+    return float(offset_s.min()), float(offset_s.max())
+
+
 def sweep_through(
     find_pose: Callable[[float], np.ndarray | None], offset_s: np.ndarray | None, time_error_s: float
 ) -> Sweep | None:
@@ -83,7 +90,7 @@ def sweep_through(
 
     find_pose: gives one of `camera_from_sensor`, None where it is not known; such times are left out.
     """
-    begin_s, end_s = (0.0, 0.0) if offset_s is None else (float(offset_s.min()), float(offset_s.max()))
+    begin_s, end_s = first_and_last_s(offset_s)
     several = end_s > begin_s
     asked_s = np.linspace(begin_s, end_s, _KNOTS) if several else np.array([begin_s - _LOOK_BACK_S, begin_s])
     poses = {time_s: find_pose(time_s) for time_s in asked_s.tolist()}
@@ -101,7 +108,7 @@ def may_be_seen(offset_s: np.ndarray, sweep: Sweep, cone_rad: float) -> tuple[fl
     of the times and any other: z >= r cos(cone + theta) - 2 m.)
     """
     lasted_s = sweep.times_s[-1] - sweep.times_s[0]
-    farthest_s = max(abs(float(offset_s.min()) - sweep.times_s[0]), abs(float(offset_s.max()) - sweep.times_s[0]))
+    farthest_s = max(abs(time_s - sweep.times_s[0]) for time_s in first_and_last_s(offset_s))
     beyond = max(1.0, farthest_s / lasted_s)
     return math.cos(min(cone_rad + beyond * sweep.turned_rad, math.pi)), 2 * beyond * sweep.moved_m
 
@@ -110,7 +117,7 @@ def moved(points: np.ndarray, offset_s: np.ndarray, sweep: Sweep) -> np.ndarray:
     """(N, 3) float32 points, measured at (N,) `offset_s`, in the camera's frame at the image's time."""
     if len(points) == 0:
         return points
-    begin_s, end_s = float(offset_s.min()), float(offset_s.max())
+    begin_s, end_s = first_and_last_s(offset_s)
     if end_s <= begin_s:
         end_s = begin_s + 1e-6
     poses = poses_at(np.linspace(begin_s, end_s, _STEPS), sweep).astype(np.float32).reshape(_STEPS, 12)

@@ -774,6 +774,15 @@ def test_a_scan_of_another_time_is_moved_with_the_picture(monkeypatch):
     assert ages[:2] == [0.05, 0.0]
 
 
+@pytest.mark.parametrize("age_s", [0.0, 0.05])
+def test_a_scan_without_points_has_no_times_of_points_either(age_s):
+    pipeline, empty = Pipeline(Scene()), np.zeros((0, 3), np.float32)
+    pipeline(RGB, CAMERA, 0, scan, CONFIG)
+    timed = Scan(empty, np.eye(4), age_s=age_s, offset_s=np.zeros(0, np.float32))
+    frame = pipeline(RGB, CAMERA, SECOND // 10, lambda: timed, CONFIG, peek_scan=lambda: timed)
+    assert (frame.state, len(frame.anchors)) == ("HOLD", 0)
+
+
 def test_one_wild_scan_is_not_said_twice_because_another_sensor_is_faster():
     """A LiDAR at 10 Hz and a second sensor at 30 Hz; the LiDAR's third scan is wild, in three images."""
     pipeline, states = Pipeline(Scene()), []
