@@ -107,7 +107,9 @@ class SeenMotion:
         sweep = None if offset_s is None else sweep_through(pose, offset_s, TIME_ERROR_S)
         transform = pose(middle_s)
         if transform is None:
-            return scan
+            if sweep is None:
+                return scan
+            transform = sweep.camera_from_sensor[np.abs(sweep.times_s - middle_s).argmin()]
         return replace(scan, camera_from_lidar=transform, age_s=0.0, sweep=sweep)
 
     def _turned(self, then_ns: int, until_ns: int) -> np.ndarray | None:

@@ -118,6 +118,15 @@ def test_a_scan_of_an_earlier_image_is_moved_with_the_camera():
     assert seen.in_time(now) is now
 
 
+def test_a_scan_that_takes_long_is_moved_from_the_image_nearest_to_the_middle_of_its_points_times():
+    """A LiDAR at 5 Hz that is stamped at its end, at the time of an image, and whose middle is the image before."""
+    scan = Scan(np.zeros((3, 3), np.float32), np.eye(4), age_s=0.1, offset_s=np.float32([-0.2, -0.13, 0.0]))
+    found = drive(4).in_time(scan)
+    for transform in (found.camera_from_lidar, found.sweep.camera_from_sensor[2]):
+        assert error(transform, 1, 3) < 0.03
+    assert yaw_deg(found) == pytest.approx(2 * -0.8, abs=0.3)
+
+
 def test_a_scan_moves_with_the_picture_where_the_cameras_motion_is_unknown():
     seen = drive(4, remember=lambda step: False)
     found = seen.in_time(Scan(np.zeros((0, 3), np.float32), np.eye(4), age_s=0.1))
@@ -130,10 +139,10 @@ def test_a_scan_moves_with_the_picture_where_the_cameras_motion_is_unknown():
 TURN_DEG_S = 60.0
 
 
-def turning():
+def turning(first=0):
     """What has seen a camera turn right at 10 Hz, until the image of time 0.3 s, where it looks ahead."""
     seen = SeenMotion(PictureTrack())
-    for step in range(4):
+    for step in range(first, 4):
         seen.see(step * TENTH, picture(moved(yaw_deg=TURN_DEG_S * (step / 10 - 0.3)))[0], CAMERA)
     return seen
 
@@ -174,6 +183,18 @@ def test_points_before_a_turning_camera_are_moved_each_from_its_own_time():
     noise_px = anchors_of([in_time], CAMERA, RangeConfig()).noise_px
     np.testing.assert_allclose(noise_px, np.hypot(1.5, CAMERA.fx * np.deg2rad(0.3)), rtol=0.03)
     assert seen.in_time(in_time) is in_time
+
+
+def test_a_scan_that_began_before_the_first_image_is_moved_by_what_is_known_of_its_end():
+    """It lasted from 0.14 to 0.24 s, and the first image is of 0.2 s: of the middle of the scan nothing is known."""
+    pixels, measured, offset_s = at_times(np.linspace(-0.16, -0.06, 7))
+    scan = Scan(measured, np.eye(4), age_s=0.06, offset_s=offset_s + np.float32(0.06))
+    seen = turning(first=2)
+    found = seen.in_time(scan)
+    assert apart_px(found, pixels)[1] < 0.7
+    np.testing.assert_array_equal(found.camera_from_lidar, found.sweep.camera_from_sensor[0])
+    nothing = replace(scan, age_s=0.4)
+    assert seen.in_time(nothing) is nothing
 
 
 def test_points_before_a_standing_camera_stay_whatever_their_times():
