@@ -774,6 +774,29 @@ def test_a_scan_of_another_time_is_moved_with_the_picture(monkeypatch):
     assert ages[:2] == [0.05, 0.0]
 
 
+def test_remembered_anchors_wait_for_odometry_that_comes_while_the_network_works(monkeypatch):
+    """The camera has gone right by 0.2 m, though the picture, which is bland, has not moved."""
+    config = replace(CONFIG, range=RangeConfig(fixed_frame="odom"))
+    pipeline, known, evidence = Pipeline(Scene()), [], []
+    monkeypatch.setattr(SeenMotion, "remember", lambda self, used: evidence.append(used))
+    now_from_then = np.eye(4)
+    now_from_then[0, 3] = -0.2
+
+    def odometry_comes():
+        known.append(now_from_then)
+        return no_scan()
+
+    def find_motion(then_ns):
+        return known[0] if known else None
+
+    pipeline(RGB, CAMERA, 0, scan, config)
+    frame = pipeline(RGB, CAMERA, SECOND // 10, odometry_comes, config, find_motion=find_motion)
+    assert frame.state == "HOLD"
+    for used, moved_m in zip(evidence, (0.0, 0.2), strict=True):
+        then_px = (used.depth_m - 2.0) / 8.0 * 63
+        np.testing.assert_allclose(used.pixels[:, 0], then_px - moved_m * CAMERA.fx / used.depth_m, atol=0.01)
+
+
 @pytest.mark.parametrize("age_s", [0.0, 0.05])
 def test_a_scan_without_points_has_no_times_of_points_either(age_s):
     pipeline, empty = Pipeline(Scene()), np.zeros((0, 3), np.float32)
