@@ -44,6 +44,8 @@ _INFLATION, _FEW = 1.5, 5.0
 # goes with the motion of the picture; and the size in degrees and seconds from which on an error matters.
 _FLOOR_DEG, _MOTION_FLOOR_DEG = (0.18, 0.06, 0.3), 0.03
 MATTERS = (0.2, 0.25, 0.5, 0.015)
+# Where little turned, what scenes have about them looks like a long delay: one less sure than this is not told.
+_MOST_DELAY_SIGMA_S = 0.015
 # What a component has to be in standard deviations, floor and all, to be told.
 ALARM = 3.0
 # Looks in succession that say so.
@@ -198,8 +200,7 @@ class CalibrationMonitor:
         edges = np.diag(_once_each(self._looks))[:2] / (self._camera.fx * self._shrunk) ** 2
         enough = np.array([*edges, edges.sum(), edges.sum()]) > _LEAST_EDGES
         told = (np.abs(sizes) > MATTERS) & (np.abs(found.significance) > ALARM) & enough
-        # Where little turned, what scenes have about them looks like a long delay.
-        told[3] &= sigmas[3] < MATTERS[3]
+        told[3] &= sigmas[3] < _MOST_DELAY_SIGMA_S
         wrong = list(np.flatnonzero(told))
         self._suspected = self._suspected + 1 if wrong else 0
         problem = _problem(found, wrong) if self._suspected >= _TIMES else None

@@ -7,9 +7,10 @@ import cv2
 import numpy as np
 import pytest
 
+from marigold_ros import calibration
 from marigold_ros.anchors import find_anchors
 from marigold_ros.calibration import CalibrationMonitor
-from marigold_ros.calibration_evidence import frame_evidence
+from marigold_ros.calibration_evidence import Evidence, frame_evidence
 from marigold_ros.config import RangeConfig
 from marigold_ros.geometry import Camera, pixel_rays, project
 from marigold_ros.picture_motion import likeness, thumbnail, working_picture
@@ -213,3 +214,71 @@ def test_time_that_goes_back_and_another_camera_start_anew():
     monitor.verdict = verdict
     assert again(stamp_ns=101 * SECOND, camera=CAMERA) is verdict
     assert again(stamp_ns=102 * SECOND, camera=Camera(320, 240, 190.0, 190.0, 159.5, 119.5)) is None
+
+
+class Views:
+    """A track whose picture becomes another one with every frame, and moves by (rad/s) to the right and to the left."""
+
+    def __init__(self, rad_s: float):
+        self.grey, self._rad_s, self._frames = np.zeros((240, 320), np.float32), rad_s, 0
+
+    def see(self, *_):
+        self._frames += 1
+        # Among 200 of them no two are alike.
+        self.thumb = np.zeros((8, 25), np.float32)
+        self.thumb.flat[self._frames] = 1e3
+        self.motion = np.array([self._rad_s * (-1) ** self._frames, 0.0])
+
+
+@pytest.fixture
+def told_after(monkeypatch):
+    """After how many views it is told, None never, when each view is of 50 clear edges and says one yaw, in degrees."""
+
+    def views(yaw_deg, delay_s=0.0, motion_deg_s=20.0) -> int | None:
+        track = Views(np.radians(motion_deg_s))
+        monitor = CalibrationMonitor(track)
+        weight = 50.0 * CAMERA.fx**2
+
+        def evidence(*_):
+            seen_deg = next(each_deg, 0.0)
+            turn = np.array([0.0, np.radians(seen_deg) - delay_s * track.motion[0], 0.0])
+            return Evidence(weight * np.eye(3), weight * turn, np.zeros((0, 2)), np.zeros(0), np.zeros(0), 0)
+
+        monkeypatch.setattr(calibration, "frame_evidence", evidence)
+        each_deg = iter(yaw_deg)
+        for i in range(len(yaw_deg) + 1):  # a view is over when the next one begins
+            verdict = monitor.update(i * SECOND, None, CAMERA, (), LIDAR_M)
+            if verdict is not None and verdict.problem:
+                return verdict.looks
+        return None
+
+    return views
+
+
+def scattered(mean_deg: float, by_deg: float, views: int) -> list[float]:
+    """Not in time with the motion, which turns back with every view."""
+    return [mean_deg + by_deg * (1 if i % 4 < 2 else -1) for i in range(views)]
+
+
+def test_a_delay_that_is_hardly_known_is_not_told(told_after):
+    """At a degree a second what scenes have about them is as good as 30 ms, a fifth of this delay."""
+    assert told_after([0.0] * 40, delay_s=0.15, motion_deg_s=1.0) is None
+    assert told_after([0.0] * 40, delay_s=0.15, motion_deg_s=4.0) == 11  # four verdicts, the first one after 8 views
+
+
+def test_few_views_are_less_sure_of_a_turn_but_not_of_a_delay(told_after):
+    assert told_after(scattered(0.5, 0.05, 11)) == 11
+    assert told_after(scattered(0.5, 0.19, 11)) is None  # it would be told after 11, were they as sure as many
+    assert told_after(scattered(0.5, 0.19, 40)) is not None
+    assert told_after(scattered(0.0, 0.25, 11), delay_s=0.033) == 11
+
+
+def test_what_half_of_the_views_say_is_not_told_though_it_would_be_alone(told_after):
+    assert told_after([0.4] * 60) is not None
+    assert told_after([0.0] * 60 + [0.4] * 60) is None
+
+
+def test_a_small_yaw_does_not_matter(told_after):
+    """It is sure enough: three standard deviations of 0.06 degrees."""
+    assert told_after([0.2] * 40) is None
+    assert told_after([0.3] * 40) is not None
