@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -111,12 +111,12 @@ class Track:
     def _errors(self, counted: list[tuple[int, Answer]]) -> dict[str, float]:
         scores = [score(answer.depth_m, self._truth(number)) for number, answer in counted]
         near = [near_rates(answer.depth_m, self._truth(number)) for number, answer in counted]
-        found = {name: _mean([getattr(s, name) for s in scores]) for name in ("abs_rel", "rmse_m", "mae_m", "delta1")}
+        names = "abs_rel", "rmse_m", "mae_m", "delta1", "coverage"
+        found = {name: known_mean(getattr(s, name) for s in scores) for name in names}
         pixels = np.array([n.pixels for n in near], np.float64)
         for name in ("miss", "phantom"):
             rates = np.nan_to_num([getattr(n, name) for n in near])
             found[name] = float(rates @ pixels / pixels.sum()) if pixels.sum() else math.nan
-        found["coverage"] = _mean([s.coverage for s in scores])
         sky_m = [answer.depth_m[self._sky(number)] for number, answer in counted]
         in_sky = np.concatenate(sky_m) if sky_m else np.empty(0)
         if len(in_sky) == 0:
@@ -145,7 +145,7 @@ class Track:
 
     def _usual(self, counted: list[tuple[int, Answer]], clean: dict[tuple[str, int], float]) -> float:
         steps = [self._case.steps[number] for number, _ in counted]
-        return _mean([clean.get((step.sequence.name, step.frame), math.nan) for step in steps])
+        return known_mean(clean.get((step.sequence.name, step.frame), math.nan) for step in steps)
 
     def _recovery_s(self, errors: dict[int, float], clean: dict[tuple[str, int], float]) -> float:
         case = self._case
@@ -229,7 +229,8 @@ def _times(stage_s: list[dict[str, float]]) -> dict[str, tuple[float, float]]:
     return {name: tuple(float(v) for v in np.percentile(np.array(s) * 1e3, (50, 95))) for name, s in of_name.items()}
 
 
-def _mean(values: list[float]) -> float:
+def known_mean(values: Iterable[float]) -> float:
+    """The mean of those that are not NaN; NaN without any."""
     known = [value for value in values if not math.isnan(value)]
     return float(np.mean(known)) if known else math.nan
 

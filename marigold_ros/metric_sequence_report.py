@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from marigold_ros.metric_baselines import ORACLE, OURS
 from marigold_ros.metric_cases import TURNED_1_DEG, WRONG
 from marigold_ros.metric_chain import GLOBAL
-from marigold_ros.metric_over_time import SequenceRow
+from marigold_ros.metric_over_time import SequenceRow, known_mean
 from marigold_ros.metric_report import NEAR, WHOLE, Target, columns, markdown, plain
 from marigold_ros.metric_sequence_cases import AFTER_CLEAN, CLEAN, COHERENT, DEGENERATE, DROPOUT, GROUPS, JUMP
 
@@ -85,18 +85,13 @@ def _mean(group: list[SequenceRow], count: int) -> SequenceRow:
     states = dict.fromkeys(state for row in group for state in row.states)
     return SequenceRow(
         f"mean of {count}", first.group, first.fault + some, first.method, sum(row.frames for row in group),
-        **{name: _known_mean([getattr(row, name) for row in group]) for name in _HEADINGS},
+        **{name: known_mean(getattr(row, name) for row in group) for name in _HEADINGS},
         states={state: statistics.fmean(row.states.get(state, 0.0) for row in group) for state in states},
         stage_ms={
             stage: tuple(statistics.fmean(times) for times in zip(*(row.stage_ms[stage] for row in group), strict=True))
             for stage in stages
         },
     )  # fmt: skip
-
-
-def _known_mean(values: list[float]) -> float:
-    known = [value for value in values if not math.isnan(value)]
-    return statistics.fmean(known) if known else math.nan
 
 
 def fault_tables(rows: Sequence[SequenceRow], name: str) -> Iterator[str]:
