@@ -33,7 +33,7 @@ class SequenceRow:
     median pixel's. recovery_s: seconds after the fault until AbsRel is within 10 % of the clean run's, infinite if that
     did not happen. states: share of the frames. usual: AbsRel of the clean run at the same frames. stage_ms: p50 and
     p95 of each stage after the network. over_time: AbsRel of every step of the case, of which those from `scored_from`
-    on count; for plots.
+    on count; for plots. known_on: of a mean over sequences, how many have a score, by its name, where not all do.
     """
 
     sequence: str
@@ -61,6 +61,7 @@ class SequenceRow:
     stage_ms: dict[str, tuple[float, float]] = field(default_factory=dict)
     over_time: tuple[float, ...] = ()
     scored_from: int = 0
+    known_on: dict[str, int] = field(default_factory=dict)
 
 
 class Track:

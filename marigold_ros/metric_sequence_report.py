@@ -66,7 +66,7 @@ _TOGETHER_MS = 8.0
 def with_means(rows: Sequence[SequenceRow]) -> list[SequenceRow]:
     """The rows, and before them their sequences' means where there are several; what is NaN is left out.
 
-    Of methods that answered on all sequences; a fault that not all can have says how many do.
+    Of methods that answered on all sequences; a fault that not all can have says how many do, and so does a score.
     """
     count = len({row.sequence for row in rows})
     if count < 2:
@@ -83,6 +83,7 @@ def _mean(group: list[SequenceRow], count: int) -> SequenceRow:
     first, some = group[0], f" (on {len(group)} of {count})" if len(group) < count else ""
     stages = [stage for stage in first.stage_ms if all(stage in row.stage_ms for row in group)]
     states = dict.fromkeys(state for row in group for state in row.states)
+    known_on = {name: sum(not math.isnan(getattr(row, name)) for row in group) for name in _HEADINGS}
     return SequenceRow(
         f"mean of {count}", first.group, first.fault + some, first.method, sum(row.frames for row in group),
         **{name: known_mean(getattr(row, name) for row in group) for name in _HEADINGS},
@@ -91,6 +92,7 @@ def _mean(group: list[SequenceRow], count: int) -> SequenceRow:
             stage: tuple(statistics.fmean(times) for times in zip(*(row.stage_ms[stage] for row in group), strict=True))
             for stage in stages
         },
+        known_on={name: known for name, known in known_on.items() if 0 < known < len(group)},
     )  # fmt: skip
 
 
@@ -236,14 +238,19 @@ def _cell(row: SequenceRow, name: str) -> str:
     value = getattr(row, name)
     if name in ("coverage", *NEAR) or row.coverage >= WHOLE or math.isnan(value):
         return _number(row, name)
-    return f"{_number(row, name)} ({row.coverage:.0%})"
+    return _number(row, name, f"{row.coverage:.0%}")
 
 
-def _number(row: SequenceRow, name: str) -> str:
+def _number(row: SequenceRow, name: str, *notes: str) -> str:
+    """The score, with notes in brackets: of a mean, on how many sequences, where fewer than the fault's have it."""
     value = getattr(row, name)
     if name in _SHARES and not math.isnan(value):
-        return f"{value:.1%}"
-    return plain(value, 2 if name in _METRES or name == "recovery_s" else 3)
+        number = f"{value:.1%}"
+    else:
+        number = plain(value, 2 if name in _METRES or name == "recovery_s" else 3)
+    if name in row.known_on:
+        notes = (*notes, f"on {row.known_on[name]}")
+    return f"{number} ({', '.join(notes)})" if notes else number
 
 
 def _states(row: SequenceRow) -> str:

@@ -29,7 +29,7 @@ from marigold_ros.metric_sequence_cases import (
     Step,
     cases,
 )
-from marigold_ros.metric_sequence_report import sequence_targets, with_means
+from marigold_ros.metric_sequence_report import clean_tables, fault_tables, own_tables, sequence_targets, with_means
 from marigold_ros.metric_sequences import Sequence, read_sequence
 from marigold_ros.places import shared
 
@@ -387,6 +387,21 @@ def test_sequences_are_averaged_by_fault_and_method():
     assert clean.stage_ms == {"together": (4.0, 5.0)}
     assert late.fault == "50 ms late (on 1 of 2)"  # and odometry, which one of them has not, has no means
     assert with_means(rows[:2]) == rows[:2]
+
+
+def test_a_mean_of_fewer_sequences_says_of_how_many():
+    """Else columns, and lines, seem to compare the same sequences."""
+    rows = [
+        row("clean", CLEAN, abs_rel=0.1, sky_wall=0.02), row("clean", CLEAN, GLOBAL, 0.2),
+        row("clean", CLEAN, abs_rel=0.3, sequence="b"), row("clean", CLEAN, GLOBAL, math.nan, sequence="b", coverage=0),
+        row("50 ms late", DELAY, sequence="b"), row("50 ms late", DELAY, GLOBAL, sequence="b"),
+    ]  # fmt: skip
+    found = with_means(rows)
+    table = next(fault_tables(found, "abs_rel"))
+    assert "| clean | 20 | 0.200 | 0.0% | 0.0% | 0.200 (50%, on 1) |" in table
+    assert "| 50 ms late (on 1 of 2) | 10 | 0.100 | 0.0% | 0.0% | 0.100 |" in table  # all that have the fault
+    for tables in (own_tables(found), clean_tables(found)):
+        assert "| 2.0% (on 1) |" in next(tables)
 
 
 def test_degraded_truth_of_a_sequence_changes_little_from_frame_to_frame():
