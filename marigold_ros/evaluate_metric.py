@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from marigold_ros.metric_guided import GuidedMethods
 
 DEGRADED = "degraded"
-# Where a recording's truth has nothing within 65 m, in its place.
+# What a sequence's truth has nothing within 65 m of is so far away.
 _SKY_M = 200.0
 _FIT_REPEATS = 5
 _BUNDLED = "recordings/warehouse"
@@ -117,8 +117,10 @@ def _source(arguments: argparse.Namespace) -> tuple[Source, str, str]:
         def degrade(frame: Frame) -> tuple[np.ndarray, MetricFit | None] | None:
             if frame.depth_m is None:
                 return None
-            beyond_m = np.where(np.isnan(frame.depth_m), np.float32(_SKY_M), frame.depth_m)
-            return degraded(beyond_m, space, _seed_of(frame), frame.number), None
+            depth_m = frame.depth_m
+            if frame.number is not None:  # of single frames it is a hole, of whatever is around it
+                depth_m = np.where(np.isnan(depth_m), np.float32(_SKY_M), depth_m)
+            return degraded(depth_m, space, _seed_of(frame), frame.number), None
 
         return degrade, space, f"degraded truth, affine in {space}"
     estimator = load_estimator(ModelConfig(checkpoint=arguments.relative, engine=arguments.engine))
