@@ -437,7 +437,7 @@ def test_marigold_dc_stands_beside_the_others_in_its_few_cases(folder, tmp_path,
     monkeypatch.setattr(evaluate_metric, "FAULTS", (CLEAN,))
     checkpoint = write_family_checkpoint(tmp_path, rows["marigold-depth-v1-1"], (64, 64))
     out = tmp_path / "scores.json"
-    arguments = ["--data", str(folder), "--relative", "degraded", "--json", str(out)]
+    arguments = ["--data", str(folder), "--on", "indoor", "--relative", "degraded", "--json", str(out)]
     assert evaluate_metric.main([*arguments, "--marigold-dc", str(checkpoint)]) == 0
     lines = capsys.readouterr().out.splitlines()
     heads = next(line for line in lines if line.startswith("| pattern | fault")).split(" | ")
