@@ -46,6 +46,7 @@ def gradients(loss, model, parts):
 def test_our_step_computes_what_the_plain_one_does(name, start, data):
     recipe = small_recipe(name, start, gradient_checkpointing=True)
     stage = recipe.stages[-1]
+    torch.manual_seed(0)  # a tiny VAE of other random weights may see near as far, where the best scale is 0
     model = first_model(recipe)
     with torch.no_grad():  # an untrained U-Net ends in small numbers that would hide a difference
         for parameter in model.unet.conv_out.parameters():
