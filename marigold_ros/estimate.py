@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("images", type=Path, nargs="+", help="image files, or folders of them")
     parser.add_argument("--checkpoint", default="nano", help="'nano', a folder, or a hub id (downloaded)")
     parser.add_argument("--out", type=Path, default=Path("estimates"), metavar="DIR", help="(estimates)")
-    parser.add_argument("--steps", type=int, default=0, help="denoising steps; 0 leaves them to the checkpoint")
+    parser.add_argument("--steps", type=int, default=0, help="denoising steps (the checkpoint's; 50 with --anchors)")
     parser.add_argument("--ensemble", type=int, default=1, metavar="N", help="members; 3 and more give uncertainty")
     parser.add_argument(
         "--resolution", type=int, default=0, metavar="PX", help="long side; 0: the checkpoint's, -1: the image's own"

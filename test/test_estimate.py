@@ -108,9 +108,10 @@ def ramp_m():
     return np.where((v % 4 == 0) & (u % 3 == 0), 2 + 0.05 * u + 0.02 * v, np.nan).astype(np.float32)
 
 
-def test_a_sparse_depth_image_guides_to_metres(pictures, tmp_path, capsys):
+@pytest.mark.parametrize("row", ["marigold-depth-v1-1", "marigold-depth-lcm-v1-0"])
+def test_a_sparse_depth_image_guides_to_metres(pictures, tmp_path, capsys, row):
     """The same anchors as metres, as KITTI writes them and in millimetres; the same answer but for their rounding."""
-    checkpoint = write_family_checkpoint(tmp_path, ROWS["marigold-depth-v1-1"])
+    checkpoint = write_family_checkpoint(tmp_path, ROWS[row])
     np.save(tmp_path / "sparse.npy", ramp_m())
     for name, per_metre in (("kitti.png", 256), ("mm.png", 1000)):
         cv2.imwrite(str(tmp_path / name), np.nan_to_num(ramp_m() * per_metre).round().astype(np.uint16))

@@ -8,11 +8,14 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from diffusers import DDIMScheduler  # noqa: E402
+
 from family_checkpoints import FAMILY, write_family_checkpoint  # noqa: E402
 from marigold_ros import guided  # noqa: E402
 from marigold_ros.anchors import Anchors  # noqa: E402
 from marigold_ros.checkpoints import describe  # noqa: E402
 from marigold_ros.config import FitConfig, Unusable  # noqa: E402
+from marigold_ros.family import LCM  # noqa: E402
 from marigold_ros.guidance import Guarded, Published, at, places  # noqa: E402
 from marigold_ros.guided import Guided  # noqa: E402
 from marigold_ros.metric import MetricFit, apply_fit, fit_metric, from_space, sample, to_space  # noqa: E402
@@ -20,6 +23,8 @@ from marigold_ros.multistep import MultiStep, Settings  # noqa: E402
 from small_checkpoint import edit_json  # noqa: E402
 
 ROWS = {row.name: row for row in FAMILY}
+# Many steps from noise, and the same distilled to few.
+KINDS = pytest.mark.parametrize("name", ["marigold-depth-v1-1", "marigold-depth-lcm-v1-0"])
 QUICK = Settings(resolution=64, steps=5)
 SIZE = 48, 64
 
@@ -56,32 +61,56 @@ def error(depth_m, anchors):
     return float(np.abs(sample(depth_m, anchors.pixels) / anchors.depth_m - 1).mean())
 
 
-def test_guidance_brings_depth_to_the_anchors(family, rgb):
-    """A random network hardly follows, but further than one scale and shift can bring it."""
-    anchors = ramp_anchors()
-    relative = MultiStep(family(), replace(QUICK, steps=guided.STEPS, spacing="trailing"))(rgb)["depth"].values
+@KINDS
+def test_guidance_brings_depth_to_the_anchors(family, rgb, name):
+    """A random network hardly follows, but further than one scale and shift can bring it, also where no anchor is."""
+    info, anchors, everywhere = family(name), ramp_anchors(60), ramp_anchors(SIZE[0] * SIZE[1])
+    own = {"steps": 1} if info.kind.protocol == LCM else {"steps": guided.STEPS, "spacing": "trailing"}
+    relative = MultiStep(info, replace(QUICK, **own))(rgb)["depth"].values
     fit = fit_metric(relative, anchors, "depth", FitConfig(min_inliers=0.0))
     assert isinstance(fit, MetricFit)
-    network = Guided(family(), Settings(resolution=64))
+    network = Guided(info, Settings(resolution=64))
     assert network.steps == 50
     answer = network(rgb, anchors)
     assert (answer.values.shape, answer.values.dtype, answer.uncertainty) == (SIZE, np.float32, None)
-    assert error(answer.values, anchors) < 0.9 * error(apply_fit(fit, relative, 100.0), anchors)
+    unguided = apply_fit(fit, relative, 100.0)
+    assert error(answer.values, anchors) < 0.85 * error(unguided, anchors)
+    assert error(answer.values, everywhere) < 0.95 * error(unguided, everywhere)
 
 
-def test_one_wild_anchor_changes_little_with_the_guard_and_all_without_it(family, rgb):
+def test_a_distilled_network_is_guided_by_its_own_clean_latents_without_fresh_noise(family, tmp_path):
+    info = family("marigold-depth-lcm-v1-0")
+    known = MultiStep(info, Settings(steps=50)).pipeline.scheduler
+    scheduler = Guided(info, Settings())._diffusion.pipeline.scheduler
+    assert isinstance(scheduler, DDIMScheduler)
+    for one in (known, scheduler):
+        one.set_timesteps(50)
+    assert scheduler.timesteps.tolist() == known.timesteps.tolist()
+    torch.testing.assert_close(scheduler.alphas_cumprod, known.alphas_cumprod)
+    output, latent = torch.randn(2, 1, 4, 6, 8, generator=torch.Generator().manual_seed(0))
+    for timestep in known.timesteps:
+        clean = scheduler.step(output, timestep, latent).pred_original_sample
+        torch.testing.assert_close(clean, known.step(output, timestep, latent).denoised, atol=1e-4, rtol=0)
+    folder = write_family_checkpoint(tmp_path, ROWS["marigold-depth-lcm-v1-0"])
+    edit_json(folder / "scheduler" / "scheduler_config.json", original_inference_steps=5)
+    assert Guided(describe(folder), Settings()).steps == 50
+
+
+@KINDS
+def test_one_wild_anchor_changes_little_with_the_guard_and_all_without_it(family, rgb, name):
     clean, wild = ramp_anchors(), ramp_anchors(wild=1)
     changes = {}
     for guard in (True, False):
-        network = Guided(family(), QUICK, guard=guard)
+        network = Guided(family(name), QUICK, guard=guard)
         changes[guard] = np.median(np.abs(network(rgb, wild).values / network(rgb, clean).values - 1))
     assert changes[True] < 0.05
     assert changes[False] > 1
 
 
-def test_the_seed_decides(family, rgb):
+@KINDS
+def test_the_seed_decides(family, rgb, name):
     first, again, other = (
-        Guided(family(), replace(QUICK, seed=seed))(rgb, ramp_anchors()).values for seed in (1, 1, 2)
+        Guided(family(name), replace(QUICK, seed=seed))(rgb, ramp_anchors()).values for seed in (1, 1, 2)
     )
     # Not to the bit: where arrays lie in memory decides how the processor sums them up, and each step adds to that.
     by_seed = np.abs(first - other).max()
@@ -161,7 +190,8 @@ def test_the_weights_stay_as_they_are_and_disparity_is_turned_round(family, rgb,
         ("marigold-e2e-ft-depth", {}, "takes one step from zeros.*marigold-depth-v1-0"),
         ("marigold-normals-v1-1", {}, "gives normals, which anchors say nothing of"),
         ("marigold-iid-lighting-v1-1", {}, "gives albedo and shading and residual, which"),
-        ("marigold-depth-lcm-v1-0", {}, r"\(lcm\).*draws fresh noise"),
+        ("marigold-depth-lcm-v1-0", {"steps": 1001}, "steps=1001.*knows 1000"),
+        ("marigold-depth-lcm-v1-0", {"spacing": "leading"}, r"spacing='leading'.*\(lcm\)"),
         ("marigold-depth-v1-1", {"focal_px": 500.0}, "focal_px=500.0: with anchors"),
         ("marigold-depth-v1-1", {"diffusers_alignment": True}, "alignment 'diffusers'"),
         ("marigold-depth-v1-1", {"spacing": "leading"}, "zero-SNR"),
