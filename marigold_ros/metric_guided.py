@@ -16,7 +16,7 @@ import torch
 from marigold_ros.anchors import Anchors
 from marigold_ros.checkpoints import CheckpointInfo, describe, find_checkpoint
 from marigold_ros.config import FitConfig
-from marigold_ros.family import DEPTH
+from marigold_ros.family import DEPTH, LCM
 from marigold_ros.field import corrected
 from marigold_ros.guided import STEPS, Guided
 from marigold_ros.metric import Refusal, apply_fit, fit_metric
@@ -43,7 +43,8 @@ class GuidedAnswer:
 
 
 class GuidedMethods:
-    """The checkpoint in all the ways that are compared, 50 steps and one member each.
+    """The checkpoint in all the ways that are compared, 50 steps and one member each; unguided, a distilled (LCM) one
+    takes the steps that it asks for.
 
     Raises `Unusable` for a checkpoint that anchors cannot guide.
     """
@@ -55,7 +56,7 @@ class GuidedMethods:
         settings = Settings(steps=STEPS, spacing="trailing")
         self._guarded = Guided(self.info, settings, device)
         self._published = Guided(self.info, settings, device, guard=False)
-        self._plain = MultiStep(self.info, settings, device)
+        self._plain = MultiStep(self.info, Settings() if self.info.kind.protocol == LCM else settings, device)
 
     def answers(self, frame: Frame) -> Iterator[GuidedAnswer]:
         """Every method in every one of the few cases of the frame."""

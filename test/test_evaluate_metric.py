@@ -458,6 +458,16 @@ def test_marigold_dc_stands_beside_the_others_in_its_few_cases(folder, tmp_path,
     assert "takes one step from zeros" in capsys.readouterr().err
 
 
+def test_a_distilled_network_is_guided_in_50_steps_and_unguided_takes_its_own(tmp_path):
+    pytest.importorskip("transformers")
+    from family_checkpoints import FAMILY, write_family_checkpoint
+    from marigold_ros.metric_guided import GuidedMethods
+
+    row = next(row for row in FAMILY if row.name == "marigold-depth-lcm-v1-0")
+    methods = GuidedMethods(str(write_family_checkpoint(tmp_path, row)))
+    assert (methods._guarded.steps, methods._published.steps, methods._plain.steps) == (50, 50, 1)
+
+
 def test_unguided_a_multi_step_network_is_fitted_and_corrected_as_the_node_does():
     pytest.importorskip("transformers")
     from marigold_ros import metric_guided
