@@ -1,23 +1,23 @@
 """Does the LiDAR lie where the extrinsic says, and when its stamps say? A watch over many frames.
 
-Each frame gives normal equations of the turn by which the anchors lie beside the picture (`calibration_evidence`). A
-turn that stays is a wrong extrinsic, one that goes with the motion of the picture is a wrong time; both are solved for
-together. Errors of frames that follow each other are alike, and a robot that stands still sees the same ones for ever.
-So evidence is counted in looks: a look ends when the picture has become another one, and how sure the mean is follows
-from the scatter between looks, not between frames.
+Each frame says where brightness changes beside the edges of its scan (`calibration_evidence`). An offset that stays is
+a wrong extrinsic, one that goes with the motion of the picture is a wrong time; both are solved for together
+(`calibration_fit`). Errors of frames that follow each other are alike, and a robot that stands still sees the same ones
+for ever. So evidence is counted in looks: a look ends when the picture has become another one, and how sure the
+estimate is follows from the scatter between looks, not between frames.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from marigold_ros.anchors import Anchors
 from marigold_ros.calibration_evidence import Evidence, frame_evidence
+from marigold_ros.calibration_fit import Group, explained
 from marigold_ros.geometry import Camera
 from marigold_ros.picture_motion import PictureTrack, likeness
 
@@ -30,26 +30,25 @@ _SEEN_BEFORE = 0.5
 _KEPT = 0.7
 # A robot that creeps looks at one thing for long: fewer looks at most would be of that alone.
 _LEAST_LOOKS, _MOST_LOOKS, _LEAST_S = 8, 120, 5.0
-# Without evidence, 1 / (rad, rad, rad, s)^2 in squared pixels of the working picture.
-_PRIOR = (1e3, 1e3, 1e3, 200.0)
-# How far off a single edge is, in pixels of the working picture; the edges of one thing are wrong together.
-_EDGE_PX = 0.7
-# Fewer clear edges than this, counted once per look, say nothing, whatever they agree on.
-_LEAST_EDGES = 30.0
+# Motions of the picture are alike within this, in degrees per second.
+_LIKE_MOTION_DEG = 3.5
+# Fewer clear edges than this in all looks together, each counted once per look, say nothing, whatever they agree on.
+_LEAST_EDGES = 8.0
 _MANY_ANCHORS = 4096
-# What neighbouring looks have in common makes the mean less sure than their scatter says, which few looks do not tell
-# well either: about Student's t of half of them, for turns; a delay has to be known well anyway.
+# What neighbouring looks have in common makes the estimate less sure than their scatter says, which few looks do not
+# tell well either: about Student's t of half of them, for turns; a delay has to be known well anyway.
 _INFLATION, _FEW = 1.5, 5.0
 # What scenes and sensors have about them: errors in degrees that no number of looks takes out, of the turns and of what
 # goes with the motion of the picture; and the size in degrees and seconds from which on an error matters.
-_FLOOR_DEG, _MOTION_FLOOR_DEG = (0.18, 0.06, 0.3), 0.03
-MATTERS = (0.2, 0.25, 0.5, 0.015)
+_FLOOR_DEG, _MOTION_FLOOR_DEG = (0.12, 0.06, 0.12), 0.02
+MATTERS = (0.3, 0.25, 0.4, 0.015)
 # Where little turned, what scenes have about them looks like a long delay: one less sure than this is not told.
-_MOST_DELAY_SIGMA_S = 0.015
-# What a component has to be in standard deviations, floor and all, to be told.
+_MOST_DELAY_SIGMA_S = 0.02
+# What a component has to be in standard deviations, floor and all, to be told; and by how much the pictures have to
+# agree better with all of it than with errors that do not matter, for where edges are few the best is one of several.
 ALARM = 3.0
 # Looks in succession that say so.
-_TIMES = 4
+_TIMES = 3
 UNKNOWNS = ("pitch", "yaw", "roll", "delay")
 
 
@@ -57,10 +56,10 @@ UNKNOWNS = ("pitch", "yaw", "roll", "delay")
 class Calibration:
     """What `looks` different views of the world say of extrinsic and time.
 
-    `turn_deg` (3,): by how much the anchors are turned about the camera's x, y and z; at least, for textures draw the
-    estimate towards nought, to about half. `delay_s`: how much older than its stamp a scan is, in the same sense.
-    Each with one standard deviation. `shift_px`: how far right and down of their places the anchors in the middle of
-    the picture lie, by that turn. `problem`: a sentence, where it is certain that something is wrong.
+    `turn_deg` (3,): by how much the anchors are turned about the camera's x, y and z. `delay_s`: how much older than
+    its stamp a scan is. Each with one standard deviation. `shift_px`: how far right and down of their places the
+    anchors in the middle of the picture lie, by that turn. `problem`: a sentence, where it is certain that something is
+    wrong.
     """
 
     looks: int
@@ -80,13 +79,23 @@ class Calibration:
 
 @dataclass
 class _Look:
-    """Sums of normal equations over the frames in which the picture stayed much the same."""
+    """The edges of the frames in which the picture stayed much the same, by how it moved."""
 
-    matrix: np.ndarray
-    vector: np.ndarray
     first: np.ndarray
     began_ns: int
-    frames: int = 0
+    groups: dict[tuple[int, int], Group] = field(default_factory=dict)
+
+    def add(self, motion: tuple[int, int], group: Group, weight: float = 1.0) -> None:
+        """So many times the group, among those of the same motion."""
+        if motion in self.groups:
+            self.groups[motion].add(group, weight)
+        else:
+            self.groups[motion] = group.scaled(weight)
+
+    def once(self) -> dict[tuple[int, int], Group]:
+        """Its groups, each edge counted once per look, not once per frame."""
+        frames = sum(group.frames for group in self.groups.values())
+        return {motion: group.scaled(1.0 / frames) for motion, group in self.groups.items()}
 
 
 class CalibrationMonitor:
@@ -105,7 +114,6 @@ class CalibrationMonitor:
         self._look: _Look | None = None
         self._began_ns = 0
         self._suspected = 0
-        self._shrunk = 1.0
         self._frames = 0
         self.verdict: Calibration | None = None
         # Of the last frame, for who wants to draw it.
@@ -138,7 +146,6 @@ class CalibrationMonitor:
         self._newest_ns = stamp_ns
         self._track.see(stamp_ns, rgb, camera)
         grey, thumb, self.motion = self._track.grey, self._track.thumb, self._track.motion
-        self._shrunk = grey.shape[1] / camera.width
         moved = (0.0, 0.0) if self.motion is None else tuple(self.motion * age_s)
         # Of many anchors, one direction at a time is enough, and takes half the time.
         self._frames += 1
@@ -149,14 +156,11 @@ class CalibrationMonitor:
             self._look = None
             self._judge(stamp_ns)
         if self._look is None:
-            self._look = _Look(np.zeros((4, 4)), np.zeros(4), thumb, stamp_ns)
+            self._look = _Look(thumb, stamp_ns)
         if self.motion is not None:
-            right, down = self.motion
-            # A scan that is older than its stamp lies where things were: against the motion of the picture.
-            unknowns = np.column_stack([np.eye(3), (down, -right, 0.0)])
-            self._look.frames += 1
-            self._look.matrix += unknowns.T @ self.evidence.matrix @ unknowns
-            self._look.vector += unknowns.T @ self.evidence.vector
+            motion_deg = np.degrees(self.motion)
+            right, down = np.rint(motion_deg / _LIKE_MOTION_DEG)
+            self._look.add((int(right), int(down)), Group(self.evidence.sums, motion_deg))
         return self.verdict
 
     @staticmethod
@@ -169,62 +173,31 @@ class CalibrationMonitor:
         for earlier in self._looks:
             if likeness(earlier.first, look.first) > _SEEN_BEFORE:
                 # What is mended, or slips, must not drown in all that was seen here before.
-                earlier.matrix = _KEPT * earlier.matrix + look.matrix
-                earlier.vector = _KEPT * earlier.vector + look.vector
-                earlier.frames += look.frames
+                earlier.groups = {motion: group.scaled(_KEPT) for motion, group in earlier.groups.items()}
+                for motion, group in look.groups.items():
+                    earlier.add(motion, group)
                 return
         self._looks.append(look)
 
-    def _delay_floor_s(self) -> float:
-        """The time that the floor makes up at the motions that were seen: where nothing turned, no time can be told."""
-        total = sum(look.matrix for look in self._looks) + np.diag(_PRIOR)
-        of_turns = total[:3, :3]
-        of_delay = total[3, 3] - total[3, :3] @ np.linalg.solve(of_turns, total[:3, 3])
-        motion = math.sqrt(max(of_delay, 1e-9) / (0.5 * (of_turns[0, 0] + of_turns[1, 1])))
-        return math.radians(_MOTION_FLOOR_DEG) / motion
-
     def _judge(self, stamp_ns: int) -> None:
-        if len(self._looks) < _LEAST_LOOKS or (stamp_ns - self._began_ns) * 1e-9 < _LEAST_S:
+        looks = [look.once() for look in self._looks if look.groups]
+        if len(looks) < _LEAST_LOOKS or (stamp_ns - self._began_ns) * 1e-9 < _LEAST_S:
             return
-        estimate, sigma = _solved(self._looks)
-        sizes = np.array([*np.degrees(estimate[:3]), estimate[3]])
-        few = 1.0 + _FEW / len(self._looks)
-        sigmas = np.hypot(
-            _INFLATION * np.array([*np.degrees(few * sigma[:3]), sigma[3]]), (*_FLOOR_DEG, self._delay_floor_s())
-        )
-        shift = self._camera.fx * float(estimate[1]), -self._camera.fy * float(estimate[0])
-        found = Calibration(
-            len(self._looks), tuple(map(float, sizes[:3])), tuple(map(float, sigmas[:3])), float(sizes[3]),
-            float(sigmas[3]), shift,
-        )  # fmt: skip
-        edges = np.diag(_once_each(self._looks))[:2] / (self._camera.fx * self._shrunk) ** 2
-        enough = np.array([*edges, edges.sum(), edges.sum()]) > _LEAST_EDGES
-        told = (np.abs(sizes) > MATTERS) & (np.abs(found.significance) > ALARM) & enough
+        found = explained(looks, np.array(MATTERS))
+        few = 1.0 + _FEW / len(looks)
+        # What the floor makes up in time at the motions that were seen: where nothing turned, no time can be told.
+        floor_s = _MOTION_FLOOR_DEG / max(found.motion_deg, 1e-6)
+        inflated = found.sigma * _INFLATION * np.array((few, few, few, 1.0))
+        pitch, yaw, roll, delay_s = map(float, found.estimate)
+        sigmas = tuple(map(float, np.hypot(inflated, (*_FLOOR_DEG, floor_s))))
+        shift = self._camera.fx * math.radians(yaw), -self._camera.fy * math.radians(pitch)
+        verdict = Calibration(len(looks), (pitch, yaw, roll), sigmas[:3], delay_s, sigmas[3], shift)
+        told = (np.abs(found.estimate) > MATTERS) & (np.abs(verdict.significance) > ALARM)
+        told[:3] &= found.weight[:3] > _LEAST_EDGES
         told[3] &= sigmas[3] < _MOST_DELAY_SIGMA_S
-        wrong = list(np.flatnonzero(told))
+        wrong = list(np.flatnonzero(told & (found.surer > ALARM)))
         self._suspected = self._suspected + 1 if wrong else 0
-        problem = _problem(found, wrong) if self._suspected >= _TIMES else None
-        self.verdict = replace(found, problem=problem)
-
-
-def _solved(looks: Sequence[_Look]) -> tuple[np.ndarray, np.ndarray]:
-    """Turns in radians and delay in seconds (4,), and their standard deviations (4,).
-
-    By leaving out one look at a time (jackknife): what rests on a single look is not sure, however clear that was.
-    """
-    matrices, vectors = np.array([look.matrix for look in looks]), np.array([look.vector for look in looks])
-    matrix, vector = matrices.sum(axis=0) + np.diag(_PRIOR), vectors.sum(axis=0)
-    estimate = np.linalg.solve(matrix, vector)
-    without = np.linalg.solve(matrix - matrices, (vector - vectors)[..., None])[..., 0]
-    variance = (len(looks) - 1) * ((without - estimate) ** 2).mean(axis=0)
-    # Looks that agree by chance are no surer than their edges, each of which is one, in however many frames of a look.
-    once = _once_each(looks) + np.diag(_PRIOR) * 1e-3
-    return estimate, np.sqrt(variance + _EDGE_PX**2 * np.diag(np.linalg.inv(once)))
-
-
-def _once_each(looks: Sequence[_Look]) -> np.ndarray:
-    """(4, 4) normal matrix in which each edge counts once per look, not once per frame."""
-    return sum(look.matrix / max(look.frames, 1) for look in looks)
+        self.verdict = replace(verdict, problem=_problem(verdict, wrong) if self._suspected >= _TIMES else None)
 
 
 def _problem(found: Calibration, wrong: list[int]) -> str:
@@ -234,16 +207,16 @@ def _problem(found: Calibration, wrong: list[int]) -> str:
     if UNKNOWNS[worst] == "delay":
         older = "older" if found.delay_s > 0 else "newer"
         return (
-            f"the time offset looks wrong: scans are at least {abs(found.delay_s) * 1e3:.0f} ms {older} than their "
+            f"the time offset looks wrong: scans are {abs(found.delay_s) * 1e3:.0f} ms {older} than their "
             f"stamps say, against the images ({sure}); check the clocks and the drivers' stamps, or add "
             f"{-found.delay_s:.3f} to the sensor's time_offset_s"
         )
     right, down = found.shift_px
     if UNKNOWNS[worst] == "roll":
-        where = f"are turned by at least {abs(found.turn_deg[2]):.1f}° about the optical axis"
+        where = f"are turned by {abs(found.turn_deg[2]):.1f}° about the optical axis"
     elif UNKNOWNS[worst] == "yaw":
-        where = f"lie at least {abs(right):.0f} px to the {'right' if right > 0 else 'left'}"
+        where = f"lie {abs(right):.0f} px to the {'right' if right > 0 else 'left'}"
     else:
-        where = f"lie at least {abs(down):.0f} px too {'low' if down > 0 else 'high'}"
+        where = f"lie {abs(down):.0f} px too {'low' if down > 0 else 'high'}"
     turn = "" if UNKNOWNS[worst] == "roll" else f", {abs(found.turn_deg[worst]):.1f}° of {UNKNOWNS[worst]}"
     return f"the extrinsic looks wrong: anchors {where}{turn} ({sure}); check camera_from_lidar"

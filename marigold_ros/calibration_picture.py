@@ -53,14 +53,11 @@ def _draw_turns(axes: Any, judged: list[Moment], told: float | None) -> None:
     for i, name in enumerate(("pitch", "yaw", "roll")):
         values = np.array([m.verdict.turn_deg[i] for m in judged])
         sigmas = np.array([m.verdict.turn_sigma_deg[i] for m in judged])
-        if name == "roll":
-            axes.plot(times, values, color=_COLOURS[name], label=name)
-        else:
-            _band(axes, times, values, sigmas, name)
+        _band(axes, times, values, sigmas, name)
         for side in (-1, 1):
             axes.axhline(side * MATTERS[i], color=_COLOURS[name], linestyle=":", linewidth=0.8)
     axes.set_title(f"turn of the anchors: ± {ALARM:g} standard deviations; dotted: what matters")
-    _finish(axes, told, "degrees, at least")
+    _finish(axes, told, "degrees")
 
 
 def _draw_delay(axes: Any, judged: list[Moment], told: float | None) -> None:
@@ -71,13 +68,14 @@ def _draw_delay(axes: Any, judged: list[Moment], told: float | None) -> None:
     for side in (-1, 1):
         axes.axhline(side * MATTERS[3] * 1e3, color=_COLOURS["delay"], linestyle=":", linewidth=0.8)
     axes.set_title("scans older than their stamps")
-    _finish(axes, told, "ms, at least")
+    _finish(axes, told, "ms")
 
 
 def _draw_scatter(axes: Any, course: Course) -> None:
     moving = [m for m in course.moments if m.motion is not None]
     motion = np.degrees([m.motion[0] for m in moving])
-    shift = course.camera.fx * np.array([m.turn[1] for m in moving])
+    # Brightness lies to the right of anchors that lie to the left.
+    shift = -course.camera.fx * np.radians([m.right_deg for m in moving])
     axes.scatter(motion, shift, s=6, color=_COLOURS["yaw"], alpha=0.5)
     verdict = course.verdict
     if verdict is not None and len(motion):
@@ -94,8 +92,8 @@ def _draw_scatter(axes: Any, course: Course) -> None:
 def _draw_frame(axes: Any, course: Course) -> None:
     rgb, evidence = course.picture
     axes.imshow(rgb)
-    trusted = evidence.trust > 0.1
-    offset = np.where(trusted, evidence.offset_px, np.nan)
+    trusted = evidence.clear > 0.1
+    offset = np.where(trusted, np.radians(evidence.offset_deg) * course.camera.fx, np.nan)
     first = np.arange(len(offset)) < evidence.rightwards
     for chosen, marker in ((first, "|"), (~first, "_")):
         chosen = chosen & trusted

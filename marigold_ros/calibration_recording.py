@@ -42,13 +42,14 @@ class Fault:
 
 @dataclass(frozen=True)
 class Moment:
-    """After one frame: seconds since the first, the verdict so far, and of this frame alone the turn in radians (3,)
-    that it asks for and the motion of the picture in radians per second (2,), None where unknown.
+    """After one frame: seconds since the first, the verdict so far, and of this frame alone how many degrees to the
+    right of its edges brightness changes most, and the motion of the picture in radians per second (2,), None where
+    unknown.
     """
 
     time_s: float
     verdict: Calibration | None
-    turn: np.ndarray
+    right_deg: float
     motion: np.ndarray | None
 
 
@@ -158,8 +159,7 @@ def _note(
     camera: Camera,
 ) -> None:  # fmt: skip
     evidence = monitor.evidence
-    turn = np.linalg.solve(evidence.matrix + 1e3 * np.eye(3), evidence.vector)
-    course.moments.append(Moment(time_s, verdict, turn, monitor.motion))
+    course.moments.append(Moment(time_s, verdict, evidence.right_deg, monitor.motion))
     course.camera = camera
-    if course.picture is None or evidence.trust.sum() > course.picture[1].trust.sum():
+    if course.picture is None or evidence.clear.sum() > course.picture[1].clear.sum():
         course.picture = rgb.copy(), evidence
