@@ -94,7 +94,8 @@ class Evidence:
     def right_deg(self) -> float:
         """How many degrees to the right of the edges across which that is looked for brightness changes most."""
         changes = self.changes[: self.rightwards].sum(axis=0)
-        return float(OFFSETS_DEG[changes.argmax()]) if changes.any() else 0.0
+        around = slice(max(changes.argmax() - 1, 0), changes.argmax() + 2)
+        return float((changes * OFFSETS_DEG)[around].sum() / max(changes[around].sum(), 1e-9))
 
     @property
     def offset_deg(self) -> np.ndarray:

@@ -21,7 +21,7 @@ from marigold_ros.calibration_evidence import OFFSETS_DEG, PARTS, EdgeSums
 _KERNEL_DEG, _FIRST_KERNEL_DEG, _NARROWER = 0.4, 2.0, 0.8
 _ROUNDS, _NEAR_ROUNDS = 40, 12
 # Steps that are none, in degrees and seconds.
-_NO_STEP = (0.002, 0.002, 0.002, 0.0002)
+_NO_STEP = (0.005, 0.005, 0.005, 0.0005)
 # Without evidence, as `Found.weight`.
 _PRIOR = (3.0, 3.0, 3.0, 2000.0)
 # Degrees and seconds by which nothing is known.
