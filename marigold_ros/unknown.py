@@ -22,7 +22,7 @@ FAR_END, _SKY_FACTOR = 0.995, 1.25
 # Where they reach the first of these, in metres, nothing is known either beyond so many times what the fit has at this
 # percentile of them, if so many parts of the image would be expected to have anchors there; once that is so, it stays
 # as long as the second ones are reached. A sensor of less reach says nothing of what is behind.
-_REACH_M, _EXPECTED = (25.0, 20.0), (3.0, 1.5)
+_REACH_M, _EXPECTED = (20.0, 16.0), (3.0, 1.5)
 _REACH_FACTOR, _REACH_PERCENTILE = 1.1, 99.9
 
 
@@ -38,6 +38,11 @@ class Reach:
         """Beyond how many metres nothing is known; and where relative depth is beyond `FAR_END`."""
         return _FAR_FACTOR * self.depth_m, _SKY_FACTOR * self.depth_m
 
+    @property
+    def sky(self) -> bool:
+        """Whether something is known to be beyond all that the sensor reaches."""
+        return self.fitted_m < math.inf
+
 
 ENDLESS = Reach()
 
@@ -52,7 +57,7 @@ def reach_of(
     """
     if len(depth_m) == 0:
         return ENDLESS
-    far_m, once = _percentile(depth_m, _FAR_PERCENTILE), int(before.fitted_m < math.inf)
+    far_m, once = _percentile(depth_m, _FAR_PERCENTILE), int(before.sky)
     if far_m < _REACH_M[once]:
         return Reach(far_m)
     most_m = _REACH_FACTOR * _percentile(fitted_m, _REACH_PERCENTILE)
