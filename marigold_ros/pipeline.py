@@ -27,6 +27,7 @@ from marigold_ros.metric import FittedDepth, MetricFit, apply_fit
 from marigold_ros.motion import FindMotion, unknown_motion
 from marigold_ros.picture_motion import PictureTrack
 from marigold_ros.seen_motion import SeenMotion
+from marigold_ros.sky import forget_alike
 from marigold_ros.tracker import DEGRADED, RELATIVE, Metres, MetricTracker
 from marigold_ros.uncertainty import USUAL, Uncertainty, doubt_of, rated, smooth_variance, solid_part
 from marigold_ros.unknown import ENDLESS, forget_far
@@ -234,6 +235,8 @@ class Pipeline:
                 depth_m = apply_fit(fit, relative, most_m)
                 forget_far(depth_m, relative, ENDLESS if fit is self._own else self._reach, most_m)
             if depth_m is not None:
+                if correction is not None and self._reach.sky:
+                    forget_alike(depth_m, rgb, correction.evidence.pixels)
                 self._forget_unknown(depth_m, relative)
         frame = FrameDepth(
             rgb,

@@ -76,6 +76,7 @@ CORE = {
     "edges": {"numpy", "cv2"},
     "uncertainty": {"numpy", "cv2"},
     "unknown": {"numpy"},
+    "sky": {"numpy", "cv2"},
     "metric_frames": {"numpy", "cv2"},
     "metric_cases": {"numpy"},
     "metric_baselines": {"numpy", "cv2"},

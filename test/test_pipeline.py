@@ -468,6 +468,40 @@ def test_where_the_lens_did_not_see_nothing_is_known():
     assert not unseen[np.clip(rows, 0, 47), np.clip(columns, 0, 63)].any()
 
 
+class Street(Scene):
+    """Two rows of houses and the sky between them, 80 m away; the left ones reach four pixels into it."""
+
+    def __init__(self, times=1.0):
+        super().__init__()
+        houses_m = np.abs(np.linspace(-26.0, 26.0, 64, dtype=np.float32))
+        self.truth_m = np.broadcast_to(np.where(houses_m < 10.0, np.inf, 34.0 - houses_m) * times, (48, 64))
+        self.rgb = np.where(np.isinf(self.truth_m)[:, :, None], (200, 210, 220), (90, 80, 70)).astype(np.uint8)
+        self.rgb = np.ascontiguousarray(self.rgb)
+
+    def coarse(self, rgb, focal_px=None):
+        seen_m = np.minimum(self.truth_m, 80.0)
+        first = int(np.isinf(self.truth_m[0]).argmax())
+        seen_m[:, first : first + 4] = seen_m[:, first - 1 : first]
+        return ((seen_m - 2.0) / 100.0).astype(np.float32)
+
+    def scan(self):
+        points = backproject(self.truth_m.astype(np.float32), pixel_rays(CAMERA)).reshape(-1, 3)
+        return Scan(points[np.isfinite(points).all(axis=1)], np.eye(4))
+
+
+def test_what_looks_like_the_sky_is_unknown_where_there_is_a_sky():
+    street = Street()
+    sky = np.isinf(street.truth_m)
+    frame = Pipeline(street)(street.rgb, CAMERA, 0, street.scan, CONFIG)
+    assert np.isnan(frame.depth_m[sky]).all()
+    assert np.isfinite(frame.depth_m[~sky]).all()
+    # Of less reach, the sensor says nothing of what is behind: it may be a wall.
+    street = Street(times=0.5)
+    frame = Pipeline(street)(street.rgb, CAMERA, 0, street.scan, CONFIG)
+    assert np.isfinite(frame.depth_m[:, np.isfinite(frame.depth_m[0])]).all()
+    assert np.isfinite(frame.depth_m[sky]).sum() == 4 * 48
+
+
 def test_confidence_is_there_for_who_asks_and_nothing_else_changes():
     config = replace(CONFIG, model=ModelConfig(confidence="mirror"))
     plain = Pipeline(Scene())(RGB, CAMERA, 0, scan, config)
