@@ -52,6 +52,7 @@ from marigold_ros.metric_sequence_report import (
 from marigold_ros.metric_sequences import Source, read_sequence
 from marigold_ros.places import shared
 from marigold_ros.real_data import DATA_VARIABLE, DATASETS, real_data
+from marigold_ros.recordings import TRUTH_STRIDE
 from marigold_ros.scores import near_rates, score, shares_within
 from marigold_ros.timing import measure, timing
 
@@ -117,9 +118,8 @@ def _source(arguments: argparse.Namespace) -> tuple[Source, str, str]:
         def degrade(frame: Frame) -> tuple[np.ndarray, MetricFit | None] | None:
             if frame.depth_m is None:
                 return None
-            depth_m = frame.depth_m
-            if frame.number is not None:  # of single frames it is a hole, of whatever is around it
-                depth_m = np.where(np.isnan(depth_m), np.float32(_SKY_M), depth_m)
+            # Of single frames a pixel without depth is a hole, of whatever is around it.
+            depth_m = frame.depth_m if frame.number is None else with_sky(frame.depth_m)
             return degraded(depth_m, space, _seed_of(frame), frame.number), None
 
         return degrade, space, f"degraded truth, affine in {space}"
@@ -129,6 +129,14 @@ def _source(arguments: argparse.Namespace) -> tuple[Source, str, str]:
         return estimator.coarse(frame.rgb, frame.camera.focal_px), estimator.fit_of(frame.camera)
 
     return answer, estimator.space, f"{estimator.checkpoint} on {estimator.engine}, affine in {estimator.space}"
+
+
+def with_sky(depth_m: np.ndarray) -> np.ndarray:
+    """A recording's (H, W) truth with what it does not reach far away; NaN still between the pixels that it knows."""
+    known = (slice(None, None, TRUTH_STRIDE), slice(None, None, TRUTH_STRIDE))
+    result = depth_m.copy()
+    result[known] = np.where(np.isnan(depth_m[known]), np.float32(_SKY_M), depth_m[known])
+    return result
 
 
 def _seed_of(frame: Frame) -> int:

@@ -282,6 +282,15 @@ def test_cases_are_the_same_every_time():
     assert len({fault.name for fault in FAULTS}) == 8
 
 
+def test_only_what_a_recordings_truth_does_not_reach_is_far_away():
+    """It knows every second pixel of every second row; between them nothing is far."""
+    known = np.full((6, 8), np.nan, np.float32)
+    known[::2, ::2] = 5.0
+    known[0, :4] = np.nan
+    np.testing.assert_array_equal(filled(evaluate_metric.with_sky(known))[::2, ::2], [[200, 200, 5, 5]] + [[5] * 4] * 2)
+    assert np.isnan(evaluate_metric.with_sky(known)[1::2]).all()
+
+
 @pytest.mark.parametrize("space", ["depth", "inverse_depth", "log_depth"])
 def test_degraded_truth_is_deterministic_and_a_little_wrong(space):
     depth_m = room_frame().depth_m
