@@ -45,7 +45,7 @@ MATTERS = (0.3, 0.25, 0.4, 0.015)
 # Where little turned, what scenes have about them looks like a long delay: one less sure than this is not told.
 _MOST_DELAY_SIGMA_S = 0.02
 # What a component has to be in standard deviations, floor and all, to be told; and by how much the pictures have to
-# agree better with all of it than with errors that do not matter, for where edges are few the best is one of several.
+# agree better with all of it than with errors half of what matters: where edges are few the best is one of several.
 ALARM = 3.0
 # Looks in succession that say so.
 _TIMES = 3
@@ -85,12 +85,12 @@ class _Look:
     began_ns: int
     groups: dict[tuple[int, int], Group] = field(default_factory=dict)
 
-    def add(self, motion: tuple[int, int], group: Group, weight: float = 1.0) -> None:
-        """So many times the group, among those of the same motion."""
+    def add(self, motion: tuple[int, int], group: Group) -> None:
+        """Among those of the same motion."""
         if motion in self.groups:
-            self.groups[motion].add(group, weight)
+            self.groups[motion].add(group)
         else:
-            self.groups[motion] = group.scaled(weight)
+            self.groups[motion] = group.scaled(1.0)
 
     def once(self) -> dict[tuple[int, int], Group]:
         """Its groups, each edge counted once per look, not once per frame."""
@@ -183,7 +183,7 @@ class CalibrationMonitor:
         looks = [look.once() for look in self._looks if look.groups]
         if len(looks) < _LEAST_LOOKS or (stamp_ns - self._began_ns) * 1e-9 < _LEAST_S:
             return
-        found = explained(looks, np.array(MATTERS))
+        found = explained(looks, 0.5 * np.array(MATTERS))
         few = 1.0 + _FEW / len(looks)
         # What the floor makes up in time at the motions that were seen: where nothing turned, no time can be told.
         floor_s = _MOTION_FLOOR_DEG / max(found.motion_deg, 1e-6)

@@ -53,11 +53,11 @@ class EdgeSums:
     turns: np.ndarray
     count: np.ndarray
 
-    def add(self, other: EdgeSums, weight: float = 1.0) -> None:
-        """Add so many times the other ones."""
-        self.changes += np.float32(weight) * other.changes
-        self.turns += weight * other.turns
-        self.count += weight * other.count
+    def add(self, other: EdgeSums) -> None:
+        """Add the other ones."""
+        self.changes += other.changes
+        self.turns += other.turns
+        self.count += other.count
 
     def scaled(self, by: float) -> EdgeSums:
         """So many times these."""

@@ -10,7 +10,7 @@ view, or on the one end of a wall that a robot drives along, is not sure, howeve
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,11 +39,11 @@ class Group:
     motion_deg: np.ndarray
     frames: float = 1.0
 
-    def add(self, other: Group, weight: float = 1.0) -> None:
-        """As if so many times its frames were among these."""
-        self.sums.add(other.sums, weight)
-        self.motion_deg = self.motion_deg + weight * other.motion_deg
-        self.frames += weight * other.frames
+    def add(self, other: Group) -> None:
+        """As if its frames were among these."""
+        self.sums.add(other.sums)
+        self.motion_deg = self.motion_deg + other.motion_deg
+        self.frames += other.frames
 
     def scaled(self, by: float) -> Group:
         """As if there were so many times the frames."""
@@ -57,7 +57,7 @@ class Found:
     `weight` (4,): so many clear edges say so; of the delay, times their motions in degrees per second, squared.
     `motion_deg`: how many degrees per second the picture of these edges moved, beside what a turn explains as well.
     `surer`: by how many of its standard deviations over the views more brightness changes where the estimate has edges
-    than for any errors that do not matter.
+    than where any errors that are as good as none have them.
     """
 
     estimate: np.ndarray
@@ -71,14 +71,14 @@ class Found:
 Views = Sequence[Mapping[tuple[int, int], Group]]
 
 
-def explained(views: Views, matters: np.ndarray) -> Found:
+def explained(views: Views, none: np.ndarray) -> Found:
     """What explains the groups of each of two or more views best.
 
-    matters: (4,) from which errors on they matter, in degrees and seconds.
+    none: (4,) errors that are as good as none, in degrees and seconds.
     """
     rows, numbers = _rows_of_each(views)
     few = _rows(_together(views).values())
-    estimate, near = _climbed(few), _climbed_near(few, matters)
+    estimate, near = _climbed(few), _climbed_near(few, none)
     agree, slopes, curved = _derivatives(rows, estimate)
     curvature = _summed(curved.reshape(-1, 16), numbers, len(views)).reshape(-1, 4, 4)
     whole = curvature.sum(axis=0) + np.diag(_PRIOR)
@@ -88,7 +88,7 @@ def explained(views: Views, matters: np.ndarray) -> Found:
     more = _summed((agree - _moments(rows, near, _KERNEL_DEG)[0])[:, None], numbers, len(views))[:, 0]
     surer = more.mean() / max(more.std(ddof=1) / math.sqrt(len(more)), 1e-9)
     turns, delay = whole[:3, :3], whole[3, 3] - whole[3, :3] @ np.linalg.pinv(whole[:3, :3]) @ whole[:3, 3]
-    motion_deg = math.sqrt(max(delay, 0.0) / max(0.5 * (turns[0, 0] + turns[1, 1]), 1e-9))
+    motion_deg = math.sqrt(max(delay - _PRIOR[3], 0.0) / max(0.5 * (turns[0, 0] + turns[1, 1]), 1e-9))
     return Found(estimate, np.hypot(by_view, by_part), np.diagonal(whole).copy(), motion_deg, float(surer))
 
 
@@ -101,7 +101,7 @@ class _Rows:
     parts: np.ndarray
 
 
-def _rows(groups: Sequence[Group]) -> _Rows:
+def _rows(groups: Iterable[Group]) -> _Rows:
     changes, design, parts = [], [], []
     for group in groups:
         part = np.flatnonzero(group.sums.count > 0)
@@ -116,7 +116,7 @@ def _rows(groups: Sequence[Group]) -> _Rows:
 
 def _rows_of_each(views: Views) -> tuple[_Rows, np.ndarray]:
     """Rows of all views, and (R,) the number of its view."""
-    rows = [_rows(list(groups.values())) for groups in views]
+    rows = [_rows(groups.values()) for groups in views]
     numbers = np.repeat(np.arange(len(views)), [len(one.parts) for one in rows])
     return _Rows(
         *(np.concatenate([getattr(one, name) for one in rows]) for name in ("changes", "design", "parts"))

@@ -95,7 +95,7 @@ def estimated(turn_deg, seeds=range(6)) -> Found:
         grey = working_picture(scene.picture(), CAMERA)
         evidence = frame_evidence(grey, CAMERA, anchors_of(scene.scan(), turn_deg), LIDAR_M)
         views.append({(0, 0): Group(evidence.sums, np.zeros(2))})
-    return explained(views, np.array(calibration.MATTERS))
+    return explained(views, 0.5 * np.array(calibration.MATTERS))
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_textures_and_shadows_beside_edges_are_no_turn():
         grey = working_picture(picture, CAMERA)
         evidence = frame_evidence(grey, CAMERA, anchors_of(scene.scan()), LIDAR_M)
         views.append({(0, 0): Group(evidence.sums, np.zeros(2))})
-    found = explained(views, np.array(calibration.MATTERS))
+    found = explained(views, 0.5 * np.array(calibration.MATTERS))
     assert abs(found.estimate[1]) < 0.15
 
 
@@ -173,6 +173,17 @@ def test_no_anchors_are_no_evidence():
     found = frame_evidence(np.zeros((240, 320), np.float32), CAMERA, empty, np.zeros(3))
     assert not found.sums.changes.any()
     assert found.edges.shape == (0, 2)
+
+
+def test_views_without_an_edge_say_nothing():
+    empty = find_anchors(np.zeros((0, 3), np.float32), np.eye(4), CAMERA, LIMITS)
+    views = [
+        {(0, 0): Group(frame_evidence(np.zeros((240, 320), np.float32), CAMERA, empty, np.zeros(3)).sums, np.ones(2))}
+    ]
+    found = explained(views * 8, np.ones(4))
+    assert not found.estimate.any()
+    assert found.sigma.min() > 100
+    assert found.surer == found.motion_deg == 0
 
 
 def test_noise_is_no_other_picture():
