@@ -57,7 +57,8 @@ class Found:
     `weight` (4,): so many clear edges say so; of the delay, times their motions in degrees per second, squared.
     `motion_deg`: how many degrees per second the picture of these edges moved, beside what a turn explains as well.
     `surer`: by how many of its standard deviations over the views more brightness changes where the estimate has edges
-    than where any errors that are as good as none have them.
+    than where any errors that are as good as none have them. `against`: the share of that which edges of the one
+    direction lose, where those of the other gain.
     """
 
     estimate: np.ndarray
@@ -65,6 +66,7 @@ class Found:
     weight: np.ndarray
     motion_deg: float
     surer: float
+    against: float
 
 
 # What tells groups of like motion apart, of all views.
@@ -85,11 +87,15 @@ def explained(views: Views, none: np.ndarray) -> Found:
     by_view = _scatter(whole, curvature, _summed(slopes, numbers, len(views)))
     of_parts = _summed(curved.reshape(-1, 16), rows.parts, PARTS).reshape(-1, 4, 4)
     by_part = _scatter(whole, of_parts, _summed(slopes, rows.parts, PARTS))
-    more = _summed((agree - _moments(rows, near, _KERNEL_DEG)[0])[:, None], numbers, len(views))[:, 0]
-    surer = more.mean() / max(more.std(ddof=1) / math.sqrt(len(more)), 1e-9)
+    gain = agree - _moments(rows, near, _KERNEL_DEG)[0]
+    by_direction = np.bincount(rows.parts // (PARTS // 2), gain, 2)
+    gain = np.bincount(numbers, gain, len(views))
+    surer = gain.mean() / max(gain.std(ddof=1) / math.sqrt(len(gain)), 1e-9)
+    against = -by_direction.min() / max(gain.sum(), 1e-9)
     turns, delay = whole[:3, :3], whole[3, 3] - whole[3, :3] @ np.linalg.pinv(whole[:3, :3]) @ whole[:3, 3]
     motion_deg = math.sqrt(max(delay - _PRIOR[3], 0.0) / max(0.5 * (turns[0, 0] + turns[1, 1]), 1e-9))
-    return Found(estimate, np.hypot(by_view, by_part), np.diagonal(whole).copy(), motion_deg, float(surer))
+    sigma, weight = np.hypot(by_view, by_part), np.diagonal(whole).copy()
+    return Found(estimate, sigma, weight, motion_deg, float(surer), float(against))
 
 
 @dataclass(frozen=True)

@@ -355,6 +355,27 @@ def test_what_half_of_the_views_say_is_not_told_though_it_would_be_alone(told_af
     assert told_after([0.0] * 60 + [0.4] * 60) is None
 
 
+def test_edges_down_that_edges_to_the_right_contradict_tell_no_roll(monkeypatch):
+    """A shelf's edges on the one side, all wrong by as much, are a pitch and a roll; what stands upright has none."""
+
+    def told(upright: float) -> str | None:
+        monitor = CalibrationMonitor(Views(np.radians(20.0)))
+        every, down = clear_edges(0.0), np.arange(30) >= 15
+        offset_deg = every.turns @ (-0.7, 0.0, -1.4) * np.where(down, 1.0, upright)
+        changes = np.exp(-0.5 * ((OFFSETS_DEG - offset_deg[:, None]) / 0.3) ** 2) * np.where(down, 10, 1)[:, None]
+        right = ~down | (every.turns[:, 2] < -0.1)
+        changes = changes[right].astype(np.float32)
+        evidence = Evidence(every.edges[right], 15, changes, every.turns[right], every.parts[right])
+        monkeypatch.setattr(calibration, "frame_evidence", lambda *_: evidence)
+        for i in range(40):
+            verdict = monitor.update(i * SECOND, None, CAMERA, (), LIDAR_M)
+        assert verdict.turn_deg[2] < -0.7
+        return verdict.problem
+
+    assert told(0.0) is None
+    assert told(1.0) is not None
+
+
 def test_a_small_yaw_does_not_matter(told_after):
     """It is sure enough: three standard deviations of 0.06 degrees."""
     assert told_after([0.2] * 40) is None
