@@ -30,10 +30,11 @@ _SEEN_BEFORE = 0.5
 _KEPT = 0.7
 # A robot that creeps looks at one thing for long: fewer looks at most would be of that alone.
 _LEAST_LOOKS, _MOST_LOOKS, _LEAST_S = 8, 120, 5.0
-# Motions of the picture are alike within this, in degrees per second.
-_LIKE_MOTION_DEG = 3.5
+# Motions of the picture are alike within this, in degrees per second, and large ones within half of themselves; a
+# camera that shakes has so many in a look, and further ones are taken for the nearest of them.
+_LIKE_MOTION_DEG, _MOST_MOTIONS = 3.0, 4
 # Fewer clear edges than this in all looks together, each counted once per look, say nothing, whatever they agree on.
-_LEAST_EDGES = 8.0
+_LEAST_EDGES = 5.0
 _MANY_ANCHORS = 4096
 # What neighbouring looks have in common makes the estimate less sure than their scatter says, which few looks do not
 # tell well either: about Student's t of half of them, for turns; a delay has to be known well anyway.
@@ -88,7 +89,9 @@ class _Look:
     groups: dict[tuple[int, int], Group] = field(default_factory=dict)
 
     def add(self, motion: tuple[int, int], group: Group) -> None:
-        """Among those of the same motion."""
+        """Among those of the same motion, or of one like it."""
+        if motion not in self.groups and len(self.groups) == _MOST_MOTIONS:
+            motion = min(self.groups, key=lambda other: math.dist(other, motion))
         if motion in self.groups:
             self.groups[motion].add(group)
         else:
@@ -161,7 +164,7 @@ class CalibrationMonitor:
             self._look = _Look(thumb, stamp_ns)
         if self.motion is not None:
             motion_deg = np.degrees(self.motion)
-            right, down = np.rint(motion_deg / _LIKE_MOTION_DEG)
+            right, down = np.rint(np.sign(motion_deg) * np.log2(1.0 + np.abs(motion_deg) / _LIKE_MOTION_DEG))
             self._look.add((int(right), int(down)), Group(self.evidence.sums, motion_deg))
         return self.verdict
 
@@ -188,7 +191,7 @@ class CalibrationMonitor:
         found = explained(looks, 0.5 * np.array(MATTERS))
         few = 1.0 + _FEW / len(looks)
         # What the floor makes up in time at the motions that were seen: where nothing turned, no time can be told.
-        floor_s = _MOTION_FLOOR_DEG / max(found.motion_deg, 1e-6)
+        floor_s = _MOTION_FLOOR_DEG / max(found.motion_deg, _MOTION_FLOOR_DEG)
         inflated = found.sigma * _INFLATION * np.array((few, few, few, 1.0))
         pitch, yaw, roll, delay_s = map(float, found.estimate)
         sigmas = tuple(map(float, np.hypot(inflated, (*_FLOOR_DEG, floor_s))))

@@ -92,10 +92,10 @@ class Evidence:
 
     @property
     def right_deg(self) -> float:
-        """How many degrees to the right of the edges across which that is looked for brightness changes most."""
+        """How many degrees to the right of the edges across which that is looked for it changes most; NaN without."""
         changes = self.changes[: self.rightwards].sum(axis=0)
         around = slice(max(changes.argmax() - 1, 0), changes.argmax() + 2)
-        return float((changes * OFFSETS_DEG)[around].sum() / max(changes[around].sum(), 1e-9))
+        return float((changes * OFFSETS_DEG)[around].sum() / changes[around].sum()) if changes.any() else math.nan
 
     @property
     def offset_deg(self) -> np.ndarray:
@@ -120,8 +120,8 @@ def frame_evidence(
     rows, columns = grey.shape
     seen = camera.resized(columns, rows)
     focal, centre = np.array([seen.fx, seen.fy], np.float32), np.array([seen.cx, seen.cy], np.float32)
-    px_per_degree = seen.fx * math.pi / 180.0
-    margin = max(2, round(_MARGIN_DEG * px_per_degree)) + 2
+    px_per_degree = focal * np.float32(math.pi / 180.0)
+    margin = np.maximum(2, np.rint(_MARGIN_DEG * px_per_degree)) + 2
     to_seen = np.float32(seen.fx / camera.fx), np.float32(seen.fy / camera.fy)
     origin = np.asarray(origin_m, np.float32)
     if origin[2] > 0:  # what lies beside or behind a LiDAR that sits before the camera
@@ -135,14 +135,14 @@ def frame_evidence(
         view[:, i] = from_centre * parallax - origin[i] * focal[i] / lidar_m + centre[i]
     edges, changes, turns, parts = [], [], [], []
     for axis in axes:
-        middle, edge_m, unsure_deg = _edges(view, lidar_m, axis, px_per_degree)
+        middle, edge_m, unsure_deg = _edges(view, lidar_m, axis, px_per_degree[axis])
         # The edge is the nearer thing's: with its depth it goes back from the LiDAR's view to the camera's.
         ray = ((middle - centre) / focal * edge_m + origin[:2]) / (edge_m + origin[2])
         edge = (ray + np.float32(moved)) * focal + centre
-        inside = (edge > margin).all(axis=1) & (edge < (columns - margin - 1, rows - margin - 1)).all(axis=1)
+        inside = (edge > margin).all(axis=1) & (edge < (columns, rows) - margin - 1).all(axis=1)
         edge, (x, y) = edge[inside], ray[inside].T
         edges.append(edge)
-        changes.append(_changes(grey, edge, axis, px_per_degree, unsure_deg[inside]))
+        changes.append(_changes(grey, edge, axis, px_per_degree[axis], unsure_deg[inside]))
         # What a turn of the anchors moves them by, along the axis; brightness then lies the other way.
         turned = (x * y, -1 - x * x, y) if axis == 0 else (1 + y * y, -x * y, -x)
         turns.append(np.stack(turned, axis=1))

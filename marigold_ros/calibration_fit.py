@@ -18,12 +18,12 @@ import numpy as np
 from marigold_ros.calibration_evidence import OFFSETS_DEG, PARTS, EdgeSums
 
 # Standard deviation of the kernel in degrees, where it begins, and by which factor it narrows each round.
-_KERNEL_DEG, _FIRST_KERNEL_DEG, _NARROWER = 0.4, 2.0, 0.8
+_KERNEL_DEG, _FIRST_KERNEL_DEG, _NARROWER = 0.4, 2.0, 0.7
 _ROUNDS, _NEAR_ROUNDS = 40, 12
 # Steps that are none, in degrees and seconds.
 _NO_STEP = (0.005, 0.005, 0.005, 0.0005)
-# Without evidence, as `Found.weight`.
-_PRIOR = (3.0, 3.0, 3.0, 2000.0)
+# Without evidence, as `Found.weight`; and how far off an estimate may be that is this alone.
+_PRIOR, _PRIOR_OFF = (3.0, 3.0, 3.0, 500.0), (2.0, 2.0, 2.0, 0.1)
 # Degrees and seconds by which nothing is known.
 _ENDLESS = 1e3
 
@@ -94,8 +94,10 @@ def explained(views: Views, none: np.ndarray) -> Found:
     against = -by_direction.min() / max(gain.sum(), 1e-9)
     turns, delay = whole[:3, :3], whole[3, 3] - whole[3, :3] @ np.linalg.pinv(whole[:3, :3]) @ whole[:3, 3]
     motion_deg = math.sqrt(max(delay - _PRIOR[3], 0.0) / max(0.5 * (turns[0, 0] + turns[1, 1]), 1e-9))
-    sigma, weight = np.hypot(by_view, by_part), np.diagonal(whole).copy()
-    return Found(estimate, sigma, weight, motion_deg, float(surer), float(against))
+    # What the prior holds back does not scatter.
+    held_back = np.divide(_PRIOR, np.maximum(np.diagonal(whole), _PRIOR)) * _PRIOR_OFF
+    sigma = np.sqrt(by_view**2 + by_part**2 + held_back**2)
+    return Found(estimate, sigma, np.diagonal(whole) - _PRIOR, motion_deg, float(surer), float(against))
 
 
 @dataclass(frozen=True)

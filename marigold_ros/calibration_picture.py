@@ -13,6 +13,7 @@ from marigold_ros.calibration_recording import Course, Moment
 _COLOURS = {"pitch": "#d9480f", "yaw": "#1c7ed6", "roll": "#868e96", "delay": "#2b8a3e"}
 # Offsets beyond this many pixels of the camera have the last colour.
 _WORST_PX = 8.0
+_WORST_MS = 150.0
 
 
 def draw(course: Course, title: str, path: Path) -> None:
@@ -67,6 +68,8 @@ def _draw_delay(axes: Any, judged: list[Moment], told: float | None) -> None:
     _band(axes, times, values, sigmas, "delay")
     for side in (-1, 1):
         axes.axhline(side * MATTERS[3] * 1e3, color=_COLOURS["delay"], linestyle=":", linewidth=0.8)
+    # Where nothing turned, nothing is known, to a second.
+    axes.set_ylim(-_WORST_MS, _WORST_MS)
     axes.set_title("scans older than their stamps")
     _finish(axes, told, "ms")
 
@@ -93,8 +96,9 @@ def _draw_frame(axes: Any, course: Course) -> None:
     rgb, evidence = course.picture
     axes.imshow(rgb)
     trusted = evidence.clear > 0.1
-    offset = np.where(trusted, np.radians(evidence.offset_deg) * course.camera.fx, np.nan)
-    first = np.arange(len(offset)) < evidence.rightwards
+    first = np.arange(len(trusted)) < evidence.rightwards
+    focal = np.where(first, course.camera.fx, course.camera.fy)
+    offset = np.where(trusted, np.radians(evidence.offset_deg) * focal, np.nan)
     for chosen, marker in ((first, "|"), (~first, "_")):
         chosen = chosen & trusted
         points = axes.scatter(

@@ -337,7 +337,7 @@ def scattered(mean_deg: float, by_deg: float, views: int) -> list[float]:
 def test_a_delay_that_is_hardly_known_is_not_told(told_after):
     """At a degree a second what scenes have about them is as good as 30 ms, a fifth of this delay."""
     assert told_after([0.0] * 40, delay_s=0.15, motion_deg_s=1.0) is None
-    assert told_after([0.0] * 40, delay_s=0.15, motion_deg_s=4.0) == 10  # three verdicts, the first one after 8 views
+    assert told_after([0.0] * 40, delay_s=0.15, motion_deg_s=4.0) == 11  # three verdicts, the first one after 8 views
 
 
 def test_few_views_are_less_sure_of_a_turn_but_not_of_a_delay(told_after, verdict_of):
