@@ -48,8 +48,8 @@ _MOST_DELAY_SIGMA_S = 0.02
 # What a component has to be in standard deviations, floor and all, to be told; and by how much the pictures have to
 # agree better with all of it than with errors half of what matters: where edges are few the best is one of several.
 ALARM = 3.0
-# Of a turn that is one, edges to the right and edges down say the same; a shelf's may be wrong together.
-_MOST_AGAINST = 0.03
+# A pitch or a roll is none if what stands upright is against it: a shelf's edges may all be wrong together.
+_MOST_AGAINST = 0.1
 # Looks in succession that say so.
 _TIMES = 3
 UNKNOWNS = ("pitch", "yaw", "roll", "delay")
@@ -200,7 +200,8 @@ class CalibrationMonitor:
         told = (np.abs(found.estimate) > MATTERS) & (np.abs(verdict.significance) > ALARM)
         told[:3] &= found.weight[:3] > _LEAST_EDGES
         told[3] &= sigmas[3] < _MOST_DELAY_SIGMA_S
-        told &= found.surer > ALARM and found.against < _MOST_AGAINST
+        told &= found.surer > ALARM
+        told[[0, 2]] &= found.against < _MOST_AGAINST
         wrong = list(np.flatnonzero(told))
         self._suspected = self._suspected + 1 if wrong else 0
         self.verdict = replace(verdict, problem=_problem(verdict, wrong) if self._suspected >= _TIMES else None)

@@ -18,7 +18,7 @@ import numpy as np
 from marigold_ros.calibration_evidence import OFFSETS_DEG, PARTS, EdgeSums
 
 # Standard deviation of the kernel in degrees, where it begins, and by which factor it narrows each round.
-_KERNEL_DEG, _FIRST_KERNEL_DEG, _NARROWER = 0.4, 2.0, 0.7
+_KERNEL_DEG, _FIRST_KERNEL_DEG, _NARROWER = 0.4, 2.0, 0.8
 _ROUNDS, _NEAR_ROUNDS = 40, 12
 # Steps that are none, in degrees and seconds.
 _NO_STEP = (0.005, 0.005, 0.005, 0.0005)
@@ -57,8 +57,8 @@ class Found:
     `weight` (4,): so many clear edges say so; of the delay, times their motions in degrees per second, squared.
     `motion_deg`: how many degrees per second the picture of these edges moved, beside what a turn explains as well.
     `surer`: by how many of its standard deviations over the views more brightness changes where the estimate has edges
-    than where any errors that are as good as none have them. `against`: the share of that which edges of the one
-    direction lose, where those of the other gain.
+    than where any errors that are as good as none have them. `against`: the share of that which edges to the
+    right lose: what stands upright, against what lies.
     """
 
     estimate: np.ndarray
@@ -88,10 +88,10 @@ def explained(views: Views, none: np.ndarray) -> Found:
     of_parts = _summed(curved.reshape(-1, 16), rows.parts, PARTS).reshape(-1, 4, 4)
     by_part = _scatter(whole, of_parts, _summed(slopes, rows.parts, PARTS))
     gain = agree - _moments(rows, near, _KERNEL_DEG)[0]
-    by_direction = np.bincount(rows.parts // (PARTS // 2), gain, 2)
+    upright = gain[rows.parts < PARTS // 2].sum()
     gain = np.bincount(numbers, gain, len(views))
     surer = gain.mean() / max(gain.std(ddof=1) / math.sqrt(len(gain)), 1e-9)
-    against = -by_direction.min() / max(gain.sum(), 1e-9)
+    against = -upright / max(gain.sum(), 1e-9)
     turns, delay = whole[:3, :3], whole[3, 3] - whole[3, :3] @ np.linalg.pinv(whole[:3, :3]) @ whole[:3, 3]
     motion_deg = math.sqrt(max(delay - _PRIOR[3], 0.0) / max(0.5 * (turns[0, 0] + turns[1, 1]), 1e-9))
     # What the prior holds back does not scatter.

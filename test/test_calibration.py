@@ -1,6 +1,6 @@
 """The watch over extrinsic and time offset, before scenes of boxes whose picture and scan are worked out exactly."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import cv2
@@ -186,6 +186,51 @@ def test_views_without_an_edge_say_nothing():
     assert found.surer == found.motion_deg == 0
 
 
+def test_what_one_part_of_the_picture_says_alone_is_not_sure():
+    """All views have the same there: by them alone it would be."""
+    one = clear_edges(0.0)
+    changes = one.changes.copy()
+    changes[20] = 40.0 * np.exp(-0.5 * ((OFFSETS_DEG - 0.7) / 0.3) ** 2)
+    views = [{(0, 0): Group(replace(one, changes=changes).sums, np.zeros(2))}] * 20
+    found = explained(views, 0.5 * np.array(calibration.MATTERS))
+    assert found.estimate[0] > 0.2
+    assert found.sigma[0] > 0.2
+    assert explained([{(0, 0): Group(one.sums, np.zeros(2))}] * 20, np.ones(4)).sigma[0] < 0.15
+
+
+def test_what_hardly_an_edge_says_is_not_known():
+    """A degree of yaw, and so little of it that nothing scatters."""
+    few = Group(clear_edges(1.0).sums.scaled(0.01), np.zeros(2))
+    found = explained([{(0, 0): few}] * 10, np.ones(4))
+    assert abs(found.estimate[1]) < 0.6
+    assert found.sigma[1] > 1.0
+
+
+@pytest.mark.parametrize("narrower", [0.5, 1.33, 2.0])
+def test_pixels_need_not_be_square(narrower):
+    """Of a picture that was squeezed."""
+    views, camera = [], replace(CAMERA, height=round(240 * narrower), fy=CAMERA.fy * narrower, cy=CAMERA.cy * narrower)
+    for seed in range(6):
+        scene = Boxes(seed)
+        picture = cv2.resize(scene.picture(), (camera.width, camera.height), interpolation=cv2.INTER_AREA)
+        anchors = find_anchors(scene.scan(), extrinsic((1, 0, 1)), camera, LIMITS)
+        evidence = frame_evidence(working_picture(picture, camera), camera, anchors, LIDAR_M)
+        views.append({(0, 0): Group(evidence.sums, np.zeros(2))})
+    np.testing.assert_allclose(explained(views, np.ones(4)).estimate[:3], (1, 0, 1), atol=0.2)
+
+
+def test_a_camera_that_shakes_has_as_many_motions_as_can_be_looked_at():
+    monitor, scene, random = CalibrationMonitor(), Boxes(5), np.random.default_rng(0)
+    anchors, track = anchors_of(scene.scan()), Views(0.0)
+    monitor = CalibrationMonitor(track)
+    track.thumb = np.zeros((8, 25), np.float32)
+    track.see = lambda *_: setattr(track, "motion", random.normal(0.0, 0.3, 2))
+    for i in range(30):
+        monitor.update(SECOND + i, scene.picture(), CAMERA, anchors, LIDAR_M)
+    assert len(monitor._look.groups) == 4
+    assert sum(group.frames for group in monitor._look.groups.values()) == 30
+
+
 def test_noise_is_no_other_picture():
     blank = partial(np.random.default_rng(0).normal, 0.0, 1.5, (60, 80))
     assert likeness(blank().astype(np.float32), blank().astype(np.float32)) > 0.9
@@ -355,25 +400,35 @@ def test_what_half_of_the_views_say_is_not_told_though_it_would_be_alone(told_af
     assert told_after([0.0] * 60 + [0.4] * 60) is None
 
 
-def test_edges_down_that_edges_to_the_right_contradict_tell_no_roll(monkeypatch):
+def test_edges_to_the_right_contradict_what_edges_down_alone_say():
     """A shelf's edges on the one side, all wrong by as much, are a pitch and a roll; what stands upright has none."""
 
-    def told(upright: float) -> str | None:
-        monitor = CalibrationMonitor(Views(np.radians(20.0)))
+    def against(upright: float) -> float:
         every, down = clear_edges(0.0), np.arange(30) >= 15
         offset_deg = every.turns @ (-0.7, 0.0, -1.4) * np.where(down, 1.0, upright)
         changes = np.exp(-0.5 * ((OFFSETS_DEG - offset_deg[:, None]) / 0.3) ** 2) * np.where(down, 10, 1)[:, None]
         right = ~down | (every.turns[:, 2] < -0.1)
         changes = changes[right].astype(np.float32)
         evidence = Evidence(every.edges[right], 15, changes, every.turns[right], every.parts[right])
-        monkeypatch.setattr(calibration, "frame_evidence", lambda *_: evidence)
-        for i in range(40):
-            verdict = monitor.update(i * SECOND, None, CAMERA, (), LIDAR_M)
-        assert verdict.turn_deg[2] < -0.7
-        return verdict.problem
+        found = explained([{(0, 0): Group(evidence.sums, np.zeros(2))}] * 9, 0.5 * np.array(calibration.MATTERS))
+        assert found.estimate[2] < -0.6
+        return found.against
 
-    assert told(0.0) is None
-    assert told(1.0) is not None
+    assert against(0.0) > 0.05
+    assert against(1.0) < -0.05
+
+
+SURE = Found(np.array([0.0, 0.0, 1.0, 0.0]), np.full(4, 0.01), np.full(4, 100.0), 10.0, surer=5.0, against=0.0)
+
+
+@pytest.mark.parametrize(
+    ("but", "told"),
+    [({}, True), ({"surer": 2.0}, False), ({"against": 0.2}, False), ({"weight": np.full(4, 4.0)}, False),
+     ({"sigma": np.full(4, 0.5)}, False), ({"estimate": np.array([0.0, 0.0, 0.3, 0.0])}, False)],
+)  # fmt: skip
+def test_what_is_told_is_sure_in_every_way(told_after, monkeypatch, but, told):
+    monkeypatch.setattr(calibration, "explained", lambda *_: replace(SURE, **but))
+    assert (told_after([0.0] * 20) is not None) == told
 
 
 def test_a_small_yaw_does_not_matter(told_after):
