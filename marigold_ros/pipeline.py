@@ -235,8 +235,9 @@ class Pipeline:
                 depth_m = apply_fit(fit, relative, most_m)
                 forget_far(depth_m, relative, ENDLESS if fit is self._own else self._reach, most_m)
             if depth_m is not None:
-                if correction is not None and self._reach.sky:
-                    forget_alike(depth_m, rgb, correction.evidence.pixels)
+                if correction is not None and self._reach.fitted_m < most_m:
+                    right = correction.evidence.trust > 0.5
+                    forget_alike(depth_m, rgb, correction.evidence.pixels[right])
                 self._forget_unknown(depth_m, relative)
         frame = FrameDepth(
             rgb,

@@ -2,7 +2,8 @@
 
 Networks blur outlines and fill what is between leaves and rails: depth there is that of what is near, and only the
 picture tells. The sky's colour, whatever it is, comes from where the picture is plain and depth already unknown. It
-counts as long as what anchors hit near by has another one: of a wall that looks like the sky behind it, nothing goes.
+counts where what anchors hit near by has another one, and a picture too dark to tell anything apart tells nothing. What
+is near stays, whatever it looks like: what stands above the sensor's view has nothing else to speak for it.
 """
 
 from __future__ import annotations
@@ -17,36 +18,41 @@ from marigold_ros.compiled import Colours, FloatRows, Grid, Int, Pixels, Written
 # The longer side of the image has so many square cells. The sky's colour in one is the mean of the plain ones up to so
 # many cells away; so many rows below the lowest of them all the ground is, which may be as bright.
 _CELLS, _AROUND, _BELOW = 40, 5, 2
-# A cell is plain where so many samples each way are unknown, and no channel of them differs by more than this, of 255.
-_SAMPLES, _PLAIN = 3, 24
-# A pixel looks like the sky if no channel is farther from the sky's; unless so many of the anchors around do.
-_ALIKE, _ANCHORS_ALIKE = 25, 0.1
-# More anchors than this, whose order is random, say nothing new.
-_ASKED = 512
+# A cell is plain where so many samples each way are unknown, no channel of them differs by more than this, of 255, and
+# one is brighter than that.
+_SAMPLES, _PLAIN, _DARK = 3, 24, 30
+# A pixel looks like the sky if no channel is farther from the sky's; unless so many of the anchors do, as far around as
+# the sky's colour counts, or so many of those in this cell and the next ones, as on a pole.
+_ALIKE, _ANCHORS_ALIKE = 25, ((_AROUND, 0.1), (1, 0.5))
+# Nearer than this, in metres, nothing is taken for the sky.
+_NEAR_M = 8.0
 
 
 def forget_alike(depth_m: np.ndarray, rgb: np.ndarray, anchored: np.ndarray) -> None:
     """Set to NaN what of (H, W) `depth_m` looks like the unknown around it, if that is the sky.
 
-    rgb: (H, W, 3) uint8, black where the lens did not see. anchored: (N, 2) float32 pixels u, v of anchors.
+    rgb: (H, W, 3) uint8, black where the lens did not see. anchored: (N, 2) float32 pixels u, v of anchors that are
+    rather right than wrong.
     """
     rgb, cell = np.ascontiguousarray(rgb), max(max(depth_m.shape) // _CELLS, 1)
     plain = _plain(depth_m, rgb, cell)
     rows = np.flatnonzero(plain[:, :, 3].any(axis=1))
     if len(rows) == 0:
         return
-    around = _around(plain)
+    around = _around(plain, _AROUND)
     with np.errstate(invalid="ignore"):
         colour = around[:, :, :3] / around[:, :, 3:]
     colour[rows[-1] + _BELOW :] = np.nan
-    hit = _around(_hit(rgb, colour, np.ascontiguousarray(anchored[:_ASKED], np.float32), cell))
-    colour[hit[:, :, 0] > _ANCHORS_ALIKE * hit[:, :, 1]] = np.nan
+    hits = _hit(rgb, colour, np.ascontiguousarray(anchored, np.float32), cell)
+    for cells, most in _ANCHORS_ALIKE:
+        alike = _around(hits, cells)
+        colour[alike[:, :, 0] > most * alike[:, :, 1]] = np.nan
     _forget(depth_m, rgb, colour, cell)
 
 
-def _around(grid: np.ndarray) -> np.ndarray:
-    """(h, w, n) sums over the cells around each."""
-    size = (2 * _AROUND + 1, 2 * _AROUND + 1)
+def _around(grid: np.ndarray, cells: int) -> np.ndarray:
+    """(h, w, n) sums over so many cells around each."""
+    size = (2 * cells + 1, 2 * cells + 1)
     return cv2.boxFilter(grid, cv2.CV_32F, size, normalize=False, borderType=cv2.BORDER_CONSTANT)
 
 
@@ -59,7 +65,7 @@ def _plain_by_numpy(depth_m: np.ndarray, rgb: np.ndarray, cell: int) -> np.ndarr
     seen = rgb[row[:, None], column].reshape(*shape, 3)
     most, least = seen.max(axis=(1, 3)), seen.min(axis=(1, 3))
     plain = np.isnan(depth_m[row[:, None], column]).reshape(shape).all(axis=(1, 3))
-    plain &= (most - least <= _PLAIN).all(axis=2) & most.any(axis=2)
+    plain &= (most - least <= _PLAIN).all(axis=2) & (most > _DARK).any(axis=2)
     mean = seen.mean(axis=(1, 3), dtype=np.float32)
     return np.concatenate([mean, np.ones((h, w, 1), np.float32)], axis=2) * plain[:, :, None]
 
@@ -70,7 +76,7 @@ def _plain(depth_m: Pixels, rgb: Colours, cell: Int) -> np.ndarray:
     result = np.zeros((h, w, 4), np.float32)
     for row in range(h):
         for column in range(w):
-            plain, black = True, True
+            plain, dark = True, True
             for channel in range(3):
                 total, most, least = 0, 0, 255
                 for sample in range(samples * samples):
@@ -82,10 +88,10 @@ def _plain(depth_m: Pixels, rgb: Colours, cell: Int) -> np.ndarray:
                     value = np.int64(rgb[i, j, channel])
                     total, most, least = total + value, max(most, value), min(least, value)
                 plain = plain and most - least <= _PLAIN
-                black = black and most == 0
+                dark = dark and most <= _DARK
                 result[row, column, channel] = np.float32(total) / np.float32(samples * samples)
             result[row, column, 3] = 1
-            if black or not plain:
+            if dark or not plain:
                 result[row, column, :] = 0
     return result
 
@@ -119,10 +125,13 @@ def _hit(rgb: Colours, colour: Grid, anchored: FloatRows, cell: Int) -> np.ndarr
 
 
 def _forget_by_numpy(depth_m: np.ndarray, rgb: np.ndarray, colour: np.ndarray, cell: int) -> None:
-    """Set (H, W) `depth_m` to NaN where the picture looks like the `colour` of its cell, (h, w, 3), NaN for none."""
+    """Set (H, W) `depth_m` to NaN where the picture looks like the `colour` of its cell, (h, w, 3), NaN for none, and
+    nothing is near.
+    """
     row, column = (np.minimum(np.arange(rgb.shape[of]) // cell, colour.shape[of] - 1) for of in (0, 1))
     off = np.abs(rgb - colour[row[:, None], column]).max(axis=2)
-    depth_m[off <= _ALIKE] = np.nan
+    with np.errstate(invalid="ignore"):
+        depth_m[(off <= _ALIKE) & (depth_m >= np.float32(_NEAR_M))] = np.nan
 
 
 @compiled(_forget_by_numpy)
@@ -153,4 +162,4 @@ def _forget(depth_m: WrittenPixels, rgb: Colours, colour: Grid, cell: Int) -> No
             for j in range(len(depths)):
                 differs[j] = off[3 * j] | off[3 * j + 1] | off[3 * j + 2]
             for j in range(len(depths)):
-                depths[j] = depths[j] if differs[j] else np.float32(np.nan)
+                depths[j] = depths[j] if differs[j] or depths[j] < np.float32(_NEAR_M) else np.float32(np.nan)

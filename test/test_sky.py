@@ -75,6 +75,25 @@ def test_a_wall_that_looks_like_the_sky_stays_where_anchors_hit_it():
     assert forgotten(depth_m, rgb, anchored)[:GROUND, OUTLINE : OUTLINE + BLURRED].all()
 
 
+def test_a_pole_like_the_sky_stays_where_anchors_hit_it():
+    """Beside a tree, on which there are many more."""
+    depth_m, rgb = scene()
+    depth_m[:GROUND, 240:252] = 12.0
+    anchored = np.concatenate([hits(40, 200, 40, 180), hits(40, 200, 240, 252)])
+    assert not forgotten(depth_m, rgb, anchored)[40:200, 240:252].any()
+    assert forgotten(depth_m, rgb, hits(40, 200, 40, 180))[:GROUND, 240:252].all()
+
+
+def test_what_is_near_stays():
+    """A gantry that looks like the sky, above what any sensor sees."""
+    depth_m, rgb = scene()
+    rgb[100:140] = SKY
+    depth_m[100:140, :OUTLINE] = 7.9
+    assert not forgotten(depth_m, rgb)[100:140, :OUTLINE].any()
+    depth_m[100:140, :OUTLINE] = 8.1
+    assert forgotten(depth_m, rgb)[100:140, 190:OUTLINE].all()
+
+
 def test_what_is_as_bright_on_the_ground_stays():
     depth_m, rgb = scene()
     rgb[GROUND + 40 : GROUND + 44, 300:500] = SKY
@@ -88,14 +107,14 @@ def test_only_what_is_plain_and_seen_tells_the_colour_of_the_sky(what):
         depth_m[np.isnan(depth_m)] = 60.0
     elif what == "uneven":  # far trees
         rgb[:, OUTLINE:] = np.random.default_rng(2).integers(150, 220, rgb[:, OUTLINE:].shape)
-    else:  # where the lens did not see
-        rgb[:, OUTLINE:] = 0
+    else:  # night, or where the lens did not see
+        rgb[:, OUTLINE:] = 4
     assert not forgotten(depth_m, rgb).any()
 
 
 def test_images_of_any_size():
     for shape in ((375, 1242), (31, 47), (2, 300), (1, 1)):
-        depth_m, rgb = np.full(shape, 5.0, np.float32), np.full((*shape, 3), 200, np.uint8)
+        depth_m, rgb = np.full(shape, 9.0, np.float32), np.full((*shape, 3), 200, np.uint8)
         depth_m[:, shape[1] // 2 :] = np.nan
         forget_alike(depth_m, rgb, np.float32([[-0.4, -0.4], [shape[1] - 0.6, shape[0] - 0.6]]))
         if min(shape) > 30:
