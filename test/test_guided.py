@@ -1,5 +1,6 @@
 """The diffusion that anchors guide, on a small real checkpoint; the guard, apart from it."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -92,8 +93,14 @@ def test_a_distilled_network_is_guided_by_its_own_clean_latents_without_fresh_no
         clean = scheduler.step(output, timestep, latent).pred_original_sample
         torch.testing.assert_close(clean, known.step(output, timestep, latent).denoised, atol=1e-4, rtol=0)
     folder = write_family_checkpoint(tmp_path, ROWS["marigold-depth-lcm-v1-0"])
-    edit_json(folder / "scheduler" / "scheduler_config.json", original_inference_steps=5)
+    path = folder / "scheduler" / "scheduler_config.json"
+    edit_json(path, original_inference_steps=5)
     assert Guided(describe(folder), Settings()).steps == 50
+    # What its config leaves open is an LCM scheduler's default, not DDIM's.
+    path.write_text(
+        json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "clip_sample"})
+    )
+    assert not Guided(describe(folder), Settings())._diffusion.pipeline.scheduler.config.clip_sample
 
 
 @KINDS
