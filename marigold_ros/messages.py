@@ -124,13 +124,15 @@ def _fill_by_numpy(points: np.ndarray, depth_m: np.ndarray, rgb: np.ndarray, x: 
 @compiled(_fill_by_numpy)
 def _fill(points: WrittenGrid, depth_m: Pixels, rgb: Colours, x: Floats, y: Floats) -> None:
     rows, columns = depth_m.shape
-    packed = np.empty(columns, np.uint32)
+    packed = np.empty(4 * columns, np.uint8)
     colours = packed.view(np.float32)
+    # All channels of a row, as they lie in memory: that is what makes vectors of loops.
+    channels = rgb.reshape(rows, 3 * columns)
     for i in range(rows):
-        depths, pixels, into, down = depth_m[i], rgb[i], points[i], y[i]
+        depths, pixels, into, down = depth_m[i], channels[i], points[i], y[i]
         for j in range(columns):
-            red, green, blue = np.uint32(pixels[j, 0]), np.uint32(pixels[j, 1]), np.uint32(pixels[j, 2])
-            packed[j] = (red << np.uint32(16)) | (green << np.uint32(8)) | blue
+            packed[4 * j], packed[4 * j + 1], packed[4 * j + 2] = pixels[3 * j + 2], pixels[3 * j + 1], pixels[3 * j]
+            packed[4 * j + 3] = 0
         for j in range(columns):
             into[j, 0], into[j, 1], into[j, 2] = depths[j] * x[j], depths[j] * down, depths[j]
             into[j, 3] = colours[j]
