@@ -97,7 +97,7 @@ class AnchorMemory:
         if self._held is None or self._stamp_ns != motion.stamp_ns:
             return None
         held = self._held if taken is None else self._held.of(~beside(self._held.pixels, taken, fitted.shape))
-        held = held.of(_still_there(held, fitted, sigma))
+        held = held.of(_still_there(held, fitted, sigma)) if len(held.depth_m) > 0 else held
         if len(held.depth_m) == 0:
             return None
         noise = np.zeros(len(held.depth_m), np.float32)  # their weight has it

@@ -75,8 +75,9 @@ class SeenMotion:
 
     def remember(self, evidence: Evidence) -> None:
         """Take what is believed of the anchors in the newest image as points to be found again."""
-        right = evidence.trust > 0.5
-        self._images[-1].pixels, self._images[-1].depth_m = evidence.pixels[right], evidence.depth_m[right]
+        right = np.flatnonzero(evidence.trust > 0.5)  # taking them is several times as fast as choosing them
+        newest = self._images[-1]
+        newest.pixels, newest.depth_m = evidence.pixels.take(right, axis=0), evidence.depth_m.take(right)
 
     def until_now(self, find_motion: FindMotion) -> Motion:
         """The motion until the newest image, as `find_motion` knows it and as it was seen."""
