@@ -50,6 +50,8 @@ _ASKED = 1024
 # In the finest levels an anchor is shared by the eight nodes around it; the coarser ones do not tell the nearest from
 # all of them, which take four times as long.
 _SHARED_LEVELS = 3
+# From so many passes on, products of matrices take half as long as a filter.
+_FAR_PASSES = 50
 # Along log depth, whose nodes are few, anchors reach less far.
 _STEP_PASSES = 16
 # In the distance to the anchors: a ln of depth is as far as half of the image.
@@ -620,10 +622,14 @@ def _at_corners(weight: Floats, values: Floats, places: FloatRows) -> np.ndarray
 def _spread(sums: np.ndarray, passes: int) -> np.ndarray:
     """(rows, columns, n, steps) smoothed along all axes but n, the ends reflected."""
     rows, columns, count, steps = sums.shape
-    kernel = _kernel(passes)
     flat = sums.reshape(rows, columns, count * steps)
-    smooth = cv2.sepFilter2D(flat, cv2.CV_32F, kernel, kernel, borderType=cv2.BORDER_REFLECT)
-    # Small enough for BLAS to take one thread.
+    if passes < _FAR_PASSES:
+        kernel = _kernel(passes)
+        smooth = cv2.sepFilter2D(flat, cv2.CV_32F, kernel, kernel, borderType=cv2.BORDER_REFLECT)
+    else:
+        down = np.matmul(_filtering(rows, passes), flat.transpose(1, 0, 2))
+        smooth = np.matmul(_filtering(columns, passes), down.transpose(1, 0, 2))
+    # All of them small enough for BLAS to take one thread.
     return (smooth.reshape(-1, steps) @ _smoothing(steps, -(-passes // _STEP_PASSES))).reshape(sums.shape)
 
 
@@ -650,6 +656,13 @@ def _kernel(passes: int) -> np.ndarray:
     reach = min(passes, math.ceil(3.0 * math.sqrt(passes / 2)))
     kernel = np.array([math.comb(2 * passes, passes + i) / 4.0**passes for i in range(-reach, reach + 1)])
     return (kernel / kernel.sum()).astype(np.float32)
+
+
+@lru_cache
+def _filtering(count: int, passes: int) -> np.ndarray:
+    """(count, count) float32: the filter `_kernel` along so many nodes, the ends reflected."""
+    each, alone = np.eye(count, dtype=np.float32), np.ones(1, np.float32)
+    return cv2.sepFilter2D(each, cv2.CV_32F, alone, _kernel(passes), borderType=cv2.BORDER_REFLECT)
 
 
 @lru_cache
