@@ -308,7 +308,8 @@ def read_back(
     grid: np.ndarray, low: float, high: float, depth_m: np.ndarray, fade: float = math.inf
 ) -> tuple[np.ndarray, np.ndarray]:
     """(h, w) float32 values of a grid (rows, columns, steps) at every pixel of `depth_m`, (h, w) of any size, and how
-    far each depth lies beyond the end nodes at `low` and `high`, in ln. Over so much, values `fade` to 0.
+    far each depth lies beyond the end nodes at `low` and `high`, in ln. Over so much, values `fade` to 0, and
+    nobody is told how far, (0, w).
     """
     log_m = cv2.log(np.ascontiguousarray(depth_m, np.float32))
     return _interpolated(np.ascontiguousarray(grid), log_m, np.float32(low), np.float32(high), np.float32(1.0 / fade))
@@ -337,6 +338,7 @@ def _interpolated_by_numpy(
     if fading > 0:
         values *= np.maximum(np.float32(1) - beyond * fading, np.float32(0))
         cv2.patchNaNs(values, 0.0)
+        beyond = beyond[:0]
     return values, beyond
 
 
@@ -344,11 +346,11 @@ def _interpolated_by_numpy(
 def _interpolated(grid: Grid, log_m: Pixels, low: Float, high: Float, fading: Float) -> tuple[np.ndarray, np.ndarray]:
     height, width = log_m.shape
     rows, _, steps = grid.shape
-    values, beyond = np.empty((height, width), np.float32), np.empty((height, width), np.float32)
+    values, beyond = np.empty((height, width), np.float32), np.empty((0 if fading > 0 else height, width), np.float32)
     wide = _as_wide_as(width, grid)
-    along, per_ln = np.empty(width, np.float32), np.float32(steps - 1) / (high - low)
+    along, away, per_ln = np.empty(width, np.float32), np.empty(width, np.float32), np.float32(steps - 1) / (high - low)
     for i in range(height):
-        wanted, away = log_m[i], beyond[i]
+        wanted = log_m[i]
         for j in range(width):
             within = wanted[j] if wanted[j] > low else low  # NaN is not
             within = within if within < high else high
@@ -369,6 +371,8 @@ def _interpolated(grid: Grid, log_m: Pixels, low: Float, high: Float, fading: Fl
             for j in range(width):
                 left = np.float32(1) - away[j] * fading
                 found[j] *= left if left > 0 else np.float32(0)
+        else:
+            beyond[i] = away
     return values, beyond
 
 
