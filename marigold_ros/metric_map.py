@@ -79,8 +79,9 @@ class MetricMap:
             return None
         # Motion goes on the same way: what it adds to the deviation adds up, and not its square.
         growth = 1.0 + speed_m_s * elapsed_s / median(depth_m) / relative_sigma(whole, fit)
-        covariance = growth**2 * _matrix(fit.covariance) + (_EACH**2 + _DRIFT**2 * elapsed_s) * noise
-        return replace(fit, covariance=_triple(covariance)), step
+        lost = _EACH**2 + _DRIFT**2 * elapsed_s
+        covariance = tuple(growth**2 * of + lost * more for of, more in zip(fit.covariance, noise, strict=True))
+        return replace(fit, covariance=covariance), step
 
 
 def _seen_again_by_numpy(
@@ -150,8 +151,9 @@ class Carried:
 
     def __call__(self, fit: MetricFit) -> MetricFit:
         """The earlier image's fit, in terms of the later one's relative depth; its covariance too."""
-        change = np.array([[self.factor, 0.0], [self.term, 1.0]])
-        covariance = _triple(change @ _matrix(fit.covariance) @ change.T)
+        of_scale, both, of_shift = fit.covariance
+        with_term = of_scale * self.term + both
+        covariance = of_scale * self.factor**2, with_term * self.factor, (with_term + both) * self.term + of_shift
         scale, shift = fit.scale * self.factor, fit.scale * self.term + fit.shift
         return replace(fit, scale=scale, shift=shift, covariance=covariance)
 
@@ -265,8 +267,8 @@ def _reduced_major_axis(p: Doubles, y: Doubles, scale: Double, shift: Double, sp
     return True, scale, shift
 
 
-def _covariance_of_whole(p: np.ndarray, fit: MetricFit) -> np.ndarray | None:
-    """(2, 2) covariance of (scale, shift) for which the relative variance is 1, on average over the map (K,).
+def _covariance_of_whole(p: np.ndarray, fit: MetricFit) -> tuple[float, float, float] | None:
+    """Covariance as `MetricFit` has it, for which the relative variance is 1, on average over the map (K,).
 
     None where there is next to no map.
     """
@@ -275,7 +277,8 @@ def _covariance_of_whole(p: np.ndarray, fit: MetricFit) -> np.ndarray | None:
     determinant = of_scale * of_shift - both**2
     if known < _FEWEST or determinant <= _SINGULAR * of_scale * of_shift:
         return None
-    return np.array([[of_shift, -both], [-both, of_scale]]) * (known / (2.0 * determinant))
+    share = known / (2.0 * determinant)
+    return of_shift * share, -both * share, of_scale * share
 
 
 def _sums_by_numpy(p: np.ndarray, scale: float, shift: float, space: int) -> tuple[int, float, float, float]:
@@ -312,11 +315,3 @@ def _grid(shape: tuple[int, int]) -> np.ndarray:
 def _at(relative: np.ndarray, pixels: np.ndarray) -> np.ndarray:
     """(K,) float64."""
     return relative[pixels[:, 1], pixels[:, 0]].astype(np.float64)
-
-
-def _matrix(triple: tuple[float, float, float]) -> np.ndarray:
-    return np.array([[triple[0], triple[1]], [triple[1], triple[2]]])
-
-
-def _triple(matrix: np.ndarray) -> tuple[float, float, float]:
-    return float(matrix[0, 0]), float(matrix[0, 1]), float(matrix[1, 1])
