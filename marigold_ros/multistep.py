@@ -244,7 +244,7 @@ class MultiStep:
                 f"checkpoint {self.info.name!r}: one step with 'leading' timesteps starts at t = 1, as if its noise "
                 "were almost the answer; give more steps, or spacing 'trailing' (or 'leading', to see what comes of it)"
             )
-        # An LCM's scheduler, which DDIM may stand in for, clips only where it is told to; DDIM's own default is to clip.
+        # An LCM's scheduler, which DDIM may stand in for, clips only where it is told to; DDIM does by default.
         clip = config.get("clip_sample", config.get("_class_name") != "LCMScheduler")
         spacing = spacing or config["timestep_spacing"]
         return DDIMScheduler.from_config(config, timestep_spacing=spacing, clip_sample=clip)
