@@ -103,6 +103,7 @@ def hardware() -> dict[str, str]:
         "numpy": np.__version__,
         "OpenCV": cv2.__version__,
         "loops": compiled.description(),
+        "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", "none"),
     }
 
 
