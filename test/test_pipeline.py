@@ -153,7 +153,7 @@ def test_scans_are_the_same_only_if_they_moved_the_same_way():
 
 
 def test_who_drops_it_drops_its_thread_too():
-    # The first one may be who has loops compiled, and what that leaves behind may hold who asked, until it is collected.
+    # The first one may have loops compiled; what that leaves behind may hold who asked, until it is collected.
     for pipeline in (Pipeline(Scene()), Pipeline(Scene())):
         for tenths in range(3):
             pipeline(RGB, CAMERA, tenths * SECOND // 10, scan, CONFIG, sigma=True)
