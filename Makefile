@@ -31,8 +31,9 @@ RECORD = $(CLEAN) .venv-test/bin/python -m trainer record --pose --image-noise 1
 demo: .venv-demo/.ready
 	@$(CLEAN) .venv-demo/bin/python -m marigold_ros.demo $(DEMO_ARGS)
 
+# A worker that dies ends the run: xdist 3.8 hands its successor the files already done, and then waits for ever.
 test: .venv-test/.ready
-	$(CLEAN) OMP_NUM_THREADS=1 .venv-test/bin/python -m pytest -n $(TEST_WORKERS) --dist loadfile \
+	$(CLEAN) OMP_NUM_THREADS=1 .venv-test/bin/python -m pytest -n $(TEST_WORKERS) --dist loadfile --max-worker-restart 0 \
 		-p no:launch_testing -p no:launch_testing_ros_pytest_entrypoint $(PYTEST_ARGS)
 
 lint: .venv-lint/.ready

@@ -184,18 +184,21 @@ def ros() -> Iterator[Finding]:
     if importlib.util.find_spec("tf2_ros") is None:
         text = "tf2_ros is not installed: the LiDAR's place must be given (range.extrinsic: static)"
         yield Finding(NOTE, text, "sudo apt install ros-$ROS_DISTRO-tf2-ros-py")
-    yield from shared_memory(shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else 0)
+    usage = shutil.disk_usage("/dev/shm") if Path("/dev/shm").is_dir() else None
+    yield from shared_memory(usage.total if usage else 0, usage.free if usage else 0)
     buffer = _lines(Path("/proc/sys/net/core/rmem_max"))
     if buffer:
         yield from socket_buffer(int(buffer[0]))
 
 
-def shared_memory(total_bytes: int) -> Iterator[Finding]:
-    """Whether /dev/shm holds the DDS profile's segments."""
-    text = f"/dev/shm: {total_bytes / 1e6:.0f} MB"
+def shared_memory(total_bytes: int, free_bytes: int) -> Iterator[Finding]:
+    """Whether /dev/shm holds the DDS profile's segments; those of processes that were killed stay until cleaned."""
+    text = f"/dev/shm: {free_bytes / 1e6:.0f} of {total_bytes / 1e6:.0f} MB free"
     if total_bytes < _SHARED_MEMORY_BYTES:
         mend = "docker run --shm-size=512m ..., or sudo mount -o remount,size=512m /dev/shm"
         yield Finding(WRONG, f"{text}, too little for the DDS profile's segments of 64 MB", mend)
+    elif free_bytes < _SHARED_MEMORY_BYTES:
+        yield Finding(WRONG, f"{text}; killed nodes leave their segments of 64 MB there", "fastdds shm clean")
     else:
         yield Finding(OK, text)
 

@@ -198,9 +198,18 @@ def test_pip_is_told_to_install_beside_what_apt_did_where_it_would_refuse(monkey
     assert doctor._pip("openvino").endswith(" -m pip install openvino")
 
 
-@pytest.mark.parametrize(("megabytes", "level"), [(64, doctor.WRONG), (1000, doctor.OK)])
-def test_shared_memory(megabytes, level):
-    assert only(doctor.shared_memory(megabytes * 10**6)).level == level
+@pytest.mark.parametrize(
+    ("megabytes", "free", "level", "mend"),
+    [
+        (64, 64, doctor.WRONG, "--shm-size"),
+        (8000, 30, doctor.WRONG, "fastdds shm clean"),
+        (1000, 900, doctor.OK, ""),
+    ],
+)
+def test_shared_memory(megabytes, free, level, mend):
+    finding = only(doctor.shared_memory(megabytes * 10**6, free * 10**6))
+    assert finding.level == level
+    assert mend in finding.mend
 
 
 @pytest.mark.parametrize(("megabytes", "level"), [(0.2, doctor.NOTE), (32, doctor.OK)])
