@@ -4,7 +4,8 @@ Each frame says where brightness changes beside the edges of its scan (`calibrat
 a wrong extrinsic, one that goes with the motion of the picture is a wrong time; both are solved for together
 (`calibration_fit`). Errors of frames that follow each other are alike, and a robot that stands still sees the same ones
 for ever. So evidence is counted in looks: a look ends when the picture has become another one, and how sure the
-estimate is follows from the scatter between looks, not between frames.
+estimate is follows from the scatter between looks, not between frames. Of pitch and roll the ground tells, too, as it
+passes (`calibration_ground`); what is surer of the two counts.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import numpy as np
 
 from marigold_ros.anchors import Anchors
 from marigold_ros.calibration_evidence import Evidence, frame_evidence
-from marigold_ros.calibration_fit import Group, explained
+from marigold_ros.calibration_fit import ENDLESS, Group, Views, explained
+from marigold_ros.calibration_ground import GroundWatch
 from marigold_ros.geometry import Camera
 from marigold_ros.picture_motion import PictureTrack, likeness
 
@@ -26,7 +28,7 @@ from marigold_ros.picture_motion import PictureTrack, likeness
 _LOOK_ENDS = ((0.5, 0.35), (2.0, 0.6))
 # A look this much like an earlier one adds to it: going to and fro shows nothing new.
 _SEEN_BEFORE = 0.5
-# What remains of a look when the same is seen again.
+# What a look still counts, against the new one, when the same is seen again.
 _KEPT = 0.7
 # A robot that creeps looks at one thing for long: fewer looks at most would be of that alone.
 _LEAST_LOOKS, _MOST_LOOKS, _LEAST_S = 8, 120, 5.0
@@ -48,6 +50,10 @@ _MOST_DELAY_SIGMA_S = 0.02
 # What a component has to be in standard deviations, floor and all, to be told; and by how much the pictures have to
 # agree better with all of it than with errors half of what matters: where edges are few the best is one of several.
 ALARM = 3.0
+# The same of what the ground says, which rests on blocks of comparisons.
+_GROUND_FLOOR_DEG = 0.15
+# Comparisons of the ground after which is judged, whether the picture has become another one or not.
+_JUDGED_AFTER = 4
 # A pitch or a roll is none if what stands upright is against it: a shelf's edges may all be wrong together.
 _MOST_AGAINST = 0.1
 # Looks in succession that say so.
@@ -115,6 +121,8 @@ class CalibrationMonitor:
         """Forget all: another camera, another time."""
         self._camera: Camera | None = None
         self._newest_ns = 0
+        self._ground = GroundWatch()
+        self._new_ground = 0
         self._looks: deque[_Look] = deque(maxlen=_MOST_LOOKS)
         self._look: _Look | None = None
         self._began_ns = 0
@@ -156,9 +164,12 @@ class CalibrationMonitor:
         self._frames += 1
         axes = (0, 1) if len(anchors) <= _MANY_ANCHORS else (self._frames % 2,)
         self.evidence = frame_evidence(grey, camera, anchors, origin_m, moved, axes)
-        if self._look is not None and self._is_over(self._look, stamp_ns, thumb):
+        self._new_ground += self._ground.see(stamp_ns, self._track, camera, anchors)
+        over = self._look is not None and self._is_over(self._look, stamp_ns, thumb)
+        if over:
             self._keep(self._look)
             self._look = None
+        if over or self._new_ground == _JUDGED_AFTER:
             self._judge(stamp_ns)
         if self._look is None:
             self._look = _Look(thumb, stamp_ns)
@@ -177,40 +188,63 @@ class CalibrationMonitor:
         """Among the looks, or in the earlier one that it resembles."""
         for earlier in self._looks:
             if likeness(earlier.first, look.first) > _SEEN_BEFORE:
-                # What is mended, or slips, must not drown in all that was seen here before.
-                earlier.groups = {motion: group.scaled(_KEPT) for motion, group in earlier.groups.items()}
-                for motion, group in look.groups.items():
+                # What is mended, or slips, must not drown in all that was seen here before, however long.
+                earlier.groups = {motion: group.scaled(_KEPT) for motion, group in earlier.once().items()}
+                for motion, group in look.once().items():
                     earlier.add(motion, group)
                 return
         self._looks.append(look)
 
     def _judge(self, stamp_ns: int) -> None:
-        looks = [look.once() for look in self._looks if look.groups]
-        if len(looks) < _LEAST_LOOKS or (stamp_ns - self._began_ns) * 1e-9 < _LEAST_S:
+        self._new_ground = 0
+        looks, ground = [look.once() for look in self._looks if look.groups], self._ground.turn()
+        if (stamp_ns - self._began_ns) * 1e-9 < _LEAST_S or (len(looks) < _LEAST_LOOKS and ground is None):
             return
-        found = explained(looks, 0.5 * np.array(MATTERS))
-        few = 1.0 + _FEW / len(looks)
-        # What the floor makes up in time at the motions that were seen: where nothing turned, no time can be told.
-        floor_s = _MOTION_FLOOR_DEG / max(found.motion_deg, _MOTION_FLOOR_DEG)
-        inflated = found.sigma * _INFLATION * np.array((few, few, few, 1.0))
-        pitch, yaw, roll, delay_s = map(float, found.estimate)
-        sigmas = tuple(map(float, np.hypot(inflated, (*_FLOOR_DEG, floor_s))))
+        estimate, sigma, certain = _by_edges(looks)
+        by_ground = np.zeros(4, bool)
+        if ground is not None:
+            few = 1.0 + _FEW / ground.blocks
+            ground_sigma = np.hypot(_INFLATION * few * ground.sigma_deg, _GROUND_FLOOR_DEG)
+            # Of what edges are not certain of they may say anything, however small its scatter.
+            by_ground[[0, 2]] = (ground_sigma < sigma[[0, 2]]) | ~certain[[0, 2]]
+            for i, turn_deg, sigma_deg in zip((0, 2), ground.turn_deg, ground_sigma, strict=True):
+                if by_ground[i]:
+                    estimate[i], sigma[i], certain[i] = turn_deg, sigma_deg, True
+        pitch, yaw, roll, delay_s = map(float, estimate)
+        sigmas = tuple(map(float, sigma))
         shift = self._camera.fx * math.radians(yaw), -self._camera.fy * math.radians(pitch)
         verdict = Calibration(len(looks), (pitch, yaw, roll), sigmas[:3], delay_s, sigmas[3], shift)
-        told = (np.abs(found.estimate) > MATTERS) & (np.abs(verdict.significance) > ALARM)
-        told[:3] &= found.weight[:3] > _LEAST_EDGES
-        told[3] &= sigmas[3] < _MOST_DELAY_SIGMA_S
-        told &= found.surer > ALARM
-        told[[0, 2]] &= found.against < _MOST_AGAINST
-        wrong = list(np.flatnonzero(told))
-        self._suspected = self._suspected + 1 if wrong else 0
-        self.verdict = replace(verdict, problem=_problem(verdict, wrong) if self._suspected >= _TIMES else None)
+        told = certain & (np.abs(estimate) > MATTERS) & (np.abs(verdict.significance) > ALARM)
+        self._suspected = self._suspected + 1 if told.any() else 0
+        problem = None
+        if self._suspected >= _TIMES:
+            worst = max(np.flatnonzero(told), key=lambda i: abs(verdict.significance[i]))
+            seen = f"{ground.count} comparisons of the ground" if by_ground[worst] else f"{len(looks)} views"
+            problem = _problem(verdict, worst, seen)
+        self.verdict = replace(verdict, problem=problem)
 
 
-def _problem(found: Calibration, wrong: list[int]) -> str:
-    """What is wrong, in words; the most certain of it."""
-    worst = max(wrong, key=lambda i: abs(found.significance[i]))
-    sure = f"{abs(found.significance[worst]):.1f} standard deviations, {found.looks} views"
+def _by_edges(looks: Views) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Turns about x, y, z in degrees and a delay in seconds (4,), standard deviations (4,), and of which (4,) it is
+    certain that they are no other ones.
+    """
+    if len(looks) < _LEAST_LOOKS:
+        return np.zeros(4), np.full(4, ENDLESS), np.zeros(4, bool)
+    found = explained(looks, 0.5 * np.array(MATTERS))
+    few = 1.0 + _FEW / len(looks)
+    # What the floor makes up in time at the motions that were seen: where nothing turned, no time can be told.
+    floor_s = _MOTION_FLOOR_DEG / max(found.motion_deg, _MOTION_FLOOR_DEG)
+    sigma = np.hypot(found.sigma * _INFLATION * (few, few, few, 1.0), (*_FLOOR_DEG, floor_s))
+    certain = np.full(4, found.surer > ALARM)
+    certain[:3] &= found.weight[:3] > _LEAST_EDGES
+    certain[3] &= sigma[3] < _MOST_DELAY_SIGMA_S
+    certain[[0, 2]] &= found.against < _MOST_AGAINST
+    return found.estimate, sigma, certain
+
+
+def _problem(found: Calibration, worst: int, seen: str) -> str:
+    """What is wrong, in words, and what was `seen` of it."""
+    sure = f"{abs(found.significance[worst]):.1f} standard deviations, {seen}"
     if UNKNOWNS[worst] == "delay":
         older = "older" if found.delay_s > 0 else "newer"
         return (

@@ -25,7 +25,7 @@ _NO_STEP = (0.005, 0.005, 0.005, 0.0005)
 # Without evidence, as `Found.weight`; and how far off an estimate may be that is this alone.
 _PRIOR, _PRIOR_OFF = (3.0, 3.0, 3.0, 500.0), (2.0, 2.0, 2.0, 0.1)
 # Degrees and seconds by which nothing is known.
-_ENDLESS = 1e3
+ENDLESS = 1e3
 
 
 @dataclass
@@ -92,10 +92,11 @@ def explained(views: Views, none: np.ndarray) -> Found:
     gain = np.bincount(numbers, gain, len(views))
     surer = gain.mean() / max(gain.std(ddof=1) / math.sqrt(len(gain)), 1e-9)
     against = -upright / max(gain.sum(), 1e-9)
-    turns, delay = whole[:3, :3], whole[3, 3] - whole[3, :3] @ np.linalg.pinv(whole[:3, :3]) @ whole[:3, 3]
-    motion_deg = math.sqrt(max(delay - _PRIOR[3], 0.0) / max(0.5 * (turns[0, 0] + turns[1, 1]), 1e-9))
+    seen = whole - np.diag(_PRIOR)
+    turns, delay = seen[:3, :3], seen[3, 3] - seen[3, :3] @ np.linalg.pinv(seen[:3, :3]) @ seen[:3, 3]
+    motion_deg = math.sqrt(max(delay, 0.0) / max(0.5 * (turns[0, 0] + turns[1, 1]), 1e-9))
     # What the prior holds back does not scatter.
-    held_back = np.divide(_PRIOR, np.maximum(np.diagonal(whole), _PRIOR)) * _PRIOR_OFF
+    held_back = np.linalg.norm(np.linalg.pinv(whole) * _PRIOR * _PRIOR_OFF, axis=1)
     sigma = np.sqrt(by_view**2 + by_part**2 + held_back**2)
     return Found(estimate, sigma, np.diagonal(whole) - _PRIOR, motion_deg, float(surer), float(against))
 
@@ -198,6 +199,6 @@ def _scatter(whole: np.ndarray, curvature: np.ndarray, slopes: np.ndarray) -> np
     used = np.abs(curvature).any(axis=(1, 2)) | slopes.any(axis=1)
     left, slopes = whole - curvature[used], slopes[used]
     if len(left) < 2 or np.linalg.eigvalsh(left)[:, 0].min() <= 0:
-        return np.full(4, _ENDLESS)  # without one of them, anything goes
+        return np.full(4, ENDLESS)  # without one of them, anything goes
     moves = np.linalg.solve(left, (slopes - slopes.mean(axis=0))[..., None])[..., 0]
     return np.sqrt((1.0 - 1.0 / len(moves)) * (moves**2).sum(axis=0))

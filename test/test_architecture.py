@@ -66,6 +66,7 @@ CORE = {
     "calibration": {"numpy"},
     "calibration_evidence": {"numpy"},
     "calibration_fit": {"numpy"},
+    "calibration_ground": {"numpy", "cv2"},
     "metric": {"numpy"},
     "acceptance": {"numpy"},
     "vote": {"numpy", "cv2"},
