@@ -42,6 +42,8 @@ _WAY, _LEAST_WAY, _LONGEST_S = 0.35, 0.2, 2.0
 _PAUSE_S = 0.5
 # Standard deviations in pixels of what pictures are smoothed by, and rounds at each.
 _SMOOTH_PX, _ROUNDS = (2.5, 1.0), 8
+# A step that is none, in radians and metres.
+_NO_STEP = 1e-3
 # Pixels from the picture's border at which nothing is compared; which part of them the other picture has to show.
 _BORDER_PX, _LEAST_SEEN = 4, 0.4
 # Grey levels that are noise, whatever the residuals say; how alike the two pictures of the ground have to be.
@@ -278,7 +280,7 @@ def _aligned(
             there, found, jacobian = looked
             was = brightness[there]
             residual = found - was - (light[0] + light[1] * was)
-            noise = max(1.4826 * float(np.median(np.abs(residual - np.median(residual)))), _NOISE)
+            noise = max(1.4826 * float(np.median(np.abs(residual))), _NOISE)
             weight = 1.0 / (1.0 + (residual / (2.0 * noise)) ** 2)
             jacobian = np.concatenate([jacobian, np.full_like(was, -1.0)[:, None], -was[:, None]], axis=1)
             weighted = jacobian * weight[:, None]
@@ -291,7 +293,7 @@ def _aligned(
                 return None
             turn, way_m = cv2.Rodrigues(step[:3])[0] @ turn, way_m + step[3:6]
             tilt, light = tilt + step[6:8], light + step[8:]
-            if np.abs(step[:8]).max() < 2e-4:
+            if np.abs(step[:8]).max() < _NO_STEP:
                 break
     if np.corrcoef(found, was)[0, 1] < _ALIKE or np.abs(tilt).max() > math.radians(_MOST_DEG):
         return None
