@@ -18,7 +18,7 @@ import numpy as np
 
 from marigold_ros.anchors import Anchors
 from marigold_ros.calibration_evidence import Evidence, frame_evidence
-from marigold_ros.calibration_fit import ENDLESS, Group, Views, explained
+from marigold_ros.calibration_fit import ENDLESS, LIKELY, Group, Prior, Views, explained
 from marigold_ros.calibration_ground import GroundWatch
 from marigold_ros.geometry import Camera
 from marigold_ros.picture_motion import PictureTrack, likeness
@@ -50,8 +50,8 @@ _MOST_DELAY_SIGMA_S = 0.02
 # What a component has to be in standard deviations, floor and all, to be told; and by how much the pictures have to
 # agree better with all of it than with errors half of what matters: where edges are few the best is one of several.
 ALARM = 3.0
-# The same of what the ground says, which rests on blocks of comparisons.
-_GROUND_FLOOR_DEG = 0.15
+# The same of what the ground says, which rests on blocks of comparisons; and as how many clear edges it counts.
+_GROUND_FLOOR_DEG, _GROUND_WEIGHT = 0.15, 30.0
 # Comparisons of the ground after which is judged, whether the picture has become another one or not.
 _JUDGED_AFTER = 4
 # A pitch or a roll is none if what stands upright is against it: a shelf's edges may all be wrong together.
@@ -200,11 +200,13 @@ class CalibrationMonitor:
         looks, ground = [look.once() for look in self._looks if look.groups], self._ground.turn()
         if (stamp_ns - self._began_ns) * 1e-9 < _LEAST_S or (len(looks) < _LEAST_LOOKS and ground is None):
             return
-        estimate, sigma, certain = _by_edges(looks)
-        by_ground = np.zeros(4, bool)
+        by_ground, prior = np.zeros(4, bool), LIKELY
         if ground is not None:
             few = 1.0 + _FEW / ground.blocks
             ground_sigma = np.hypot(_INFLATION * few * ground.sigma_deg, _GROUND_FLOOR_DEG)
+            prior = _prior(ground.turn_deg, ground_sigma)
+        estimate, sigma, certain = _by_edges(looks, prior)
+        if ground is not None:
             # Of what edges are not certain of they may say anything, however small its scatter.
             by_ground[[0, 2]] = (ground_sigma < sigma[[0, 2]]) | ~certain[[0, 2]]
             for i, turn_deg, sigma_deg in zip((0, 2), ground.turn_deg, ground_sigma, strict=True):
@@ -224,17 +226,25 @@ class CalibrationMonitor:
         self.verdict = replace(verdict, problem=problem)
 
 
-def _by_edges(looks: Views) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _prior(turn_deg: np.ndarray, sigma_deg: np.ndarray) -> Prior:
+    """What the ground says of pitch and roll (2,): what stands upright then tells a yaw from a roll."""
+    mean, weight, off = LIKELY.mean.copy(), LIKELY.weight.copy(), LIKELY.off.copy()
+    mean[[0, 2]], weight[[0, 2]], off[[0, 2]] = turn_deg, _GROUND_WEIGHT, sigma_deg
+    return Prior(mean, weight, off)
+
+
+def _by_edges(looks: Views, prior: Prior) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Turns about x, y, z in degrees and a delay in seconds (4,), standard deviations (4,), and of which (4,) it is
     certain that they are no other ones.
     """
     if len(looks) < _LEAST_LOOKS:
         return np.zeros(4), np.full(4, ENDLESS), np.zeros(4, bool)
-    found = explained(looks, 0.5 * np.array(MATTERS))
+    found = explained(looks, 0.5 * np.array(MATTERS), prior)
     few = 1.0 + _FEW / len(looks)
     # What the floor makes up in time at the motions that were seen: where nothing turned, no time can be told.
     floor_s = _MOTION_FLOOR_DEG / max(found.motion_deg, _MOTION_FLOOR_DEG)
-    sigma = np.hypot(found.sigma * _INFLATION * (few, few, few, 1.0), (*_FLOOR_DEG, floor_s))
+    inflated = found.scatter * _INFLATION * (few, few, few, 1.0)
+    sigma = np.linalg.norm([inflated, found.held_back, (*_FLOOR_DEG, floor_s)], axis=0)
     certain = np.full(4, found.surer > ALARM)
     certain[:3] &= found.weight[:3] > _LEAST_EDGES
     certain[3] &= sigma[3] < _MOST_DELAY_SIGMA_S

@@ -22,8 +22,6 @@ _KERNEL_DEG, _FIRST_KERNEL_DEG, _NARROWER = 0.4, 2.0, 0.8
 _ROUNDS, _NEAR_ROUNDS = 40, 12
 # Steps that are none, in degrees and seconds.
 _NO_STEP = (0.005, 0.005, 0.005, 0.0005)
-# Without evidence, as `Found.weight`; and how far off an estimate may be that is this alone.
-_PRIOR, _PRIOR_OFF = (3.0, 3.0, 3.0, 500.0), (2.0, 2.0, 2.0, 0.1)
 # Degrees and seconds by which nothing is known.
 ENDLESS = 1e3
 
@@ -51,9 +49,25 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Found:
-    """Turns about the camera's x, y and z in degrees, and a delay in seconds: `estimate` (4,), `sigma` (4,).
+class Prior:
+    """What is taken for likely without evidence: turns in degrees and a delay in seconds `mean` (4,), which count like
+    so much `Found.weight` (4,), and how far `off` (4,) they may be.
+    """
 
+    mean: np.ndarray
+    weight: np.ndarray
+    off: np.ndarray
+
+
+# Nothing is wrong, or 2 degrees and 0.1 s are.
+LIKELY = Prior(np.zeros(4), np.array([3.0, 3.0, 3.0, 500.0]), np.array([2.0, 2.0, 2.0, 0.1]))
+
+
+@dataclass(frozen=True)
+class Found:
+    """Turns about the camera's x, y and z in degrees, and a delay in seconds: `estimate` (4,).
+
+    How far off it may be (4,): by how evidence scatters, and `held_back` by the prior; `sigma` is both.
     `weight` (4,): so many clear edges say so; of the delay, times their motions in degrees per second, squared.
     `motion_deg`: how many degrees per second the picture of these edges moved, beside what a turn explains as well.
     `surer`: by how many of its standard deviations over the views more brightness changes where the estimate has edges
@@ -62,28 +76,34 @@ class Found:
     """
 
     estimate: np.ndarray
-    sigma: np.ndarray
+    scatter: np.ndarray
+    held_back: np.ndarray
     weight: np.ndarray
     motion_deg: float
     surer: float
     against: float
+
+    @property
+    def sigma(self) -> np.ndarray:
+        """(4,) by how much it may be off altogether."""
+        return np.hypot(self.scatter, self.held_back)
 
 
 # What tells groups of like motion apart, of all views.
 Views = Sequence[Mapping[tuple[int, int], Group]]
 
 
-def explained(views: Views, none: np.ndarray) -> Found:
+def explained(views: Views, none: np.ndarray, prior: Prior = LIKELY) -> Found:
     """What explains the groups of each of two or more views best.
 
     none: (4,) errors that are as good as none, in degrees and seconds.
     """
     rows, numbers = _rows_of_each(views)
     few = _rows(_together(views).values())
-    estimate, near = _climbed(few), _climbed_near(few, none)
+    estimate, near = _climbed(few, prior), _climbed_near(few, none, prior)
     agree, slopes, curved = _derivatives(rows, estimate)
     curvature = _summed(curved.reshape(-1, 16), numbers, len(views)).reshape(-1, 4, 4)
-    whole = curvature.sum(axis=0) + np.diag(_PRIOR)
+    whole = curvature.sum(axis=0) + np.diag(prior.weight)
     by_view = _scatter(whole, curvature, _summed(slopes, numbers, len(views)))
     of_parts = _summed(curved.reshape(-1, 16), rows.parts, PARTS).reshape(-1, 4, 4)
     by_part = _scatter(whole, of_parts, _summed(slopes, rows.parts, PARTS))
@@ -92,13 +112,13 @@ def explained(views: Views, none: np.ndarray) -> Found:
     gain = np.bincount(numbers, gain, len(views))
     surer = gain.mean() / max(gain.std(ddof=1) / math.sqrt(len(gain)), 1e-9)
     against = -upright / max(gain.sum(), 1e-9)
-    seen = whole - np.diag(_PRIOR)
+    seen = whole - np.diag(prior.weight)
     turns, delay = seen[:3, :3], seen[3, 3] - seen[3, :3] @ np.linalg.pinv(seen[:3, :3]) @ seen[:3, 3]
     motion_deg = math.sqrt(max(delay, 0.0) / max(0.5 * (turns[0, 0] + turns[1, 1]), 1e-9))
     # What the prior holds back does not scatter.
-    held_back = np.linalg.norm(np.linalg.pinv(whole) * _PRIOR * _PRIOR_OFF, axis=1)
-    sigma = np.sqrt(by_view**2 + by_part**2 + held_back**2)
-    return Found(estimate, sigma, np.diagonal(whole) - _PRIOR, motion_deg, float(surer), float(against))
+    held_back = np.linalg.norm(np.linalg.pinv(whole) * prior.weight * prior.off, axis=1)
+    scatter, weight = np.hypot(by_view, by_part), np.diagonal(seen)
+    return Found(estimate, scatter, held_back, weight, motion_deg, float(surer), float(against))
 
 
 @dataclass(frozen=True)
@@ -152,18 +172,18 @@ def _moments(rows: _Rows, estimate: np.ndarray, kernel_deg: float) -> tuple[np.n
     return under.sum(axis=1), (under * residual).sum(axis=1), (under * squared).sum(axis=1)
 
 
-def _step(rows: _Rows, estimate: np.ndarray, kernel_deg: float) -> np.ndarray:
+def _step(rows: _Rows, estimate: np.ndarray, kernel_deg: float, prior: Prior) -> np.ndarray:
     """(4,) by which reweighted least squares moves the estimate."""
     weight, pull, _ = _moments(rows, estimate, kernel_deg)
-    prior = np.diag(_PRIOR)
-    return np.linalg.solve((rows.design.T * weight) @ rows.design + prior, rows.design.T @ pull - prior @ estimate)
+    whole = (rows.design.T * weight) @ rows.design + np.diag(prior.weight)
+    return np.linalg.solve(whole, rows.design.T @ pull + prior.weight * (prior.mean - estimate))
 
 
-def _climbed(rows: _Rows) -> np.ndarray:
+def _climbed(rows: _Rows, prior: Prior) -> np.ndarray:
     """(4,) the estimate from a wide kernel to a narrow one: a large error is seen from afar, without its details."""
-    estimate, kernel_deg = np.zeros(4), _FIRST_KERNEL_DEG
+    estimate, kernel_deg = prior.mean, _FIRST_KERNEL_DEG
     for _ in range(_ROUNDS):
-        step = _step(rows, estimate, kernel_deg)
+        step = _step(rows, estimate, kernel_deg, prior)
         estimate = estimate + step
         if kernel_deg == _KERNEL_DEG and (np.abs(step) < _NO_STEP).all():
             break
@@ -171,11 +191,11 @@ def _climbed(rows: _Rows) -> np.ndarray:
     return estimate
 
 
-def _climbed_near(rows: _Rows, most: np.ndarray) -> np.ndarray:
+def _climbed_near(rows: _Rows, most: np.ndarray, prior: Prior) -> np.ndarray:
     """(4,) the best estimate that has no error larger than `most`."""
     estimate = np.zeros(4)
     for _ in range(_NEAR_ROUNDS):
-        estimate = np.clip(estimate + _step(rows, estimate, _KERNEL_DEG), -most, most)
+        estimate = np.clip(estimate + _step(rows, estimate, _KERNEL_DEG, prior), -most, most)
     return estimate
 
 

@@ -384,7 +384,7 @@ def scattered(mean_deg: float, by_deg: float, views: int) -> list[float]:
 def test_a_delay_that_is_hardly_known_is_not_told(told_after):
     """At a degree a second what scenes have about them is as good as 30 ms, a fifth of this delay."""
     assert told_after([0.0] * 40, delay_s=0.15, motion_deg_s=1.0) is None
-    assert told_after([0.0] * 40, delay_s=0.15, motion_deg_s=4.0) == 11  # three verdicts, the first one after 8 views
+    assert told_after([0.0] * 40, delay_s=0.15, motion_deg_s=4.0) == 10  # three verdicts, the first one after 8 views
 
 
 def test_few_views_are_less_sure_of_a_turn_but_not_of_a_delay(told_after, verdict_of):
@@ -420,13 +420,16 @@ def test_edges_to_the_right_contradict_what_edges_down_alone_say():
     assert against(1.0) < -0.05
 
 
-SURE = Found(np.array([0.0, 0.0, 1.0, 0.0]), np.full(4, 0.01), np.full(4, 100.0), 10.0, surer=5.0, against=0.0)
+SURE = Found(
+    np.array([0.0, 0.0, 1.0, 0.0]), np.full(4, 0.01), np.zeros(4), np.full(4, 100.0), 10.0, surer=5.0, against=0.0
+)
 
 
 @pytest.mark.parametrize(
     ("but", "told"),
     [({}, True), ({"surer": 2.0}, False), ({"against": 0.2}, False), ({"weight": np.full(4, 4.0)}, False),
-     ({"sigma": np.full(4, 0.5)}, False), ({"estimate": np.array([0.0, 0.0, 0.3, 0.0])}, False)],
+     ({"scatter": np.full(4, 0.5)}, False), ({"held_back": np.full(4, 0.5)}, False),
+     ({"estimate": np.array([0.0, 0.0, 0.3, 0.0])}, False)],
 )  # fmt: skip
 def test_what_is_told_is_sure_in_every_way(told_after, monkeypatch, but, told):
     monkeypatch.setattr(calibration, "explained", lambda *_: replace(SURE, **but))

@@ -8,6 +8,8 @@ import pytest
 
 from marigold_ros.anchors import find_anchors
 from marigold_ros.calibration import CalibrationMonitor
+from marigold_ros.calibration_evidence import OFFSETS_DEG, Evidence
+from marigold_ros.calibration_fit import LIKELY, Group, Prior, explained
 from marigold_ros.calibration_ground import GroundWatch
 from marigold_ros.config import RangeConfig
 from marigold_ros.geometry import Camera
@@ -164,3 +166,21 @@ def test_the_watch_tells_a_pitch_over_ground_that_has_no_edges():
     assert "px too high, 1.0° of pitch" in pitch
     assert "comparisons of the ground)" in pitch
     assert "turned by 1.0° about the optical axis" in roll
+
+
+def test_what_the_ground_says_of_roll_tells_a_yaw_from_it():
+    """Edges that stand upright, in the upper part of the picture alone, move alike by both."""
+    x, y = np.linspace(-0.4, 0.4, 12), np.full(12, -0.3)
+    turns = np.stack([x * y, -1 - x * x, y], axis=1)
+    offset_deg = turns @ (0.0, 0.0, 1.5)
+    changes = np.exp(-0.5 * ((OFFSETS_DEG - offset_deg[:, None]) / 0.3) ** 2).astype(np.float32)
+    edges = Evidence(np.zeros((12, 2)), 12, changes, turns, np.arange(12))
+    views = [{(0, 0): Group(edges.sums, np.zeros(2))}] * 10
+    alone = explained(views, np.ones(4))
+    weight, off = LIKELY.weight.copy(), LIKELY.off.copy()
+    weight[[0, 2]], off[[0, 2]] = 30.0, 0.2
+    found = explained(views, np.ones(4), Prior(np.array([0.0, 0.0, 1.5, 0.0]), weight, off))
+    assert alone.estimate[1] > 0.3
+    assert alone.sigma[1] > 0.4
+    np.testing.assert_allclose(found.estimate[[1, 2]], (0.0, 1.5), atol=0.05)
+    assert found.sigma[1] < 0.6 * alone.sigma[1]
