@@ -50,8 +50,10 @@ _MOST_DELAY_SIGMA_S = 0.02
 # What a component has to be in standard deviations, floor and all, to be told; and by how much the pictures have to
 # agree better with all of it than with errors half of what matters: where edges are few the best is one of several.
 ALARM = 3.0
-# The same of what the ground says, which rests on blocks of comparisons; and as how many clear edges it counts.
-_GROUND_FLOOR_DEG, _GROUND_WEIGHT = 0.15, 30.0
+# The same of what the ground says, and the part of its comparisons' spread that no number of them takes out: a floor
+# that shines or is not flat makes all of them wrong, and alike. And as how many clear edges it counts, times its
+# variance, where its standard deviation is below that many degrees.
+_GROUND_FLOOR_DEG, _GROUND_SPREAD, _GROUND_WEIGHT, _GROUND_SURE_DEG = 0.15, 0.4, 0.7, 0.35
 # Comparisons of the ground after which is judged, whether the picture has become another one or not.
 _JUDGED_AFTER = 4
 # A pitch or a roll is none if what stands upright is against it: a shelf's edges may all be wrong together.
@@ -203,7 +205,8 @@ class CalibrationMonitor:
         by_ground, prior = np.zeros(4, bool), LIKELY
         if ground is not None:
             few = 1.0 + _FEW / ground.blocks
-            ground_sigma = np.hypot(_INFLATION * few * ground.sigma_deg, _GROUND_FLOOR_DEG)
+            inflated, floor = _INFLATION * few * ground.sigma_deg, _GROUND_SPREAD * ground.spread_deg
+            ground_sigma = np.sqrt(inflated**2 + floor**2 + _GROUND_FLOOR_DEG**2)
             prior = _prior(ground.turn_deg, ground_sigma)
         estimate, sigma, certain = _by_edges(looks, prior)
         if ground is not None:
@@ -229,7 +232,9 @@ class CalibrationMonitor:
 def _prior(turn_deg: np.ndarray, sigma_deg: np.ndarray) -> Prior:
     """What the ground says of pitch and roll (2,): what stands upright then tells a yaw from a roll."""
     mean, weight, off = LIKELY.mean.copy(), LIKELY.weight.copy(), LIKELY.off.copy()
-    mean[[0, 2]], weight[[0, 2]], off[[0, 2]] = turn_deg, _GROUND_WEIGHT, sigma_deg
+    sure = sigma_deg < _GROUND_SURE_DEG
+    known = np.array([0, 2])[sure]
+    mean[known], weight[known], off[known] = turn_deg[sure], _GROUND_WEIGHT / sigma_deg[sure] ** 2, sigma_deg[sure]
     return Prior(mean, weight, off)
 
 

@@ -61,11 +61,13 @@ _KEPT, _BLOCK, _LEAST_BLOCKS, _TURN_ROUNDS = 120, 4, 5, 8
 class GroundTurn:
     """By how many degrees the anchors are turned about the camera's x and z: `turn_deg` (2,), `sigma_deg` (2,).
 
-    `count` comparisons say so, in `blocks` that are as good as independent.
+    `count` comparisons say so, in `blocks` that are as good as independent; `spread_deg` (2,) is the standard deviation
+    of a single one.
     """
 
     turn_deg: np.ndarray
     sigma_deg: np.ndarray
+    spread_deg: np.ndarray
     count: int
     blocks: int
 
@@ -186,7 +188,8 @@ class GroundWatch:
         left = weighted.sum(axis=0) - np.add.reduceat(weighted, begin)
         moves = np.linalg.solve(left, np.add.reduceat(pulls, begin)[..., None])[..., 0]
         sigma = np.sqrt((1.0 - 1.0 / len(moves)) * (moves**2).sum(axis=0))
-        return GroundTurn(estimate, sigma, len(turns), len(moves))
+        spread = 1.4826 * np.median(np.abs(turns - estimate), axis=0)
+        return GroundTurn(estimate, sigma, spread, len(turns), len(moves))
 
 
 def _points(anchors: Anchors, camera: Camera) -> np.ndarray:
