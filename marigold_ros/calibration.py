@@ -54,6 +54,8 @@ ALARM = 3.0
 # that shines or is not flat makes all of them wrong, and alike. And as how many clear edges it counts, times its
 # variance, where its standard deviation is below that many degrees.
 _GROUND_FLOOR_DEG, _GROUND_SPREAD, _GROUND_WEIGHT, _GROUND_SURE_DEG = 0.15, 0.4, 0.7, 0.35
+# Within so many standard deviations of what the ground says edges are right, if it says so many from nought.
+_GROUND_AGREES = 2.0
 # Comparisons of the ground after which is judged, whether the picture has become another one or not.
 _JUDGED_AFTER = 4
 # A pitch or a roll is none if what stands upright is against it: a shelf's edges may all be wrong together.
@@ -210,7 +212,9 @@ class CalibrationMonitor:
             prior = _prior(ground.turn_deg, ground_sigma)
         estimate, sigma, certain = _by_edges(looks, prior)
         if ground is not None:
-            # Of what edges are not certain of they may say anything, however small its scatter.
+            # What edges are not certain of may be anything, however little it scatters; unless the ground agrees.
+            off, wrong = np.abs(estimate[[0, 2]] - ground.turn_deg), np.abs(ground.turn_deg)
+            certain[[0, 2]] |= (off < _GROUND_AGREES * ground_sigma) & (wrong > _GROUND_AGREES * ground_sigma)
             by_ground[[0, 2]] = (ground_sigma < sigma[[0, 2]]) | ~certain[[0, 2]]
             for i, turn_deg, sigma_deg in zip((0, 2), ground.turn_deg, ground_sigma, strict=True):
                 if by_ground[i]:

@@ -112,6 +112,8 @@ def run(arguments: argparse.Namespace) -> int:
     faults = (Fault("put in", tuple(arguments.turn_deg), arguments.delay_s),)
     rows, status = [], 0
     for path in arguments.recordings:
+        Recording(path).close()  # a wrong name among many is told before hours are spent
+    for path in arguments.recordings:
         name = path.resolve().name if path.is_dir() else path.stem
         with Recording(path) as recording:
             courses = watch(recording, source, FAULTS if arguments.evaluate else faults)

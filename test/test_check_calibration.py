@@ -168,3 +168,10 @@ def test_what_cannot_be_used_is_said(tmp_path, capsys):
     assert (tmp_path / "short_calibration.png").is_file()
     assert main([str(tmp_path / "short"), "--range", "/no/topic"]) == 1
     assert "--range /no/topic" in capsys.readouterr().err
+
+
+def test_a_wrong_name_among_many_is_told_before_the_first_is_watched(capsys, tmp_path):
+    assert main([str(BUNDLED), str(tmp_path / "elsewhere"), "--no-picture"]) == 1
+    out, err = capsys.readouterr()
+    assert "elsewhere: no such file or folder" in err
+    assert out == ""
