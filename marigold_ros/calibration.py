@@ -136,6 +136,7 @@ class CalibrationMonitor:
         # Of the last frame, for who wants to draw it.
         self.evidence: Evidence | None = None
         self.motion: np.ndarray | None = None
+        self.ground_deg: np.ndarray | None = None
 
     def begin(self, stamp_ns: int, camera: Camera) -> None:
         """A frame of this time is to come: one that goes back, or of another camera, starts anew."""
@@ -168,7 +169,8 @@ class CalibrationMonitor:
         self._frames += 1
         axes = (0, 1) if len(anchors) <= _MANY_ANCHORS else (self._frames % 2,)
         self.evidence = frame_evidence(grey, camera, anchors, origin_m, moved, axes)
-        self._new_ground += self._ground.see(stamp_ns, self._track, camera, anchors)
+        self.ground_deg = self._ground.see(stamp_ns, self._track, camera, anchors)
+        self._new_ground += self.ground_deg is not None
         over = self._look is not None and self._is_over(self._look, stamp_ns, thumb)
         if over:
             self._keep(self._look)

@@ -116,18 +116,22 @@ class GroundWatch:
         self._speed_m_s: np.ndarray | None = None
         self._found: deque[_Found] = deque(maxlen=_KEPT)
 
-    def see(self, stamp_ns: int, track: PictureTrack, camera: Camera, anchors: Anchors) -> bool:
-        """Take a frame, the picture that `track` saw last and its anchors; whether there is a new comparison."""
+    def see(self, stamp_ns: int, track: PictureTrack, camera: Camera, anchors: Anchors) -> np.ndarray | None:
+        """Take a frame, the picture that `track` saw last and its anchors.
+
+        Gives (2,) degrees by which the anchors are turned about x and z, where there is a new comparison, by it alone.
+        """
         key = self._key
         if stamp_ns < self._due_ns:
-            return False
+            return None
         if key is None or stamp_ns - key.stamp_ns > _LONGEST_S * 1e9:
             self._begin(stamp_ns, track.grey, camera, anchors)
-            return False
+            return None
         found = self._compared(key, stamp_ns, track, camera)
-        if found is not None:
-            self._found.append(found)
-        return found is not None
+        if found is None:
+            return None
+        self._found.append(found)
+        return found.turn_deg
 
     def _begin(self, stamp_ns: int, grey: np.ndarray, camera: Camera, anchors: Anchors) -> None:
         right = anchors.weight > 0.5

@@ -14,6 +14,7 @@ _COLOURS = {"pitch": "#d9480f", "yaw": "#1c7ed6", "roll": "#868e96", "delay": "#
 # Offsets beyond this many pixels of the camera have the last colour.
 _WORST_PX = 8.0
 _WORST_MS = 150.0
+_LEAST_TURNS_DEG = 1.5
 
 
 def draw(course: Course, title: str, path: Path) -> None:
@@ -28,6 +29,7 @@ def draw(course: Course, title: str, path: Path) -> None:
     (turns, delay), (scatter, frame) = figure.subplots(2, 2)
     judged = [m for m in course.moments if m.verdict is not None]
     _draw_turns(turns, judged, told)
+    _draw_ground(turns, course.moments)
     _draw_delay(delay, judged, told)
     _draw_scatter(scatter, course)
     _draw_frame(frame, course)
@@ -57,8 +59,18 @@ def _draw_turns(axes: Any, judged: list[Moment], told: float | None) -> None:
         _band(axes, times, values, sigmas, name)
         for side in (-1, 1):
             axes.axhline(side * MATTERS[i], color=_COLOURS[name], linestyle=":", linewidth=0.8)
-    axes.set_title(f"turn of the anchors: ± {ALARM:g} standard deviations; dotted: what matters")
+    axes.set_title(f"turn of the anchors: ± {ALARM:g} standard deviations; dotted: what matters; dots: the ground")
     _finish(axes, told, "degrees")
+
+
+def _draw_ground(axes: Any, moments: list[Moment]) -> None:
+    compared = [m for m in moments if m.ground_deg is not None]
+    limits = axes.get_ylim()
+    for i, name in enumerate(("pitch", "roll")):
+        values = [m.ground_deg[i] for m in compared]
+        axes.scatter([m.time_s for m in compared], values, s=6, color=_COLOURS[name], alpha=0.5)
+    # Single comparisons may lie far off.
+    axes.set_ylim(min(limits[0], -_LEAST_TURNS_DEG), max(limits[1], _LEAST_TURNS_DEG))
 
 
 def _draw_delay(axes: Any, judged: list[Moment], told: float | None) -> None:

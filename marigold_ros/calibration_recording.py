@@ -43,14 +43,15 @@ class Fault:
 @dataclass(frozen=True)
 class Moment:
     """After one frame: seconds since the first, the verdict so far, and of this frame alone how many degrees to the
-    right of its edges brightness changes most, and the motion of the picture in radians per second (2,), None where
-    unknown.
+    right of its edges brightness changes most, the motion of the picture in radians per second (2,), None where
+    unknown, and the pitch and roll in degrees (2,) that the ground shows, None where nothing was compared.
     """
 
     time_s: float
     verdict: Calibration | None
     right_deg: float
     motion: np.ndarray | None
+    ground_deg: np.ndarray | None
 
 
 @dataclass
@@ -159,7 +160,7 @@ def _note(
     camera: Camera,
 ) -> None:  # fmt: skip
     evidence = monitor.evidence
-    course.moments.append(Moment(time_s, verdict, evidence.right_deg, monitor.motion))
+    course.moments.append(Moment(time_s, verdict, evidence.right_deg, monitor.motion, monitor.ground_deg))
     course.camera = camera
     if course.picture is None or evidence.clear.sum() > course.picture[1].clear.sum():
         course.picture = rgb.copy(), evidence
