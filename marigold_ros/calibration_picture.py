@@ -59,7 +59,7 @@ def _draw_turns(axes: Any, judged: list[Moment], told: float | None) -> None:
         _band(axes, times, values, sigmas, name)
         for side in (-1, 1):
             axes.axhline(side * MATTERS[i], color=_COLOURS[name], linestyle=":", linewidth=0.8)
-    axes.set_title(f"turn of the anchors: ± {ALARM:g} standard deviations; dotted: what matters; dots: the ground")
+    axes.set_title(f"turn, ± {ALARM:g} standard deviations; dotted: what matters; dots: the ground")
     _finish(axes, told, "degrees")
 
 
