@@ -24,8 +24,8 @@ from marigold_ros.geometry import Camera
 from marigold_ros.picture_motion import PictureTrack
 from marigold_ros.visual_odometry import motion_between
 
-# The ground's plane: its normal's least part downwards in the picture, how far points may lie off it, as a part of the
-# camera's height above it, and how many points of three are tried.
+# The ground's plane: its normal's least part along the picture's upright; how far points may lie off it, as a part of
+# the camera's height above it; how many planes are tried, each through three points, and on how many it has to rest.
 _DOWNWARDS, _ON_GROUND, _TRIED, _FEWEST = 0.7, 0.05, 64, 60
 _MOST_POINTS = 1500
 # It has to be seen so wide either way, one standard deviation as a part of the height; a single beam shows a line.
@@ -204,7 +204,19 @@ def _points(anchors: Anchors, camera: Camera) -> np.ndarray:
 
 
 def _ground(points: np.ndarray) -> np.ndarray | None:
-    """(3,) p for which p @ x = 1 of the points x (N, 3) on the ground; None where none is seen."""
+    """(3,) p for which p @ x = 1 of the points x (N, 3) on the ground; None where none is seen.
+
+    Of a camera that hangs upside down it is above; so is a ceiling, which does as well.
+    """
+    below = _plane(points)
+    if below is not None:
+        return below
+    above = _plane(points * (1.0, -1.0, 1.0))
+    return None if above is None else above * (1.0, -1.0, 1.0)
+
+
+def _plane(points: np.ndarray) -> np.ndarray | None:
+    """As `_ground`, of a plane below."""
     points = points[points[:, 1] > 0.0]
     points = points[:: max(1, len(points) // _MOST_POINTS)]
     if len(points) < _FEWEST:

@@ -106,6 +106,11 @@ def test_a_camera_that_looks_down_and_leans_sees_the_same():
     np.testing.assert_allclose(found.turn_deg, (1.0, 0.0), atol=0.2)
 
 
+def test_a_camera_that_hangs_upside_down_sees_the_same():
+    found = driven((1, 0, -1), level=tilted(0.0, 180.0)).turn()
+    np.testing.assert_allclose(found.turn_deg, (1.0, -1.0), atol=0.2)
+
+
 def test_pixels_need_not_be_square_nor_as_large_as_those_looked_at():
     camera = replace(CAMERA, width=640, fx=394.0, cx=319.5, height=320, fy=262.7, cy=159.5)
     np.testing.assert_allclose(driven((1, 0, -1), camera=camera).turn().turn_deg, (1.0, -1.0), atol=0.2)
