@@ -300,24 +300,19 @@ def apply_field(
 
 def factor_of(field: Field, depth_m: np.ndarray) -> np.ndarray:
     """(h, w) float32: what a field multiplies (h, w) `depth_m`, of any size, by; 1 where that is NaN."""
-    log_factor, _ = read_back(field.log_factor, field.low, field.high, depth_m, _FADE)
+    log_factor = read_back(field.log_factor, field.low, field.high, depth_m, _FADE)
     return cv2.exp(log_factor, log_factor)
 
 
-def read_back(
-    grid: np.ndarray, low: float, high: float, depth_m: np.ndarray, fade: float = math.inf
-) -> tuple[np.ndarray, np.ndarray]:
-    """(h, w) float32 values of a grid (rows, columns, steps) at every pixel of `depth_m`, (h, w) of any size, and how
-    far each depth lies beyond the end nodes at `low` and `high`, in ln. Over so much, values `fade` to 0, and
-    nobody is told how far, (0, w).
+def read_back(grid: np.ndarray, low: float, high: float, depth_m: np.ndarray, fade: float = math.inf) -> np.ndarray:
+    """(h, w) float32 values of a grid (rows, columns, steps) at every pixel of `depth_m`, (h, w) of any size; 0 where
+    that is NaN. Over so much, in ln, beyond the end nodes at `low` and `high` they `fade` to 0.
     """
     log_m = cv2.log(np.ascontiguousarray(depth_m, np.float32))
     return _interpolated(np.ascontiguousarray(grid), log_m, np.float32(low), np.float32(high), np.float32(1.0 / fade))
 
 
-def _interpolated_by_numpy(
-    grid: np.ndarray, log_m: np.ndarray, low: float, high: float, fading: float
-) -> tuple[np.ndarray, np.ndarray]:
+def _interpolated_by_numpy(grid: np.ndarray, log_m: np.ndarray, low: float, high: float, fading: float) -> np.ndarray:
     """`read_back` for (h, w) float32 ln m; of values, this part is lost in a ln beyond the ends."""
     steps = grid.shape[2]
     columns, first_row = _maps(log_m.shape, steps)
@@ -335,26 +330,22 @@ def _interpolated_by_numpy(
         band = slice(top, top + _BAND_ROWS)
         strip = strips[band].reshape(-1, _NODES[0])
         cv2.remap(strip, columns[band], place[band], cv2.INTER_LINEAR, values[band], cv2.BORDER_REPLICATE)
-    if fading > 0:
-        values *= np.maximum(np.float32(1) - beyond * fading, np.float32(0))
-        cv2.patchNaNs(values, 0.0)
-        beyond = beyond[:0]
-    return values, beyond
+    values *= np.maximum(np.float32(1) - beyond * fading, np.float32(0))
+    return cv2.patchNaNs(values, 0.0)
 
 
 @compiled(_interpolated_by_numpy)
-def _interpolated(grid: Grid, log_m: Pixels, low: Float, high: Float, fading: Float) -> tuple[np.ndarray, np.ndarray]:
+def _interpolated(grid: Grid, log_m: Pixels, low: Float, high: Float, fading: Float) -> np.ndarray:
     height, width = log_m.shape
     rows, _, steps = grid.shape
-    values, beyond = np.empty((height, width), np.float32), np.empty((0 if fading > 0 else height, width), np.float32)
-    wide = _as_wide_as(width, grid)
-    along, away, per_ln = np.empty(width, np.float32), np.empty(width, np.float32), np.float32(steps - 1) / (high - low)
+    values, wide = np.empty((height, width), np.float32), _as_wide_as(width, grid)
+    (along, beyond), per_ln = np.empty((2, width), np.float32), np.float32(steps - 1) / (high - low)
     for i in range(height):
         wanted = log_m[i]
         for j in range(width):
             within = wanted[j] if wanted[j] > low else low  # NaN is not
             within = within if within < high else high
-            away[j] = abs(wanted[j] - within)
+            beyond[j] = abs(wanted[j] - within)
             along[j] = (within - low) * per_ln
         place = min(max((i + 0.5) * rows / height - 0.5, 0.0), rows - 1.0)
         row = min(int(place), rows - 2)
@@ -367,13 +358,10 @@ def _interpolated(grid: Grid, log_m: Pixels, low: Float, high: Float, fading: Fl
                 share = np.float32(1) - abs(along[j] - np.float32(step))
                 share = share if share > 0 else np.float32(0)
                 found[j] += share * (above[j] + (below[j] - above[j]) * down)
-        if fading > 0:
-            for j in range(width):
-                left = np.float32(1) - away[j] * fading
-                found[j] *= left if left > 0 else np.float32(0)
-        else:
-            beyond[i] = away
-    return values, beyond
+        for j in range(width):
+            left = np.float32(1) - beyond[j] * fading
+            found[j] *= left if left > 0 else np.float32(0)
+    return values
 
 
 def _as_wide_as(width: int, grid: np.ndarray) -> np.ndarray:
@@ -497,9 +485,10 @@ def distances(evidence: Evidence, depth_m: np.ndarray) -> tuple[np.ndarray, np.n
     """(h, w) float32 each: `node_distance` at every pixel of `depth_m`, (h, w) of any size, and the distance beyond the
     end nodes, across that.
     """
-    distance, beyond = read_back(node_distance(evidence), evidence.low, evidence.high, depth_m)
+    log_m = cv2.log(depth_m)
+    beyond = cv2.absdiff(log_m, np.clip(log_m, np.float32(evidence.low), np.float32(evidence.high)))
     beyond *= np.float32(_NODES_PER_LN)
-    return distance, beyond
+    return read_back(node_distance(evidence), evidence.low, evidence.high, depth_m), beyond
 
 
 @lru_cache(maxsize=4)

@@ -90,7 +90,7 @@ def assert_same(found, expected, where):
         assert one.shape == other.shape, where
         assert one.dtype == other.dtype, where
         # OpenCV's remap looks places up to a 32nd of a node only.
-        least = 0.03 * np.nanmax(np.abs(other), initial=0.0) if where == "_interpolated" else 2e-5
+        least = 0.03 * np.nanmax(np.abs(other)) if where == "_interpolated" else 2e-5
         close = np.isclose(one, other, rtol=2e-4, atol=least, equal_nan=True)
         assert np.count_nonzero(~close) <= 1e-4 * close.size, where
 
