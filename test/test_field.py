@@ -1,8 +1,10 @@
 """The correction brings depth to the anchors, smoothly, within its bound, and nowhere without them."""
 
+import cv2
 import numpy as np
 import pytest
 
+from marigold_ros import field
 from marigold_ros.anchors import Anchors
 from marigold_ros.field import corrected, evidence_of, factor_of, fitted_field, node_distance
 from marigold_ros.metric import FittedDepth
@@ -93,6 +95,26 @@ def test_nothing_changes_without_anchors_and_nothing_jumps_beside_them():
     assert np.all(np.diff(factor[:, 160:], axis=1) < 1e-4)  # and it fades
     far = said_of(fitted_m, anchors_on(fitted_m * 1.2, slice(0, 30, 8), slice(0, 40, 8)), SIGMA)
     assert np.abs(np.log(factor_of(fitted_field(far, 2.0), fitted_m)))[300:, 500:].max() < 0.01
+
+
+def test_what_lies_above_the_sensors_view_is_corrected_as_well_ever_less():
+    fitted_m = np.full(SHAPE, 5.0, np.float32)
+    lower = said_of(fitted_m, anchors_on(fitted_m * 1.2, rows=slice(240, None, 10)), SIGMA)
+    share = np.log(factor_of(fitted_field(lower, 2.0), fitted_m))[:240, 320] / np.log(1.2)
+    assert share[90] > 0.85
+    assert share[10] < 0.2
+    assert np.all(np.diff(share) > -1e-4)
+
+
+@pytest.mark.parametrize("passes", [3, 16, 100])
+def test_what_anchors_say_spreads_as_by_so_many_passes_of_a_small_filter_up_to_the_borders(passes):
+    sums = np.zeros((46, 61, 2, 6), np.float32)
+    sums[0, 58, 0], sums[30, 20, 1] = 1.0, 5.0
+    expected, small = sums.reshape(46, 61, 12), np.float32([0.25, 0.5, 0.25])
+    for _ in range(passes):
+        expected = cv2.sepFilter2D(expected, cv2.CV_32F, small, small, borderType=cv2.BORDER_REFLECT)
+    found = field._spread(sums, passes)
+    np.testing.assert_allclose(found, expected.reshape(sums.shape), atol=0.01 * expected.max())
 
 
 def test_depths_that_no_anchor_has_are_left_alone():
