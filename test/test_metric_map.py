@@ -1,13 +1,15 @@
 """A remembered map in terms of the next frame's relative depth."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from marigold_ros.geometry import Camera, backproject, pixel_rays
 from marigold_ros.metric import SPACES, MetricFit, apply_fit, to_space
-from marigold_ros.metric_map import MetricMap, glance, relative_sigma
+from marigold_ros.metric_map import Carried, MetricMap, glance, relative_sigma
+from marigold_ros.uncertainty import fit_variance
 
 CAMERA = Camera(320, 240, 300.0, 300.0, 159.5, 119.5)
 ROWS, COLUMNS = np.mgrid[0:240, 0:320].astype(np.float32)
@@ -31,6 +33,14 @@ def test_metres_stay_when_the_network_normalises_anew(space):
     assert abs(fit.scale / right.scale - 1) > 0.05
     assert (carried.scale, carried.shift) == pytest.approx((right.scale, right.shift), rel=1e-3)
     assert step(fit).scale == carried.scale
+
+
+def test_the_covariance_is_carried_as_scale_and_shift_are():
+    of_scale, both, of_shift = 4e-4, -3e-4, 9e-4
+    fit = MetricFit("depth", 8.0, 1.0, 100, 90, 0.02, (of_scale, both, of_shift))
+    carried = np.array([[1.3, 0.0], [-0.4, 1.0]])
+    found = carried @ [[of_scale, both], [both, of_shift]] @ carried.T
+    assert Carried(1.3, -0.4)(fit).covariance == pytest.approx((found[0, 0], found[0, 1], found[1, 1]))
 
 
 def test_an_object_that_crosses_does_not_bend_the_map():
@@ -114,6 +124,20 @@ def test_uncertainty_grows_with_time_and_with_the_way_that_may_have_been_driven(
     # 0.1 m and 1 m of about 6 m
     assert sigma[2] - start == pytest.approx(0.1 / np.median(DEPTH_M), rel=0.5)
     assert sigma[3] - start == pytest.approx(1.0 / np.median(DEPTH_M), rel=0.5)
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_an_image_costs_a_percent_of_the_metres_and_time_costs_as_much_in_few_steps_as_in_many(space):
+    relative, fit = normalised(DEPTH_M, space, 1.0, 12.0)
+    fit = replace(fit, covariance=(1e-12, 0.0, 1e-12))
+
+    def lost(elapsed_s: float) -> float:
+        """Relative variance, on average over the map."""
+        carried, _ = MetricMap.of(fit, relative).carried_to(relative, elapsed_s, 0.0, CAMERA)
+        return fit_variance(carried.covariance, glance(relative), glance(DEPTH_M), space).mean()
+
+    assert lost(0.0) == pytest.approx(0.01**2, rel=0.01)
+    assert lost(1.0) - lost(0.0) == pytest.approx(10 * (lost(0.1) - lost(0.0)), rel=1e-3)
 
 
 def test_sigma_is_the_covariances_median_over_the_image():
