@@ -184,6 +184,7 @@ def test_views_without_an_edge_say_nothing():
     assert not found.estimate.any()
     assert found.sigma.min() > 100
     assert found.surer == found.motion_deg == 0
+    assert not found.weight.any()
 
 
 def test_what_one_part_of_the_picture_says_alone_is_not_sure():
@@ -204,6 +205,55 @@ def test_what_hardly_an_edge_says_is_not_known():
     found = explained([{(0, 0): few}] * 10, np.ones(4))
     assert abs(found.estimate[1]) < 0.6
     assert found.sigma[1] > 1.0
+
+
+def test_what_a_single_view_says_is_not_sure_however_clear_it_is():
+    """Nine others say that there is no yaw."""
+    views = [{(0, 0): Group(clear_edges(0.0).sums, np.zeros(2))}] * 9
+    found = explained([*views, {(0, 0): Group(clear_edges(1.0).sums.scaled(30.0), np.zeros(2))}], np.ones(4))
+    assert found.estimate[1] > 0.9
+    assert found.sigma[1] > 100
+
+
+@pytest.mark.parametrize("count", [10, 40])
+def test_sigma_is_the_standard_error_of_the_views(count):
+    views = [{(0, 0): Group(clear_edges(deg).sums, np.zeros(2))} for deg in scattered(0.5, 0.18, count)]
+    found = explained(views, np.ones(4))
+    assert found.sigma[1] == pytest.approx(0.18 / np.sqrt(count - 1), rel=0.3)
+
+
+def delayed(delay_s: float, yaw_deg: float, motions_deg) -> Found:
+    """What views say before which the picture moves by these, (2,) degrees per second rightwards and downwards.
+
+    Anchors of a scan that is older lie where things were: brightness lies farther the way that the picture moves.
+    """
+    views, down = [], (np.arange(30) >= 15).astype(int)
+    for motion in np.array(motions_deg, float):
+        still = clear_edges(0.0)
+        offset_deg = still.turns[:, 1] * yaw_deg + motion[down] * delay_s
+        changes = np.exp(-0.5 * ((OFFSETS_DEG - offset_deg[:, None]) / 0.3) ** 2).astype(np.float32)
+        views.append({tuple(np.sign(motion).astype(int)): Group(replace(still, changes=changes).sums, motion)})
+    return explained(views, 0.5 * np.array(calibration.MATTERS))
+
+
+@pytest.mark.parametrize("to", [(20, 0), (0, 20), (-15, 15)])
+def test_a_delay_shows_with_its_sign_and_its_size_whichever_way_the_picture_moves(to):
+    found = delayed(0.03, 0.0, [np.multiply(to, side) for side in (1, -1) * 10])
+    assert found.estimate[3] == pytest.approx(0.03, rel=0.15)
+    assert np.abs(found.estimate[:3]).max() < 0.05
+    assert found.motion_deg == pytest.approx(np.linalg.norm(to), rel=0.3)
+
+
+def test_where_the_picture_has_one_motion_alone_neither_a_yaw_nor_a_delay_is_known():
+    """A robot that goes round in circles: a degree of yaw may as well be 50 ms."""
+    random = np.random.default_rng(0)
+    motions_deg = [(random.uniform(19.6, 20.4), 0.0) for _ in range(20)]
+    for yaw_deg, delay_s in ((1.0, 0.0), (0.0, 0.05)):
+        found = delayed(delay_s, yaw_deg, motions_deg)
+        apart = np.abs(found.estimate - (0.0, yaw_deg, 0.0, delay_s))
+        assert (apart < 1.5 * found.sigma).all()
+        assert (np.abs(found.estimate)[[1, 3]] < 1.5 * found.sigma[[1, 3]]).all()
+        assert found.motion_deg < 1.0
 
 
 @pytest.mark.parametrize("narrower", [0.5, 1.33, 2.0])
