@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from marigold_ros import calibration
-from marigold_ros.anchors import find_anchors
+from marigold_ros.anchors import Anchors, find_anchors
 from marigold_ros.calibration import Calibration, CalibrationMonitor
 from marigold_ros.calibration_evidence import OFFSETS_DEG, Evidence, frame_evidence
 from marigold_ros.calibration_fit import Found, Group, explained
@@ -166,6 +166,52 @@ def test_a_floor_and_a_wall_seen_at_a_slant_have_no_edges():
     anchors = find_anchors(floor, np.eye(4), CAMERA, LIMITS)
     grey = np.random.default_rng(0).uniform(0, 255, (240, 320)).astype(np.float32)
     assert len(frame_evidence(grey, CAMERA, anchors, np.zeros(3)).edges) == 0
+
+
+def corner_anchors() -> Anchors:
+    """Of a wall 5 m away and the floor 1 m below, by beams 2 degrees apart."""
+    across, down = np.meshgrid(np.radians(np.arange(-30, 30, 0.4)), np.radians(np.arange(-20.3, 31.0, 2.0)))
+    directions = np.stack([np.tan(across), np.tan(down) / np.cos(across), np.ones_like(across)], axis=-1).reshape(-1, 3)
+    depth_m = np.minimum(5.0, 1.0 / np.maximum(directions[:, 1], 1e-6))
+    return find_anchors((directions * depth_m[:, None]).astype(np.float32), np.eye(4), CAMERA, LIMITS)
+
+
+def test_a_floor_and_a_wall_meet_in_an_edge_wherever_between_two_beams():
+    evidence = frame_evidence(np.zeros((240, 320), np.float32), CAMERA, corner_anchors(), np.zeros(3))
+    assert len(evidence.edges) > 50
+    assert evidence.rightwards == 0
+    np.testing.assert_allclose(evidence.edges[:, 1], CAMERA.cy + CAMERA.fy / 5.0, atol=0.01)
+
+
+def test_what_changes_by_less_than_noise_says_nothing():
+    grey = np.random.default_rng(0).normal(120.0, 0.2, (240, 320)).astype(np.float32)
+    evidence = frame_evidence(grey, CAMERA, corner_anchors(), np.zeros(3))
+    assert evidence.clear.max() < 0.05
+
+
+def test_what_lies_beside_or_behind_a_lidar_before_the_camera_is_no_evidence():
+    """Its own mast, seen by both."""
+    scene, origin_m = Boxes(3), np.array([0.0, -0.1, 1.0])
+    before, grey = anchors_of(scene.scan()), working_picture(scene.picture(), CAMERA)
+    u, v = (axis.ravel() for axis in np.meshgrid(np.arange(100.0, 220.0, 2.0), np.arange(60.0, 180.0, 5.0)))
+    mast_m = np.where(u < 160, 0.5, 0.9)
+    pixels = np.concatenate([before.pixels, np.stack([u, v], axis=1).astype(np.float32)])
+    depth_m = np.concatenate([before.depth_m, mast_m.astype(np.float32)])
+    both = Anchors(pixels, depth_m, np.ones(len(depth_m), np.float32), len(depth_m))
+    with_mast, without = (frame_evidence(grey, CAMERA, anchors, origin_m) for anchors in (both, before))
+    np.testing.assert_allclose(with_mast.edges, without.edges)
+
+
+def test_a_small_turn_of_the_anchors_moves_each_edge_as_it_says():
+    scene = Boxes(3)
+    evidence = frame_evidence(working_picture(scene.picture(), CAMERA), CAMERA, anchors_of(scene.scan()), LIDAR_M)
+    rays = np.column_stack([(evidence.edges - (CAMERA.cx, CAMERA.cy)) / CAMERA.fx, np.ones(len(evidence.edges))])
+    assert np.abs(rays[:, :2]).max(axis=0).min() > 0.5  # to the corners of the picture
+    down = (np.arange(len(rays)) >= evidence.rightwards).astype(int)
+    for axis in range(3):
+        after = rays @ turned(*(0.01 * np.eye(3)[axis]), degrees=True).T
+        moved_deg = np.degrees(after[:, :2] / after[:, 2:] - rays[:, :2]) / 0.01
+        np.testing.assert_allclose(evidence.turns[:, axis], -moved_deg[np.arange(len(rays)), down], atol=1e-3)
 
 
 def test_no_anchors_are_no_evidence():
