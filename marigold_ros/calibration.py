@@ -28,10 +28,8 @@ from marigold_ros.picture_motion import PictureTrack, likeness
 _LOOK_ENDS = ((0.5, 0.35), (2.0, 0.6))
 # A look this much like an earlier one adds to it: going to and fro shows nothing new.
 _SEEN_BEFORE = 0.5
-# What a look still counts, against the new one, when the same is seen again.
-_KEPT = 0.7
 # A robot that creeps looks at one thing for long: fewer looks at most would be of that alone.
-_LEAST_LOOKS, _MOST_LOOKS, _LEAST_S = 8, 120, 5.0
+_LEAST_LOOKS, _MOST_LOOKS = 8, 120
 # Motions of the picture are alike within this, in degrees per second, and large ones within half of themselves; a
 # camera that shakes has so many in a look, and further ones are taken for the nearest of them.
 _LIKE_MOTION_DEG, _MOST_MOTIONS = 3.0, 4
@@ -129,7 +127,6 @@ class CalibrationMonitor:
         self._new_ground = 0
         self._looks: deque[_Look] = deque(maxlen=_MOST_LOOKS)
         self._look: _Look | None = None
-        self._began_ns = 0
         self._suspected = 0
         self._frames = 0
         self.verdict: Calibration | None = None
@@ -142,7 +139,7 @@ class CalibrationMonitor:
         """A frame of this time is to come: one that goes back, or of another camera, starts anew."""
         if camera != self._camera or stamp_ns < self._newest_ns:
             self.reset()
-            self._camera, self._began_ns = camera, stamp_ns
+            self._camera = camera
 
     def update(
         self,
@@ -176,7 +173,7 @@ class CalibrationMonitor:
             self._keep(self._look)
             self._look = None
         if over or self._new_ground == _JUDGED_AFTER:
-            self._judge(stamp_ns)
+            self._judge()
         if self._look is None:
             self._look = _Look(thumb, stamp_ns)
         if self.motion is not None:
@@ -194,17 +191,17 @@ class CalibrationMonitor:
         """Among the looks, or in the earlier one that it resembles."""
         for earlier in self._looks:
             if likeness(earlier.first, look.first) > _SEEN_BEFORE:
-                # What is mended, or slips, must not drown in all that was seen here before, however long.
-                earlier.groups = {motion: group.scaled(_KEPT) for motion, group in earlier.once().items()}
+                # As much as all that was seen here before, however long: what is mended, or slips, is not to drown.
+                earlier.groups = earlier.once()
                 for motion, group in look.once().items():
                     earlier.add(motion, group)
                 return
         self._looks.append(look)
 
-    def _judge(self, stamp_ns: int) -> None:
+    def _judge(self) -> None:
         self._new_ground = 0
         looks, ground = [look.once() for look in self._looks if look.groups], self._ground.turn()
-        if (stamp_ns - self._began_ns) * 1e-9 < _LEAST_S or (len(looks) < _LEAST_LOOKS and ground is None):
+        if len(looks) < _LEAST_LOOKS and ground is None:
             return
         by_ground, prior = np.zeros(4, bool), LIKELY
         if ground is not None:

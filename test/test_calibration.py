@@ -1,5 +1,6 @@
 """The watch over extrinsic and time offset, before scenes of boxes whose picture and scan are worked out exactly."""
 
+import itertools
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -316,11 +317,9 @@ def test_pixels_need_not_be_square(narrower):
 
 
 def test_a_camera_that_shakes_has_as_many_motions_as_can_be_looked_at():
-    monitor, scene, random = CalibrationMonitor(), Boxes(5), np.random.default_rng(0)
-    anchors, track = anchors_of(scene.scan()), Views(0.0)
+    scene, random = Boxes(5), np.random.default_rng(0)
+    anchors, track = anchors_of(scene.scan()), Views([0] * 30, random.normal(0.0, 20.0, 30))
     monitor = CalibrationMonitor(track)
-    track.thumb = np.zeros((8, 25), np.float32)
-    track.see = lambda *_: setattr(track, "motion", random.normal(0.0, 0.3, 2))
     for i in range(30):
         monitor.update(SECOND + i, scene.picture(), CAMERA, anchors, LIDAR_M)
     assert len(monitor._look.groups) == 4
@@ -424,27 +423,35 @@ def clear_edges(yaw_deg: float) -> Evidence:
 
 
 class Views:
-    """A track whose picture becomes another one with every frame, and moves by (rad/s) to the right and to the left."""
+    """A track that shows one of 200 views in each frame, no two of which are alike, and moves by (deg/s) rightwards."""
 
     shift_px = staticmethod(lambda since_ns, until_ns: None)
 
-    def __init__(self, rad_s: float):
-        self.grey, self._rad_s, self._frames = np.zeros((240, 320), np.float32), rad_s, 0
+    def __init__(self, views, motions_deg):
+        self.grey, self._each = np.zeros((240, 320), np.float32), zip(views, motions_deg, strict=False)
 
     def see(self, *_):
-        self._frames += 1
-        # Among 200 of them no two are alike.
+        view, motion_deg = next(self._each)
         self.thumb = np.zeros((8, 25), np.float32)
-        self.thumb.flat[self._frames] = 1e3
-        self.motion = np.array([self._rad_s * (-1) ** self._frames, 0.0])
+        self.thumb.flat[view] = 1e3
+        self.motion = np.array([np.radians(motion_deg), 0.0])
 
 
 @pytest.fixture
 def verdict_of(monkeypatch):
-    """The first verdict that tells something, else the last one, when each view has clear edges that say one yaw."""
+    """The first verdict that tells something, else the last one, when each frame has clear edges that say one yaw.
 
-    def watched(yaw_deg, delay_s=0.0, motion_deg_s=20.0) -> Calibration:
-        track = Views(np.radians(motion_deg_s))
+    Each is of the next view, or of the `views` that are given; the picture moves to the right and to the left, or by
+    `motions_deg`.
+    """
+
+    def watched(
+        yaw_deg, delay_s=0.0, motion_deg_s=20.0, views=None, motions_deg=None, camera=CAMERA
+    ) -> Calibration | None:
+        views = range(len(yaw_deg)) if views is None else views
+        to_and_fro = itertools.cycle([motion_deg_s, -motion_deg_s])
+        # A view is over when the next one begins.
+        track = Views([*views, 199], to_and_fro if motions_deg is None else itertools.chain(motions_deg, [0.0]))
         monitor = CalibrationMonitor(track)
 
         def evidence(*_):
@@ -452,8 +459,8 @@ def verdict_of(monkeypatch):
 
         monkeypatch.setattr(calibration, "frame_evidence", evidence)
         each_deg, nothing = iter(yaw_deg), anchors_of(np.zeros((0, 3), np.float32))
-        for i in range(len(yaw_deg) + 1):  # a view is over when the next one begins
-            verdict = monitor.update(i * SECOND, None, CAMERA, nothing, LIDAR_M)
+        for i in range(len(yaw_deg) + 1):
+            verdict = monitor.update(i * SECOND, None, camera, nothing, LIDAR_M)
             if verdict is not None and verdict.problem:
                 return verdict
         return verdict
@@ -475,6 +482,41 @@ def told_after(verdict_of):
 def scattered(mean_deg: float, by_deg: float, views: int) -> list[float]:
     """Not in time with the motion, which turns back with every view."""
     return [mean_deg + by_deg * (1 if i % 4 < 2 else -1) for i in range(views)]
+
+
+def test_a_camera_that_shakes_has_its_delay_told(verdict_of):
+    """Each look has more motions than it keeps apart; each goes to one like it."""
+    motions_deg = np.random.default_rng(0).normal(0.0, 20.0, 15 * 12)
+    verdict = verdict_of([0.0] * 180, delay_s=0.04, views=np.repeat(range(15), 12), motions_deg=motions_deg)
+    assert verdict.problem.startswith("the time offset looks wrong")
+    assert verdict.delay_s == pytest.approx(0.04, rel=0.15)
+
+
+def test_going_to_and_fro_shows_nothing_new(verdict_of):
+    assert verdict_of([0.5] * 40, views=[*range(7), *range(7)[::-1]] * 3) is None
+    assert verdict_of([0.5] * 8).looks == 8
+
+
+def test_what_is_looked_at_for_long_counts_once(verdict_of):
+    verdict = verdict_of([0.4] * 200 + [0.0] * 19, views=[19] * 200 + [*range(19)])
+    assert verdict.looks == 20
+    assert verdict.turn_deg[1] == pytest.approx(0.4 / 20, abs=0.01)
+
+
+def test_what_slips_is_told_where_all_was_seen_before_however_long(verdict_of):
+    """Ten views, each looked at for 60 frames, that say 0 degrees; then again for a few."""
+    first = [view for view in range(10) for _ in range(60)]
+    verdict = verdict_of([0.0] * 600 + [0.4] * 30, views=[*first, *np.repeat(range(10), 3)])
+    assert verdict.turn_deg[1] == pytest.approx(0.2, abs=0.03)  # then and now count alike
+    verdict = verdict_of([0.0] * 600 + [1.0] * 50, views=[*first, *list(range(10)) * 5])
+    assert "of yaw" in verdict.problem
+    assert verdict.turn_deg[1] == pytest.approx(1.0, abs=0.1)
+
+
+def test_pixels_of_a_shift_are_those_of_their_own_direction(verdict_of, monkeypatch):
+    monkeypatch.setattr(calibration, "explained", lambda *_: replace(SURE, estimate=np.array([1.0, 1.0, 0.0, 0.0])))
+    narrow = replace(CAMERA, fy=2 * CAMERA.fy)
+    assert verdict_of([0.0] * 10, camera=narrow).shift_px == pytest.approx(np.radians([narrow.fx, -narrow.fy]))
 
 
 def test_a_delay_that_is_hardly_known_is_not_told(told_after):
@@ -525,7 +567,9 @@ SURE = Found(
     ("but", "told"),
     [({}, True), ({"surer": 2.0}, False), ({"against": 0.2}, False), ({"weight": np.full(4, 4.0)}, False),
      ({"scatter": np.full(4, 0.5)}, False), ({"held_back": np.full(4, 0.5)}, False),
-     ({"estimate": np.array([0.0, 0.0, 0.3, 0.0])}, False)],
+     ({"estimate": np.array([0.0, 0.0, 0.3, 0.0])}, False),
+     ({"against": 0.2, "estimate": np.array([1.0, 0.0, 0.0, 0.0])}, False),
+     ({"against": 0.2, "estimate": np.array([0.0, 1.0, 0.0, 0.0])}, True)],  # which what stands upright tells itself
 )  # fmt: skip
 def test_what_is_told_is_sure_in_every_way(told_after, monkeypatch, but, told):
     monkeypatch.setattr(calibration, "explained", lambda *_: replace(SURE, **but))
