@@ -12,6 +12,9 @@ from marigold_ros.engines.openvino_core import openvino_core
 from marigold_ros.engines.openvino_norms import keep_large_maps_in_layout
 
 _FEATURES = "OPTIMIZATION_CAPABILITIES"
+_WEIGHTED = ("Convolution", "ConvolutionBackpropData", "MatMul")
+# By these attributes OpenVINO knows casts that it must not fold; a version that does not know them computes as before.
+_MARKS = ("DisableConstantFolding_0", "decompression_0")
 
 
 class OpenVinoEngine:
@@ -51,6 +54,7 @@ class OpenVinoEngine:
             model = self._core.read_model(self._onnx)
             # A static shape lets OpenVINO fold all of the graph's shape arithmetic and plan its memory.
             model.reshape([1, *size, 3])
+            keep_weights_halved(model)
             keep_large_maps_in_layout(model)
             compiled = self._core.compile_model(model, "CPU", self._options)
         except RuntimeError as error:
@@ -66,3 +70,22 @@ class OpenVinoEngine:
     def close(self) -> None:
         """Free the compiled network."""
         self._size = self._request = None
+
+
+def keep_weights_halved(model: openvino.Model) -> int:
+    """Mark the casts of weights that `model` stores as float16, in place, as OpenVINO's own files do; count them.
+
+    Without the marks every compiled network keeps a float32 copy of its weights beside those that it computes with.
+    """
+    casts = [node for node in model.get_ops() if node.get_type_name() == "Convert" and _is_of_weights(node)]
+    for cast in casts:
+        for mark in _MARKS:
+            cast.get_rt_info()[mark] = ""
+    return len(casts)
+
+
+def _is_of_weights(cast: openvino.Node) -> bool:
+    stored = cast.input_value(0).get_node()
+    readers = {reader.get_node().get_type_name() for reader in cast.output(0).get_target_inputs()}
+    halved = stored.get_type_name() == "Constant" and stored.get_element_type() == openvino.Type.f16
+    return halved and readers.issubset(_WEIGHTED)
