@@ -18,7 +18,7 @@ import numpy as np
 
 from marigold_ros.anchors import Anchors
 from marigold_ros.calibration_evidence import Evidence, frame_evidence
-from marigold_ros.calibration_fit import ENDLESS, LIKELY, Group, Prior, Views, explained
+from marigold_ros.calibration_fit import ENDLESS, Group, Prior, Views, explained
 from marigold_ros.calibration_ground import GroundWatch
 from marigold_ros.geometry import Camera
 from marigold_ros.picture_motion import PictureTrack, likeness
@@ -203,7 +203,7 @@ class CalibrationMonitor:
         looks, ground = [look.once() for look in self._looks if look.groups], self._ground.turn()
         if len(looks) < _LEAST_LOOKS and ground is None:
             return
-        by_ground, prior = np.zeros(4, bool), LIKELY
+        by_ground, prior = np.zeros(4, bool), Prior()
         if ground is not None:
             few = 1.0 + _FEW / ground.blocks
             inflated, floor = _INFLATION * few * ground.sigma_deg, _GROUND_SPREAD * ground.spread_deg
@@ -234,11 +234,12 @@ class CalibrationMonitor:
 
 def _prior(turn_deg: np.ndarray, sigma_deg: np.ndarray) -> Prior:
     """What the ground says of pitch and roll (2,): what stands upright then tells a yaw from a roll."""
-    mean, weight, off = LIKELY.mean.copy(), LIKELY.weight.copy(), LIKELY.off.copy()
+    prior = Prior()
     sure = sigma_deg < _GROUND_SURE_DEG
     known = np.array([0, 2])[sure]
-    mean[known], weight[known], off[known] = turn_deg[sure], _GROUND_WEIGHT / sigma_deg[sure] ** 2, sigma_deg[sure]
-    return Prior(mean, weight, off)
+    prior.mean[known], prior.off[known] = turn_deg[sure], sigma_deg[sure]
+    prior.weight[known] = _GROUND_WEIGHT / sigma_deg[sure] ** 2
+    return prior
 
 
 def _by_edges(looks: Views, prior: Prior) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -52,15 +52,13 @@ class Group:
 class Prior:
     """What is taken for likely without evidence: turns in degrees and a delay in seconds `mean` (4,), which count like
     so much `Found.weight` (4,), and how far `off` (4,) they may be.
+
+    Unless something is known: nothing is wrong, or 2 degrees and 0.1 s are.
     """
 
-    mean: np.ndarray
-    weight: np.ndarray
-    off: np.ndarray
-
-
-# Nothing is wrong, or 2 degrees and 0.1 s are.
-LIKELY = Prior(np.zeros(4), np.array([3.0, 3.0, 3.0, 500.0]), np.array([2.0, 2.0, 2.0, 0.1]))
+    mean: np.ndarray = field(default_factory=lambda: np.zeros(4))
+    weight: np.ndarray = field(default_factory=lambda: np.array([3.0, 3.0, 3.0, 500.0]))
+    off: np.ndarray = field(default_factory=lambda: np.array([2.0, 2.0, 2.0, 0.1]))
 
 
 @dataclass(frozen=True)
@@ -93,11 +91,12 @@ class Found:
 Views = Sequence[Mapping[tuple[int, int], Group]]
 
 
-def explained(views: Views, none: np.ndarray, prior: Prior = LIKELY) -> Found:
+def explained(views: Views, none: np.ndarray, prior: Prior | None = None) -> Found:
     """What explains the groups of each of two or more views best.
 
     none: (4,) errors that are as good as none, in degrees and seconds.
     """
+    prior = prior or Prior()
     rows, numbers = _rows_of_each(views)
     few = _rows(_together(views).values())
     estimate, near = _climbed(few, prior), _climbed_near(few, none, prior)

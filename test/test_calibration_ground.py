@@ -9,7 +9,7 @@ import pytest
 from marigold_ros.anchors import find_anchors
 from marigold_ros.calibration import CalibrationMonitor
 from marigold_ros.calibration_evidence import OFFSETS_DEG, Evidence
-from marigold_ros.calibration_fit import LIKELY, Group, Prior, explained
+from marigold_ros.calibration_fit import Group, Prior, explained
 from marigold_ros.calibration_ground import GroundWatch
 from marigold_ros.config import RangeConfig
 from marigold_ros.geometry import Camera
@@ -182,9 +182,9 @@ def test_what_the_ground_says_of_roll_tells_a_yaw_from_it():
     edges = Evidence(np.zeros((12, 2)), 12, changes, turns, np.arange(12))
     views = [{(0, 0): Group(edges.sums, np.zeros(2))}] * 10
     alone = explained(views, np.ones(4))
-    weight, off = LIKELY.weight.copy(), LIKELY.off.copy()
-    weight[[0, 2]], off[[0, 2]] = 30.0, 0.2
-    found = explained(views, np.ones(4), Prior(np.array([0.0, 0.0, 1.5, 0.0]), weight, off))
+    prior = Prior(mean=np.array([0.0, 0.0, 1.5, 0.0]))
+    prior.weight[[0, 2]], prior.off[[0, 2]] = 30.0, 0.2
+    found = explained(views, np.ones(4), prior)
     assert alone.estimate[1] > 0.3
     assert alone.sigma[1] > 0.4
     np.testing.assert_allclose(found.estimate[[1, 2]], (0.0, 1.5), atol=0.05)
