@@ -113,8 +113,8 @@ def test_every_loop_says_what_numpy_says_on_a_recording(sequence, monkeypatch):
     for _ in frames_of(sequence):
         pass
     unknown.forget_far(-sequence.coarse[0], sequence.coarse[0], unknown.Reach(9.0), 120.0)  # where nothing is corrected
-    # As if the upper half was the sky.
-    depth_m = np.where(np.arange(480)[:, None] < 240, np.float32(np.nan), sequence.relative(0))
+    # As if the upper half was the sky, down to the middle of some cells.
+    depth_m = np.where(np.arange(480)[:, None] < 247, np.float32(np.nan), sequence.relative(0))
     for left, right in ((0, 320), (320, 640)):
         anchored = np.mgrid[left:right:7, 200:480:7].reshape(2, -1).T.astype(np.float32)
         sky.forget_alike(depth_m.copy(), sequence.rgb[0], anchored)

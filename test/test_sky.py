@@ -31,9 +31,9 @@ def forgotten(depth_m: np.ndarray, rgb: np.ndarray, anchored: np.ndarray = NOBOD
     return np.isnan(found) & np.isfinite(depth_m)
 
 
-def hits(top: int, bottom: int, left: int, right: int) -> np.ndarray:
+def hits(top: int, bottom: int, left: int, right: int, apart: tuple[int, int] = (12, 4)) -> np.ndarray:
     """(N, 2) float32 pixels of a LiDAR's points on a part of the image."""
-    v, u = np.mgrid[top:bottom:12, left:right:4]
+    v, u = np.mgrid[top : bottom : apart[0], left : right : apart[1]]
     return np.float32([u.ravel(), v.ravel()]).T
 
 
@@ -75,13 +75,32 @@ def test_a_wall_that_looks_like_the_sky_stays_where_anchors_hit_it():
     assert forgotten(depth_m, rgb, anchored)[:GROUND, OUTLINE : OUTLINE + BLURRED].all()
 
 
+@pytest.mark.parametrize(("off", "stays"), [(15, False), (-40, True)])
+def test_a_cloud_is_the_sky_and_a_grey_wall_is_not(off, stays):
+    depth_m, rgb = scene()
+    outline = np.s_[:GROUND, OUTLINE : OUTLINE + BLURRED]
+    rgb[outline] = np.uint8(rgb[outline].astype(int) + off)
+    assert forgotten(depth_m, rgb)[outline].all() != stays
+    assert forgotten(depth_m, rgb)[outline].any() != stays
+
+
+def test_a_white_house_beside_a_tree_stays_where_a_fifth_of_the_anchors_around_hit_it():
+    """Its lower part; the tree is hit all over."""
+    depth_m, rgb = scene()
+    rgb[64:160, 184:OUTLINE] = SKY
+    tree = hits(64, 160, 160, 184)
+    assert forgotten(depth_m, rgb, tree)[64:160, 184:OUTLINE].all()
+    assert not forgotten(depth_m, rgb, np.concatenate([tree, hits(124, 160, 184, OUTLINE)]))[64:160, 184:OUTLINE].any()
+
+
 def test_a_pole_like_the_sky_stays_where_anchors_hit_it():
-    """Beside a tree, on which there are many more."""
+    """Beside a tree, on which there are many more; and one in four of those at the pole hits a branch."""
     depth_m, rgb = scene()
     depth_m[:GROUND, 240:252] = 12.0
-    anchored = np.concatenate([hits(40, 200, 40, 180), hits(40, 200, 240, 252)])
-    assert not forgotten(depth_m, rgb, anchored)[40:200, 240:252].any()
-    assert forgotten(depth_m, rgb, hits(40, 200, 40, 180))[:GROUND, 240:252].all()
+    rgb[:GROUND, 252:256] = TREE
+    tree, pole, branch = hits(0, 360, 160, OUTLINE, (6, 2)), hits(100, 200, 240, 252), hits(100, 200, 252, 256)
+    assert not forgotten(depth_m, rgb, np.concatenate([tree, pole, branch]))[100:200, 240:252].any()
+    assert forgotten(depth_m, rgb, tree)[:GROUND, 240:252].all()
 
 
 def test_what_is_near_stays():
@@ -96,20 +115,26 @@ def test_what_is_near_stays():
 
 def test_what_is_as_bright_on_the_ground_stays():
     depth_m, rgb = scene()
-    rgb[GROUND + 40 : GROUND + 44, 300:500] = SKY
-    assert not forgotten(depth_m, rgb)[GROUND + 32 :].any()
+    rgb[GROUND + 12 : GROUND + 44, 300:500] = SKY
+    assert not forgotten(depth_m, rgb)[GROUND + 8 :].any()
 
 
-@pytest.mark.parametrize("what", ["all is known", "uneven", "black"])
+@pytest.mark.parametrize("what", ["all is known", "uneven", "night"])
 def test_only_what_is_plain_and_seen_tells_the_colour_of_the_sky(what):
     depth_m, rgb = scene()
     if what == "all is known":
         depth_m[np.isnan(depth_m)] = 60.0
     elif what == "uneven":  # far trees
         rgb[:, OUTLINE:] = np.random.default_rng(2).integers(150, 220, rgb[:, OUTLINE:].shape)
-    else:  # night, or where the lens did not see
-        rgb[:, OUTLINE:] = 4
+    else:
+        rgb[:, OUTLINE:] = 20
     assert not forgotten(depth_m, rgb).any()
+
+
+def test_at_dusk_the_sky_has_a_colour_still():
+    depth_m, rgb = scene()
+    rgb[:GROUND, OUTLINE:] = 60, 70, 110
+    assert forgotten(depth_m, rgb)[:GROUND, OUTLINE : OUTLINE + BLURRED].all()
 
 
 def test_images_of_any_size():
