@@ -60,6 +60,23 @@ def test_the_motion_is_chained_over_images(asked):
     np.testing.assert_array_equal(motion.seen_since(3 * TENTH), np.eye(4))
 
 
+def test_what_is_found_again_are_the_anchors_that_are_believed_with_their_own_depths(monkeypatch):
+    """A quarter is measured at half of its depth."""
+    asked_of = []
+    monkeypatch.setattr(seen_motion, "motion_between", lambda *given: asked_of.append(given))
+    seen, (rgb, depth_m) = SeenMotion(PictureTrack()), picture()
+    seen.see(0, rgb, CAMERA)
+    found = anchors(depth_m)
+    found.depth_m[np.random.default_rng(0).random(len(found)) < 0.25] *= np.float32(0.5)
+    seen.remember(evidence_of(FittedDepth.of_metres(depth_m), found, 0.02))
+    seen.see(TENTH, rgb, CAMERA)
+    seen.until_now(unknown_motion).seen_since(0)
+    ((_, _, pixels, known_m, *_),) = asked_of
+    assert len(pixels) > 0.7 * len(found)
+    u, v = pixels.astype(int).T
+    np.testing.assert_allclose(known_m, depth_m[v, u], rtol=1e-3)
+
+
 def test_what_is_known_or_not_asked_for_is_not_worked_out(asked):
     seen, known = drive(3), np.eye(4)
     found, doubt = seen.until_now(lambda then_ns: known).since(TENTH)
