@@ -191,6 +191,17 @@ def test_the_profile_is_set_unless_the_user_has_one(launch_stub, monkeypatch):
     assert not [a for a in described(path) if type(a).__name__ == "SetEnvironmentVariable"]
 
 
+def test_the_node_has_huge_pages_unless_the_user_says_otherwise(launch_stub, monkeypatch):
+    def tunables():
+        (node,) = started(described(PROJECT / "launch" / "depth.launch.py"))
+        return node.kwargs["additional_env"]["GLIBC_TUNABLES"]
+
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    assert tunables() == "glibc.malloc.hugetlb=1"
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
+    assert tunables() == "glibc.malloc.hugetlb=0"
+
+
 def test_demo_launch_plays_the_bundled_recording_into_the_node(launch_stub):
     actions = described(PROJECT / "launch" / "demo.launch.py")
     (player,) = started(actions)
