@@ -123,7 +123,7 @@ def watch(recording: Recording, source: Source, faults: Sequence[Fault]) -> list
                 _note(course, (stamp.measured_ns - began_ns) * 1e-9, verdict, monitor, rgb, camera)
         except Unusable as problem:
             why = why or problem
-    if began_ns is None:
+    if not any(course.moments for course in courses):
         raise why or Unusable(f"recording {recording.path}: has no image with a scan at its time")
     return courses
 

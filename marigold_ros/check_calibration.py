@@ -39,21 +39,30 @@ FAULTS = (
 )
 
 
+# A standard deviation in degrees above which a turn is as good as unknown; and one that is no number, of degrees or ms.
+_KNOWN_DEG, _UNKNOWN = 1.5, 500.0
+_OR_FAR_OFF = "; where the extrinsic is wrong by more than 5°, nothing in the scan looks like the picture"
+
+
 def sentence(course: Course) -> str:
     """The verdict on a recording, with its numbers."""
     verdict = course.verdict
     if verdict is None:
         return (
             f"no verdict after {course.duration_s:.0f} s: too few different views with jumps of depth in them; drive "
-            "on, past things that stand out"
+            f"on, past things that stand out{_OR_FAR_OFF}"
+        )
+    if course.alarm_s is None and min(verdict.turn_sigma_deg) > _KNOWN_DEG:
+        return (
+            f"no verdict after {course.duration_s:.0f} s: {verdict.looks} views tell no turn to {_KNOWN_DEG:g}°; drive "
+            f"on, past things that stand out{_OR_FAR_OFF}"
         )
     (right, down), told = verdict.shift_px, course.alarm_s
+    turns = zip(UNKNOWNS[:3], verdict.turn_deg, verdict.turn_sigma_deg, strict=True)
     numbers = (
-        f"anchors {right:+.1f} px right and {down:+.1f} px down of their places, turned by pitch "
-        f"{_value(verdict.turn_deg[0], verdict.turn_sigma_deg[0], 2)}°, yaw "
-        f"{_value(verdict.turn_deg[1], verdict.turn_sigma_deg[1], 2)}°, roll "
-        f"{_value(verdict.turn_deg[2], verdict.turn_sigma_deg[2], 2)}°; scans "
-        f"{_value(verdict.delay_s * 1e3, verdict.delay_sigma_s * 1e3, 0)} ms older than their stamps "
+        f"anchors {right:+.1f} px right and {down:+.1f} px down of their places, turned by "
+        + ", ".join(f"{name} {_value(turn_deg, sigma_deg, 2, '°')}" for name, turn_deg, sigma_deg in turns)
+        + f"; scans {_value(verdict.delay_s * 1e3, verdict.delay_sigma_s * 1e3, 0, ' ms')} older than their stamps "
         f"({verdict.looks} views in {course.duration_s:.0f} s)"
     )
     if told is None:
@@ -62,8 +71,8 @@ def sentence(course: Course) -> str:
     return f"after {told:.1f} s: {words}; at the end: {numbers}"
 
 
-def _value(value: float, sigma: float, digits: int) -> str:
-    return f"{value:+.{digits}f} ± {sigma:.{digits}f}"
+def _value(value: float, sigma: float, digits: int, unit: str) -> str:
+    return "(unknown)" if sigma > _UNKNOWN else f"{value:+.{digits}f} ± {sigma:.{digits}f}{unit}"
 
 
 def table(rows: Sequence[tuple[str, Sequence[Course]]]) -> str:

@@ -7,9 +7,10 @@ Without weights it can be counted (`roofline`); with random ones it can be timed
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from marigold_ros.checkpoints import OWN_FILE, PROMPT_FILE, PROMPT_KEY
+from marigold_ros.config import Unusable
 from marigold_ros.files import folder_written_beside, locked
 
 # As in the config.json files of the published checkpoints; what is not here is diffusers' default.
@@ -144,5 +146,17 @@ def _randomised(module: nn.Module) -> nn.Module:
     return module
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m marigold_ros.sd2", description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="folder for a checkpoint of random weights (2 GB)")
+    try:
+        print(random_checkpoint(parser.parse_args(argv).folder))
+    except Unusable as problem:
+        print(f"sd2: {problem}", file=sys.stderr)
+        return 1
+    return 0
+
+
 if __name__ == "__main__":
-    print(random_checkpoint(Path(sys.argv[1])))
+    sys.exit(main())

@@ -175,3 +175,17 @@ def test_a_wrong_name_among_many_is_told_before_the_first_is_watched(capsys, tmp
     out, err = capsys.readouterr()
     assert "elsewhere: no such file or folder" in err
     assert out == ""
+
+
+@pytest.mark.parametrize("wrong", [["--translation", "0", "0", "0"], ["--turn-deg", "0", "0", "90"]])
+def test_an_extrinsic_that_is_altogether_wrong_is_not_called_right(capsys, wrong):
+    """Nothing in the scan then looks like the picture; as with a rotation that was forgotten."""
+    main([str(BUNDLED), "--rate", "5", "--no-picture", *wrong])
+    out = capsys.readouterr().out
+    assert "no verdict after" in out
+    assert "wrong by more than 5°" in out
+
+
+def test_a_transform_that_is_missing_is_named(capsys):
+    assert main([str(BUNDLED), "--rate", "5", "--fixed-frame", "odom"]) == 1
+    assert "no transform from 'lidar' to 'odom'" in capsys.readouterr().err
