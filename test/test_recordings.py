@@ -216,6 +216,28 @@ def test_a_drive_that_cannot_be_rendered_leaves_the_old_recording_as_it_was(tmp_
     assert contents(tmp_path) == before
 
 
+def test_a_kind_of_scene_that_there_is_not_is_named(tmp_path, capsys):
+    pytest.importorskip("mitsuba")
+    from trainer import record
+
+    with pytest.raises(SystemExit):
+        record.main(["--out", str(tmp_path / "drive"), "--family", "moon"])
+    assert "--family 'moon': must be one of room, corridor, warehouse, street" in capsys.readouterr().err
+    assert contents(tmp_path) == {}
+
+
+def test_a_command_that_is_stopped_says_so(monkeypatch, capsys):
+    from trainer import record
+    from trainer.__main__ import main as trainer_main
+
+    def stopped(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(record, "main", stopped)
+    assert trainer_main(["record", "--out", "drive"]) == 130
+    assert capsys.readouterr().err == "\ntrainer: record stopped\n"
+
+
 def test_a_missing_or_damaged_recording_is_named(tmp_path):
     with pytest.raises(Unusable, match="nowhere: no such file or folder"):
         Recording(tmp_path / "nowhere")

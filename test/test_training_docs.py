@@ -130,7 +130,7 @@ def test_commands_run_one_after_the_other(line, start):
 
 
 def test_what_they_have_made(start):
-    assert describe(Path("checkpoints/mine")).onnx
+    assert describe(Path("runs/mine")).onnx
     assert "NYUv2" in Path("runs/robot/nyuv2/table.md").read_text()
     assert {path.name for path in Path("runs").iterdir()} >= {"robot", "robot-mixed", "robot-2", "e2e-depth"}
 

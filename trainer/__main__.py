@@ -49,6 +49,9 @@ def main(argv: list[str] | None = None) -> int:
     except Unusable as problem:
         print(f"trainer: {problem}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"\ntrainer: {name} stopped", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -55,6 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--frames must be at least 1, --rate greater than 0")
     if min(arguments.turn, arguments.movers, arguments.image_noise) < 0:
         parser.error("--turn, --movers and --image-noise must not be negative")
+    from trainer.scenes.dataset import FAMILIES
+
+    if arguments.family not in FAMILIES:
+        parser.error(f"--family {arguments.family!r}: must be one of {', '.join(FAMILIES)}")
     camera, camera_from_lidar = mounting(arguments.width, arguments.height)
     count = write_frames(arguments.out, _frames(arguments), camera, camera_from_lidar)
     size = sum(path.stat().st_size for path in arguments.out.iterdir())

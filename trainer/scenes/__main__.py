@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     elif todo:
         # spawned, not forked: Dr.Jit and its thread pool do not survive a fork
         context = multiprocessing.get_context("spawn")
-        with context.Pool(min(args.workers, len(todo)), dataset.start_worker, init) as pool:
+        with context.Pool(min(args.workers, len(todo)), _start_worker, init) as pool:
             for n, error in pool.imap_unordered(dataset.work, todo):
                 bar.update(n)
                 errors += [error] if error else []
@@ -79,6 +80,12 @@ def main(argv: list[str] | None = None) -> int:
     for error in errors:
         print(f"not rendered: {error}", file=sys.stderr)
     return 1 if errors else 0
+
+
+def _start_worker(*init: object) -> None:
+    # Ctrl-C goes to all; the first process ends the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    dataset.start_worker(*init)
 
 
 if __name__ == "__main__":
