@@ -314,9 +314,11 @@ def _aligned(
             tilt, light = tilt + step[6:8], light + step[8:]
             if np.abs(step[:8]).max() < _NO_STEP:
                 break
-    if np.corrcoef(found, was)[0, 1] < _ALIKE or np.abs(tilt).max() > math.radians(_MOST_DEG):
-        return None
+    with np.errstate(invalid="ignore"):  # without any texture it is NaN, and not alike
+        alike = np.corrcoef(found, was)[0, 1]
     covariance = np.linalg.inv(information)[6:8, 6:8] * math.degrees(1.0) ** 2
+    if not (alike >= _ALIKE and np.abs(tilt).max() <= math.radians(_MOST_DEG) and np.isfinite(covariance).all()):
+        return None
     # The ground is to be turned back by what the anchors are turned.
     return _Found(-np.degrees(tilt), covariance * _ALIKE_PIXELS**2 + np.eye(2) * _UNEVEN_DEG**2, way_m)
 

@@ -140,12 +140,17 @@ def test_what_drives_beside_the_robot_is_outvoted():
     [
         {"speed_m_s": 0.0},
         {"show": lambda ahead_m, camera, level: np.full((240, 320, 3), 90, np.uint8)},
+        {
+            "show": lambda ahead_m, camera, level: np.random.default_rng(int(ahead_m * 1e3)).integers(
+                0, 255, (240, 320, 3), dtype=np.uint8
+            )
+        },
         {"measure": lambda ahead_m, level: scan(ahead_m, [-8.0])},  # only the wall
         {"measure": lambda *_, level: LINE},
         {"measure": lambda ahead_m, level: np.zeros((0, 3), np.float32)},
         {"frames": 30},
     ],
-    ids=["standing", "blank", "nothing below", "a line", "no points", "a few seconds"],
+    ids=["standing", "blank", "noise", "nothing below", "a line", "no points", "a few seconds"],
 )
 def test_without_a_ground_that_passes_nothing_is_said(changed):
     assert driven((1, 0, 0), **changed).turn() is None
